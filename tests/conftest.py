@@ -1,7 +1,7 @@
 """How the tests are spread over processes (pytest-xdist).
 
-System tests spend their time with waits for a daemon of their own, and some take ten times as long as others:
-each is handed out by itself. A file whose tests share a daemon, and a file of quick tests, stays together.
+System tests mostly wait for a daemon of their own, and some take ten times as long as others, so
+each is scheduled by itself. A file whose tests share a daemon, and a file of quick tests, stays together.
 """
 
 import functools
@@ -22,7 +22,7 @@ def _stays_together(path: str) -> bool:
 
 
 def work_unit(test: str) -> str:
-    """What is handed out with this test: its file, or the test alone. Both are node ids of pytest."""
+    """What is scheduled with this test: its file, or the test alone. Both are node ids of pytest."""
     path = test.partition("::")[0]
     return path if _stays_together(path) else test
 
@@ -35,6 +35,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         def _split_scope(self, nodeid: str) -> str:
             return work_unit(nodeid)
 
-    # In the order of collection: the unit tests are last, and so quick that all processes end together.
+    # In the order of collection. The unit tests are last and quick, so that all processes end at about the
+    # same time.
     config.option.loadscopereorder = False
     return ByWorkUnit(config, log)

@@ -1,4 +1,6 @@
-"""The apps under test: as little as an app can do, the same through Flask, and one with several paths."""
+"""The apps under test: one that does as little as possible, the same through Flask,
+and one with several paths.
+"""
 
 import os
 import random
@@ -19,19 +21,19 @@ LONG_SHARE = 0.05  # how many of /mix are long
 
 
 def hello(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:  # noqa: ARG001
-    """A constant: what is measured is the server."""
+    """Answers a constant, so that only the server is measured."""
     start_response("200 OK", FIELDS)
     return BODY
 
 
 def site(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-    """The constant at /, and what else clients and threads are measured with."""
+    """The constant at /, and the paths that the benchmarks of clients and threads use."""
     path = environ["PATH_INFO"]
     if path == "/big":
         start_response("200 OK", BIG_FIELDS)
         return BIG
     if path == "/mix":
-        # Drawn here and not by the client, so that any load generator can send it.
+        # The app draws which requests are long, so that any load generator can send them.
         long = random.random() < LONG_SHARE
         time.sleep(LONG if long else SLEEP)
         body = b"%s %d" % (b"long" if long else b"short", os.getpid())

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""What a call of the app costs without any server: CPU microseconds, on standard output.
+"""Measures what a call of the app costs without any server: CPU microseconds, on standard output.
 
-Header fields are read from standard input, one a line.
+Header fields are read from standard input, one per line.
 
-The environ is prepared once and copied for each call, as no app may find what the call before has left in it.
+The environ is prepared once and copied for each call, because no app may find what the call before has left
+in it.
 """
 
 import argparse
@@ -61,7 +62,7 @@ def main() -> None:
             if hasattr(answer, "close"):
                 answer.close()
 
-    call(1000)  # nothing that is counted is done for the first time
+    call(1000)  # so that one-time work is not measured
     calls, began = 0, time.process_time()
     while (took := time.process_time() - began) < options.seconds:
         call(200)

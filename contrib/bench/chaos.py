@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""A soak: all that happens to a fleet, at random and at once, under load, with an account of each request.
+"""A soak test: random operations and failures that overlap, under load, with an account of each request.
 
 One daemon serves `unruly.py` to a steady load on keep-alive connections (tests/kit/load.py). Meanwhile
-operations are drawn from a seeded dice: what an operator does (reload, scale, recycle, rotate logs), what
+operations are drawn at random with a seed: what an operator does (reload, scale, recycle, rotate logs), what
 breaks (kill -9, SIGSTOP, bad releases, a deleted control socket), what apps do (hang, crash, leak) and
-what clients do (garbage, slowness, silence). They overlap: few wait for the end of the one before.
+what clients do (garbage, slow requests, silence). They overlap: few wait for the end of the one before.
 
 A request may be lost only on a connection that a process held which was killed, stopped, crashed or blocked
 at that time. It is known exactly which process held which connection: a process that is

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""The load clients that wrk can't be, each a process of its own (drive.py starts them).
+"""Load clients for what wrk can't do, each a process of its own (drive.py starts them).
 
 - `open`: the strict open loop of tests/kit/load.py: requests are due at fixed times, and latency counts from
   then.
 - `closed`: each connection sends its next request when it has the answer to the one before.
 - `slow`: connections that drip the body of a POST, and connections that are slow to read a large answer.
-- `idle`: connections that have had one answer and say nothing more.
+- `idle`: connections that have had one answer and send nothing more.
 
 `open` and `closed` end after `--seconds`; `slow` and `idle` write a line when their connections are as they
 should be, and end when their standard input does. The last line of each is a JSON object.
@@ -30,10 +30,10 @@ from tests.kit.report import Outcome
 DRIPPED = 100_000  # Content-Length of a dripped body: more than any run can bring
 TICK = 0.1  # seconds between two of a slow client's bytes or reads
 READ = 1000  # bytes that a slow reader takes each time
-RECEIVE_BUFFER = 16_384  # bytes, of a slow reader: its kernel must not do the reading for it
+RECEIVE_BUFFER = 16_384  # bytes of a slow reader's receive buffer: the kernel must not read ahead for it
 SEGMENT = 1448  # bytes, over Ethernet
-SETTLE = 1.0  # seconds from the first connection until a slow client calls itself ready
-AT_ONCE = 100  # idle connections in the making, so that no listen queue overflows
+SETTLE = 1.0  # seconds from the first connection until a slow client reports that it is ready
+AT_ONCE = 100  # idle connections that are opened at the same time, so that no listen queue overflows
 CONNECT_WITHIN = 40.0  # seconds, for all idle connections
 TIMEOUT = 20.0  # seconds for one request
 
@@ -90,7 +90,7 @@ class Client:
     def drop(self, clients: dict[int, "Client"]) -> None:
         if self._sock is not None:
             del clients[self._sock.fileno()]
-            self._sock.close()  # leaves the epoll, too
+            self._sock.close()  # this also removes it from the epoll
             self._sock = None
 
     def receive(self) -> tuple[bytes, bool] | None:
@@ -118,7 +118,7 @@ class Client:
 
 
 def send_closed(options: argparse.Namespace) -> Result:
-    """As many requests under way as there are connections; `records` as those of `open`."""
+    """Keep one request under way on each connection; `records` have the same form as those of `open`."""
     request = f"GET {options.path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
     epoll = select.epoll()
     clients: dict[int, Client] = {}
@@ -147,7 +147,9 @@ def send_closed(options: argparse.Namespace) -> Result:
 
 
 class Slow:
-    """A slow client, which comes back when it is sent away; each tick it does one thing and never waits."""
+    """A slow client. It connects again when the server closes its connection.
+    Each tick does one thing and never waits.
+    """
 
     def __init__(
         self, port: int, head: bytes, receive_buffer: int, act: Callable[[socket.socket], int]
@@ -166,7 +168,8 @@ class Slow:
         try:
             if self._sock is None:
                 self._sock, self._greeted = socket.socket(), False
-                # As over a network: with loopback's large segments the server's kernel takes it all at once.
+                # Segments as on a network: with loopback's large segments the kernel accepts the whole body
+                # at once.
                 self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, SEGMENT)
                 if self._receive_buffer:
                     self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._receive_buffer)
@@ -206,12 +209,12 @@ def read(sock: socket.socket) -> int:
 
 
 def be_slow(options: argparse.Namespace) -> Result:
-    """Drip and read until standard input ends."""
+    """Drip and read until the end of standard input."""
     post = f"POST /upload HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {DRIPPED}\r\n\r\n".encode()
     get = b"GET /big HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
     drippers = [Slow(options.port, post, 0, drip) for _ in range(options.drip)]
     readers = [Slow(options.port, get, RECEIVE_BUFFER, read) for _ in range(options.read)]
-    # All have the same period, so their order never changes; they are spread evenly over it.
+    # All have the same period, so their order never changes. They are spread evenly over it.
     everyone = [client for pair in _alternating(drippers, readers) for client in pair]
     started = time.monotonic()
     due = deque((started + TICK * place / len(everyone), client) for place, client in enumerate(everyone))
@@ -243,7 +246,7 @@ def _alternating(one: list[Slow], other: list[Slow]) -> list[list[Slow]]:
 
 
 def be_idle(options: argparse.Namespace) -> Result:
-    """Open connections, have one answer on each, then say nothing until standard input ends."""
+    """Open connections, receive one answer on each, then send nothing until the end of standard input."""
     request = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
     epoll = select.epoll()
     making: dict[int, socket.socket] = {}
@@ -264,7 +267,8 @@ def be_idle(options: argparse.Namespace) -> Result:
                     sock.send(request)
                     epoll.modify(fd, select.EPOLLIN)
                     continue
-                # These servers write so short an answer at once, or its head and its body right after.
+                # These servers write such a short answer in one piece, or the body immediately after the
+                # head.
                 if not sock.recv(65536).startswith(b"HTTP/1."):
                     raise ConnectionError("no answer")
                 made.append(sock)
@@ -281,7 +285,7 @@ def be_idle(options: argparse.Namespace) -> Result:
 
 
 def is_open(sock: socket.socket) -> bool:
-    """Whether the server has not closed it; what was left of the answer is read on the way."""
+    """Whether the server has not closed the connection. Reads what is left of the answer."""
     try:
         while sock.recv(65536):
             pass

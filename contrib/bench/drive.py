@@ -1,7 +1,7 @@
 """Driving the servers under test with load; shared by the benchmarks.
 
-Every load generator is a process of its own: one in the benchmark's process would share its interpreter lock,
-and its own delay would be taken for the server's.
+Every load generator is a process of its own. In the benchmark's process it would share the interpreter lock,
+and its own delay would be counted as the server's.
 """
 
 import argparse
@@ -107,7 +107,7 @@ def warm_up(server: servers.Server, connections: int = 8) -> None:
 
 @contextlib.contextmanager
 def client(mode: str, server: servers.Server, **arguments: float | str) -> Iterator["Client"]:
-    """Run clients.py for the length of a block; what is left of it at the end is killed."""
+    """Run clients.py for the length of a block; kill it at the end if it still runs."""
     flags = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
     process = subprocess.Popen(
         [sys.executable, str(servers.HERE / "clients.py"), mode, "--port", str(server.port), *flags],
@@ -165,9 +165,10 @@ def interleaved(
     measure: Callable[[servers.Server], T],
     show: Callable[[T], str],
 ) -> dict[str, list[T]]:
-    """Start, measure and end each server once per round, so that a machine that gets slower does so for all.
+    """Start, measure and end each server once per round, so that a machine that becomes slower affects all of
+    them.
 
-    A server that fails is left out from then on, with a line that says why; samples that it has given stay.
+    A server that fails is left out from then on, with a line that says why; its samples so far stay.
     """
     samples: dict[str, list[T]] = {}
     alive = list(candidates)
@@ -199,7 +200,7 @@ def others_cpu_seconds() -> float:
     """CPU time since boot of everything but this process, its servers and its clients (proc(5), stat)."""
     fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
     idle = int(fields[3]) + int(fields[4])
-    # The first eight: what guests used is contained in user time already.
+    # Only the first eight: user time already contains the time of guests.
     busy = (sum(map(int, fields[:8])) - idle) / os.sysconf("SC_CLK_TCK")
     return busy - servers.cpu_seconds(os.getpid())
 
@@ -234,7 +235,7 @@ def write_json(options: argparse.Namespace, results: Mapping[str, Any]) -> None:
 
 
 def plain(value: Any) -> Any:
-    """The same with None for numbers that are none, which JSON does not know (RFC 8259, section 6)."""
+    """The same data with None for NaN and infinity, which JSON does not have (RFC 8259, section 6)."""
     if isinstance(value, dict):
         return {key: plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

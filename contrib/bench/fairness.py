@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Whether quick requests are stuck behind slow ones while other workers idle.
+"""Whether quick requests wait behind slow ones while other workers are idle.
 
 Four workers, 64 keep-alive connections; 95 of 100 requests sleep 1 ms, the others 200 ms, drawn by the app.
 Latency is that of the short ones. Open loop: requests are due at fixed times, at a rate that the fleet could
@@ -91,7 +91,7 @@ class Sample:
 
 
 def one_queue(arrivals: Iterable[float], threads: int) -> list[float]:
-    """Latencies, ascending, of the short requests among these arrivals with one queue for all threads."""
+    """Latencies of the short requests, ascending, if all these arrivals wait in one queue for all threads."""
     dice = random.Random(1)
     free = [0.0] * threads
     short = []

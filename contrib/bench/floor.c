@@ -1,7 +1,7 @@
-/* The floor of hello.py: what answering costs when nothing is computed.
+/* The lower bound of hello.py: what an answer costs when nothing is computed.
  *
  * One thread, one epoll, one read and one write a request; it looks for the empty line that ends a request
- * and sends a constant. No parser, no timeouts, no error answers: not a server, a yardstick.
+ * and sends a constant. No parser, no timeouts, no error answers: it is a reference, not a server.
  *
  * usage: floor PORT
  */

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """What greenlets cost: one worker with 500 keep-alive connections, and an app that waits 10 ms, or does not.
 
-Printed is the server's CPU time for a request, and how many requests that is per CPU second as a multiple of
-gunicorn's gevent worker. With an app that waits the clients keep the worker busy all the time: requests per
-second say the same where nothing else wants the processor.
+The output is the server's CPU time for a request, and the requests per CPU second as a multiple of those of
+gunicorn's gevent worker. With an app that waits, the clients keep the worker busy all the time, so requests
+per second show the same if no other process uses the processor.
 """
 
 import argparse

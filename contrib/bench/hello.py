@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Throughput and server CPU time per request, side by side in one run.
 
-CPU time is what a server really costs: requests per second also measure the load generator and how the two
+CPU time is what a server costs. Requests per second also depend on the load generator and on how the two
 share the cores. It is read from /proc for the server's whole process tree before and after wrk's run and
 divided by the requests that wrk counted. Because the absolute numbers depend on the machine and its kernel,
 they are given as a ratio, too, to a bare C epoll loop that answers a constant (floor.c), measured in the same
@@ -56,7 +56,7 @@ BROWSER_HEADERS = {
 
 
 def compile_floor(folder: Path) -> list[peers.Candidate]:
-    """Compile floor.c; nothing, and a line that says so, without a compiler."""
+    """Compile floor.c. Without a compiler return nothing and print a line that says so."""
     if servers.missing_command("cc"):
         print(f"{FLOOR}: skipped, there is no C compiler (cc)", file=sys.stderr)
         return []
@@ -172,7 +172,7 @@ def main() -> int:
             measure,
             lambda sample: f"{sample.cpu_us:.2f} us",
         )
-        if bare:  # and once more at the end: the machine may have changed meanwhile
+        if bare:  # measured again at the end, because the machine may have changed meanwhile
             bare += [bare_call(options, field.python.path) for _ in range(options.rounds)]
     print(
         f"{options.app}, {options.connections} connections, {options.headers} headers, "

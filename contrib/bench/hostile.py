@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""How a daemon copes while it is attacked: by its app, by local users at the control port, by slow clients.
+"""How fast a daemon reacts while it is attacked: by its app, by local users at the control port, by slow
+clients.
 
-For each worker class and each attack a daemon is started afresh, with 1,024 descriptors at most. While the
-attack runs, workers are killed with SIGKILL and the status is asked for over the Unix socket, in turn. Median
+For each worker class and each attack a new daemon is started, with 1,024 descriptors at most. While the
+attack runs, workers are killed with SIGKILL and the status is requested over the Unix socket, in turn. Median
 and longest time are printed of each:
 
 - replaced: from the kill of the worker that answers to an answer of its successor;
@@ -13,7 +14,7 @@ and longest time are printed of each:
 The attacks of slow clients are about other clients, so there the time of a new client's request is printed
 instead of `replaced`, and no worker is killed.
 
-Exit status: 1 if a promise is missed: a median of 0.1 s to replace a worker and of 0.5 s for the status, 1 s
+Exit status: 1 if a limit is exceeded: a median of 0.1 s to replace a worker and of 0.5 s for the status, 1 s
 for each new client.
 """
 
@@ -145,7 +146,9 @@ class Figures:
 
 @contextlib.contextmanager
 def _repeating(work: Callable[[], None], threads: int = 4) -> Iterator[None]:
-    """Run `work` again and again in a process of its own: its processor time is not the measurement's."""
+    """Run `work` again and again in a process of its own,
+    so that its CPU time is not counted with that of the measurement.
+    """
     pid = os.fork()
     if not pid:
         try:
@@ -166,7 +169,7 @@ def _forever(work: Callable[[], None]) -> None:
         try:
             work()
         except (OSError, HTTPException):
-            time.sleep(0.01)  # refused: as an attacker that does not spin
+            time.sleep(0.01)  # refused: wait, because this attacker does not spin
 
 
 def _holding(address: tuple[str, int], count: int, first: bytes, drip: bytes = b"") -> Callable[[], None]:
@@ -269,7 +272,9 @@ def slow_bodies(daemon: Daemon) -> contextlib.AbstractContextManager[None]:
 
 @dataclass(frozen=True)
 class Attack:
-    """killing: workers are killed meanwhile; code: of attack.py; tls: as well."""
+    """killing: whether workers are killed during the attack; code: of attack.py; tls:
+    whether it is also run over TLS.
+    """
 
     run: Callable[[Daemon], contextlib.AbstractContextManager[None]]
     killing: bool = True
@@ -309,7 +314,7 @@ def measure(worker_class: str, name: str, options: argparse.Namespace) -> Figure
         )
         before, cpu, began = len(daemon.log.read_bytes().splitlines()), _cpu(daemon.pid), time.monotonic()
         with attack.run(daemon):
-            time.sleep(options.lead)  # what the attacker takes to be at full strength
+            time.sleep(options.lead)  # the attacker needs this time to reach its full rate
             replaced: list[float] = []
             client: list[float] = []
             if attack.killing:
@@ -336,7 +341,7 @@ def _client_time(daemon: Daemon) -> float:
 
 
 def _limit_descriptors() -> None:
-    """What systemd and most shells give a process."""
+    """The limit that systemd and most shells set."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
 
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""What thousands of idle keep-alive connections cost one worker: memory, and speed for those that are active.
+"""What thousands of idle keep-alive connections cost one worker: memory, and speed of the active connections.
 
 Each server first serves ten active connections alone. Then a client opens the idle ones (each has one answer
-and says nothing more), and the ten are measured again; then once more without, and what they had beside the
-idle ones is compared with the mean of both. Memory is the resident set of the process that holds the
-connections (VmRSS in /proc/PID/status), before and after; what the kernel keeps for a socket is not in it,
-and is the same for all.
+and sends nothing more), and the ten are measured again. They are measured once more without idle connections,
+and the result beside idle ones is compared with the mean of both. Memory is the resident set of the process
+that holds the connections (VmRSS in /proc/PID/status), before and after; what the kernel keeps for a socket
+is not in it, and is the same for all.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import servers
 ACTIVE = 10
 EMPTY_WITHIN = 10.0  # seconds
 KEEP_ALIVE = 3600  # seconds
-SPARE = 500  # descriptors of a server or client beside its connections
+SPARE = 500  # descriptors that a server or client needs besides its connections
 OURS = [("ostler sync", 1), ("ostler gthread", 4)]
 PEERS = [("gunicorn gthread", 4), ("gunicorn gevent", 1), ("granian", 4), ("waitress", 4), ("bjoern", 1),
          ("fastwsgi", 1), ("meinheld", 1), ("cheroot", 4)]  # fmt: skip
@@ -66,12 +66,12 @@ class Sample:
 
 
 def allow_descriptors(wanted: int) -> int:
-    """Raise this process's limit, which servers and clients inherit; return what it is then."""
+    """Raise the limit of this process, which servers and clients inherit; return the new limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < wanted:
         if hard < wanted:
             try:
-                resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, wanted))  # root may
+                resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, wanted))  # root may raise the hard limit
             except (ValueError, OSError):
                 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         else:
@@ -93,7 +93,7 @@ def resident(pid: int) -> int:
 
 
 def measure(server: servers.Server, connections: int, seconds: float) -> Sample:
-    """Weigh one server."""
+    """Measure one server."""
     drive.warm_up(server, ACTIVE)
     before = drive.wrk(server, seconds, ACTIVE)
     # Before the client comes, it is not known which process will hold its connections.
@@ -116,7 +116,7 @@ def descriptors(pid: int) -> int:
 
 
 def wait_empty(pid: int) -> None:
-    """Let a worker close what its idle clients have closed."""
+    """Wait until a worker has closed the connections that its idle clients have closed."""
     deadline = time.monotonic() + EMPTY_WITHIN
     while descriptors(pid) > SPARE and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Serve one of apps.py with a server that has no command line of its own, or not one for what is needed.
+"""Serve one of apps.py with a server that has no command line, or whose command line lacks what is needed.
 
-Everything else stays as the server has it. SIGTERM ends it at once: its default action is left alone, since
+All other settings are the server's defaults. SIGTERM keeps its default action and ends it at once, because
 most of these run in C, where a handler in Python would never be called.
 """
 

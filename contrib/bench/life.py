@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""What planned operations cost a fleet's clients: lost requests, and how late they are, beside quiet times.
+"""What planned operations cost a fleet's clients: lost requests and latency, compared with quiet times.
 
 One daemon with four workers, one steady load in an open loop (tests/kit/load.py): latency counts from the
-moment a request was due. Each operation is preceded by a quiet time of its own, so that a machine that gets
-slower does so for both, and is done again and again until it has met its share of the requests. Client,
-workers and whatever boots share the machine's processors: the rate is moderate, and p99 is given in its
+moment a request was due. A quiet time precedes each operation, so that a machine that gets
+slower affects both. An operation is repeated until its share of the requests was sent. Client,
+workers and booting processes share the machine's processors, so the rate is moderate, and p99 is given in its
 parts, too: from the sending to the answer, and how late requests were sent.
 
 Exit status: 0 if no request failed and none met a closed connection.
@@ -35,7 +35,7 @@ from tests.kit.waiting import until
 WORKERS, MOST = 4, 8
 WITHIN = 60.0  # seconds for one operation
 RECYCLE_EVERY = 100
-PAUSE = 0.2  # seconds between two of a kind
+PAUSE = 0.2  # seconds between two operations of a kind
 
 APP = """\
 import os
@@ -64,7 +64,7 @@ probation = 1
 
 @dataclass(frozen=True)
 class Times:
-    """Of some requests, in seconds."""
+    """Latencies of some requests, in seconds."""
 
     requests: int
     p50: float
@@ -89,7 +89,7 @@ class Times:
 
 @dataclass(frozen=True)
 class Row:
-    """One operation, done some times; failed and stale count all requests since its quiet time began."""
+    """One operation, done several times; failed and stale count all requests since its quiet time began."""
 
     name: str
     times: int
@@ -125,7 +125,7 @@ HEAD = (
 
 
 class Life:
-    """One daemon and what is done to it; each operation returns when it has come to its end."""
+    """One daemon and the operations on it. Each operation returns when it has ended."""
 
     def __init__(self, place: Place, options: argparse.Namespace) -> None:
         self._place = place
@@ -156,7 +156,7 @@ class Life:
             self._settled(workers)
 
     def recycling(self) -> None:
-        """Workers are replaced all the time while this goes on: a second of it."""
+        """Workers are recycled all the time while this block runs; it lasts a second."""
         time.sleep(1.0)
 
     def refork(self) -> None:
@@ -177,7 +177,7 @@ class Life:
         self._settled(WORKERS)
 
     def upgrade(self) -> None:
-        """Until another program answers, and its reload has ended."""
+        """Upgrade, and wait until the new program answers and its reload has ended."""
         before = self._client.call(STATUS)
         newest = before.reload.generation if before.reload else before.generation
         asked = self._client.call(UPGRADE)
@@ -219,10 +219,10 @@ class Life:
 
 
 def measure(life: Life, load: Load, name: str, options: argparse.Namespace) -> Row:
-    """A quiet time, and then the operation again and again."""
+    """Measure a quiet time, and then the repeated operation."""
     share = options.requests // len(options.operations)
     life.daemon.settled(WORKERS, within=WITHIN)
-    time.sleep(PAUSE)  # what the operation before has left behind comes to rest
+    time.sleep(PAUSE)  # wait until the effects of the operation before have ended
     quiet = time.monotonic()
     load.wait_for(load.ended + share // 3, within=share / options.rate + WITHIN)
     quiet_end = time.monotonic()

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""What requests leave in memory, however they end: the resident memory of a worker and of the supervisor.
+"""What requests leave in memory, in whatever way they end: resident memory of a worker and of the supervisor.
 
-For each worker class and each kind of request a daemon with one worker is started afresh. The app has turned
-the garbage collector off, so that what is kept in reference cycles stays. Paths, fields, cookies and client
-addresses are different in each request, so that what is remembered by them grows. After a tenth of the
+For each worker class and each kind of request a new daemon with one worker is started. The app has turned
+the garbage collector off, so that reference cycles stay in memory. Paths, fields, cookies and client
+addresses are different in each request, so that caches keyed by them grow. After a tenth of the
 requests and after all of them, when all connections have ended, resident memory is read. The growth in
-between is printed, in MB.
+between is printed in MB.
 
 Kinds that must wait for a time-out are asked for less often, in proportion: see `Kind.share` in
 growth/kinds.py. So are those under TLS, which cost a handshake each (`--tls-share`).
@@ -69,7 +69,7 @@ def run_kind(worker_class: str, name: str, kind: Kind, options: argparse.Namespa
         def settled() -> None:
             until(lambda: sockets(worker) <= open_before, "all connections are closed")
 
-        # Connections that are open at the same time have their memory at the first sample already.
+        # The first sample already contains the memory for connections that are open at the same time.
         tenth = max(connections // 10, min(2 * kind.at_once, connections // 2))
         play(daemon.address, kind, range(tenth), tls)
         settled()
@@ -107,7 +107,7 @@ def run_churn(options: argparse.Namespace) -> Figures:
         daemon.settled(4)
 
         def run(number: int) -> None:
-            """Each answer is a worker's last."""
+            """Each answer is the last one of a worker."""
             end = len(daemon.events("worker_ready")) + number
             while (left := end - len(daemon.events("worker_ready"))) > 0:
                 for _ in range(left):

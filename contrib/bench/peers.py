@@ -1,8 +1,8 @@
 """The servers under test and how each is configured; one table for all benchmarks.
 
-A `Shape` says what a benchmark wants (workers, threads, connections), and each server's row turns it into a
-command line. Keep-alive is on for every server that has it; everything else is as the server comes, but for
-logs (none per request) and limits that would end the measurement (listen queues, connections).
+A `Shape` is what a benchmark asks for (workers, threads, connections). Each server's row turns it into a
+command line. Keep-alive is on for every server that has it. All other settings are the server's defaults,
+except logs (none per request) and limits that would end the measurement (listen queues, connections).
 """
 
 import argparse
@@ -76,7 +76,7 @@ class Python:
     @classmethod
     def at(cls, path: str) -> "Python":
         """Ask an interpreter; `BenchError` if it can't be started."""
-        # The control package is asked for because only versions that have it know how to leave it out.
+        # Only versions with the control package have the flag that turns it off.
         wanted = {peer.module for peer in PEERS.values()} | {"flask", "gunicorn.ctl"}
         try:
             run = subprocess.run([path, "-c", FIND, *sorted(wanted)], capture_output=True, check=True)
@@ -105,7 +105,7 @@ class Peer:
 def _gunicorn(worker_class: str) -> Peer:
     def build(python: Python, shape: Shape) -> list[str]:
         threads = ["--threads", str(shape.threads)] if worker_class == "gthread" else []
-        # A control thread and a socket in $HOME are no part of serving.
+        # A control thread and a socket in $HOME are not part of serving.
         quiet = ["--no-control-socket"] if "gunicorn.ctl" in python.modules else []
         return [
             python.path, "-m", "gunicorn", "--log-level", "warning", *quiet,
@@ -121,7 +121,7 @@ def _gunicorn(worker_class: str) -> Peer:
 def _uwsgi(option: str) -> Peer:
     def build(python: Python, shape: Shape) -> list[str]:
         threads = ["--threads", str(shape.threads)] if shape.threads > 1 else []
-        # It closes without saying so, which clients of HTTP/1.1 must take for an error.
+        # It closes without `Connection: close`, which clients of HTTP/1.1 must treat as an error.
         closing = ["--add-header", "Connection: close"] if option == "--http-socket" else []
         return [
             python.script("uwsgi") or "uwsgi",
@@ -139,7 +139,7 @@ def _granian(python: Python, shape: Shape) -> list[str]:
         python.path, "-m", "granian", "--interface", "wsgi", "--http", "1", "--no-ws",
         "--host", "127.0.0.1", "--port", "PORT", "--workers", str(shape.workers),
         "--blocking-threads", str(shape.threads), "--log-level", "warning",
-        # It closes idle connections, too, when this is over; a minute is the most.
+        # It also closes idle connections after this time; a minute is its maximum.
         "--http1-header-read-timeout", "60000",
         "--backlog", "2048", "--backpressure", str(max(1024, shape.connections)),
         f"apps:{shape.app}",
@@ -197,7 +197,7 @@ class Field:
         self._help: dict[Path, str] = {}
 
     def pick(self, names: Sequence[str], shape: Shape) -> list[Candidate]:
-        """Those of the named servers that are wanted and installed; "ostler sync" and the like are ours."""
+        """The named servers that are installed; "ostler sync" and the like are the rows of Ostler."""
         found = []
         for name in names:
             if name.startswith("ostler "):
@@ -224,13 +224,14 @@ class Field:
             label = name + shape.suffix + suffix
             if self._wanted(label):
                 limit = ["--worker-connections", str(shape.connections)] if self._has_limit(checkout) else []
-                # The checkout comes before what is installed; the app's folder is needed, too.
+                # The checkout comes before the installed package on the path; the app's folder is needed as
+                # well.
                 path = {"PYTHONPATH": f"{checkout}:{servers.HERE}"}
                 found.append(Candidate(label, [*arguments[:4], *limit, *arguments[4:]], path))
         return found
 
     def _has_limit(self, checkout: Path) -> bool:
-        """Whether Ostler limits the connections of a worker; revisions to compare with may not."""
+        """Whether Ostler limits the connections of a worker; older revisions may not."""
         if checkout not in self._help:
             run = subprocess.run(
                 [self.python.path, "-m", "ostler", "--help"],

@@ -70,7 +70,7 @@ def write_app(folder: Path, version: str, import_seconds: float) -> None:
 
 
 def version_and_pid(record: Record) -> tuple[str, int] | None:
-    """What the app said; None for answers that are not the app's."""
+    """Version and pid from an answer of the app; None for answers that are not the app's."""
     version, _, pid = record.body.decode("latin-1").partition(" ")
     return (version, int(pid)) if record.status == 200 and pid.isdigit() else None
 
@@ -86,7 +86,7 @@ def first_answers(records: Iterable[Record]) -> dict[int, float]:
 
 def reload(server: servers.Server, load: Load, options: argparse.Namespace, version: str) -> Window:
     """Send SIGHUP and watch the reload to its end."""
-    # All of them, and not only those that have answered: a worker may have had no connection so far.
+    # All children, not only those that have answered: a worker may have had no connection so far.
     pidfds = {}
     for pid in servers.tree(server.pid)[1:]:
         with contextlib.suppress(ProcessLookupError):
@@ -101,8 +101,8 @@ def reload(server: servers.Server, load: Load, options: argparse.Namespace, vers
         for pidfd in pidfds.values():
             os.close(pidfd)
     deadline = ended + ANSWER_WITHIN
-    # With few connections all of them may be with one worker, so that the others answer nothing: the window
-    # ends with the last first answer, and not with the wait for one that never comes.
+    # With few connections one worker may have all of them, so that the others answer nothing. The window
+    # then ends with the last first answer, not with the wait for an answer that never comes.
     while True:
         fresh = first_answers(load.records(seen))
         answered = sorted(at for pid, at in fresh.items() if pid not in pidfds)[: options.workers]
@@ -128,7 +128,7 @@ def drive(server: servers.Server, load: Load, options: argparse.Namespace, folde
 
 
 def not_served(report: Report, windows: list[Window]) -> list[str]:
-    """The versions that were not the only one in the answers after their reload."""
+    """The versions that were not the only one in the answers after their reload, as they should be."""
     wrong = []
     for window, following in itertools.zip_longest(windows, windows[1:]):
         part = report.due_within(window.ended, following.began if following else math.inf)
@@ -158,7 +158,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class Figures:
-    """What the run came to."""
+    """The figures of a run."""
 
     requests: int
     failed: int
@@ -176,7 +176,7 @@ class Figures:
 
     @classmethod
     def of(cls, report: Report, windows: list[Window]) -> "Figures":
-        # The second worker may still be importing when the first one answers.
+        # The second worker may still import the app when the first one answers.
         start = min(record.due for record in report.records) + WARM_UP
         before = Latency.of(report.due_within(start, windows[0].began))
         within = [
@@ -264,8 +264,8 @@ def main() -> int:
     options = parse_arguments()
     with tempfile.TemporaryDirectory(prefix="ostler-bench-") as name:
         folder = Path(name)
-        # No bytecode is kept (see below): it is checked by the file's size and the second it was written in,
-        # so that a version written in the same second as the one before would not be seen.
+        # No bytecode is kept (see below). It is matched by the file's size and the second it was written in,
+        # so Python would not notice a version that was written in the same second as the one before.
         write_app(folder, "v1", options.import_seconds)
         port = servers.free_port()
         with (

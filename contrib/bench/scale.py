@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""From asking for eight more workers to all of them being ready, with a Flask app, with and without preload.
+"""The time until eight more workers are ready, with a Flask app, with and without preload.
 
-Ostler is asked over its control socket (POST /v1/scale) and says itself when all are ready (GET /v1/status
-until ready == wanted); its workers are then looked up in /proc, so that it can't flatter itself. gunicorn
+Ostler is asked over its control socket (POST /v1/scale) and reports when all are ready (GET /v1/status
+until ready == wanted). Its workers are then looked up in /proc, to verify that report. gunicorn
 gets eight SIGTTIN, each sent once the worker of the one before exists, as pending signals of one number merge
 into one; its post_worker_init hook, called when a worker is about to serve, writes a line into a pipe. Each
 round starts a fresh server with one worker.
@@ -27,7 +27,7 @@ from typing import Any
 import servers
 
 WITHIN = 60.0  # seconds for all workers to be ready
-PAUSE = 0.01  # often enough to see 10 ms, seldom enough to leave the CPUs to the booting workers
+PAUSE = 0.01  # often enough to measure 10 ms, seldom enough to leave the CPUs to the booting workers
 
 HOOK = """\
 import os
@@ -67,7 +67,7 @@ def connects(path: Path) -> bool:
 
 
 def wait_until(reached: Callable[[], bool], pid: int) -> None:
-    """Look again and again until it is so.
+    """Call `condition` again and again until it is true.
 
     Raises:
         BenchError: it is not in time, or the server has ended.
@@ -85,7 +85,7 @@ def wait_until(reached: Callable[[], bool], pid: int) -> None:
 
 
 def scale_ostler(folder: Path, more: int, *, preload: bool) -> float:
-    """Seconds until Ostler says that all are ready."""
+    """Seconds until Ostler reports that all are ready."""
     port = servers.free_port()
     control = folder / f"control-{port}.sock"
     flags = ["-w", "1", "-b", f"127.0.0.1:{port}", "--control-socket", str(control)]
@@ -94,7 +94,7 @@ def scale_ostler(folder: Path, more: int, *, preload: bool) -> float:
         servers.running(command, port, folder) as server,
         contextlib.closing(ControlConnection(control)) as api,
     ):
-        # Serving comes first: the control plane may open a moment after the first answer.
+        # The control plane may open a moment after the first answer.
         wait_until(lambda: connects(control), server.pid)
         wanted = api.ask("GET", "/v1/status")["wanted"] + more
 
@@ -125,7 +125,7 @@ def scale_gunicorn(folder: Path, more: int, *, preload: bool) -> float:
         os.fdopen(writing, "wb", buffering=0),
         servers.running(command, port, folder, pass_fds=[writing]) as server,
     ):
-        servers.read_line(pipe, time.monotonic() + WITHIN)  # the first worker's
+        servers.read_line(pipe, time.monotonic() + WITHIN)  # the line of the first worker
         began = time.monotonic()
         for number in range(more):
             os.kill(server.pid, signal.SIGTTIN)

@@ -1,7 +1,7 @@
-"""Starting, finding ready, weighing and ending the servers under test; shared by the benchmarks.
+"""Starts, measures and ends the servers under test; shared by the benchmarks.
 
-Each server leads a process group of its own. It is asked to end with SIGTERM; what is left of its group is
-killed while the leader is still a zombie, so that the group's number can't belong to anyone else by then.
+Each server leads a process group of its own. It is asked to end with SIGTERM. What is left of its group is
+killed while the leader is still a zombie, so that no other group can have its number by then.
 """
 
 import contextlib
@@ -26,12 +26,12 @@ END_WITHIN = 15.0
 
 
 class BenchError(Exception):
-    """The measurement can't go on; `str()` is one line for the user."""
+    """The measurement can't continue; `str()` is one line for the user."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """A running server; `pid` is the process that was started, which leads the group."""
+    """A running server; `pid` is the process that was started, the leader of the group."""
 
     pid: int
     port: int
@@ -132,11 +132,11 @@ def running(
 
 
 def answers(port: int) -> bool:
-    """Whether a request gets a 200: a listening socket alone says nothing about workers."""
+    """Whether a request gets a 200: a listening socket alone does not show that workers run."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=READY_WITHIN) as sock:
             sock.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
-            # Some answer with their own version instead of the request's.
+            # Some servers answer with their own HTTP version instead of the request's.
             return sock.recv(12)[8:] == b" 200"
     except OSError:
         return False
@@ -150,7 +150,7 @@ def wait_ready(pid: int, port: int, log: Path) -> None:
         while True:
             if answers(port):
                 return
-            # The pause between two attempts is a wait for the process's end.
+            # The pause between two attempts waits for the end of the process.
             if select.select([gone], [], [], 0.01)[0]:
                 raise BenchError(f"the server ended at once: {last_line(log)}")
             if time.monotonic() > deadline:
@@ -177,7 +177,7 @@ def wait_exit(pidfds: Sequence[int], within: float) -> bool:
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:
-    """End a server and whatever is left of its process group."""
+    """End a server and all processes of its group."""
     gone = os.pidfd_open(process.pid)
     try:
         process.terminate()

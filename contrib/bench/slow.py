@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""What fast clients lose when slow ones are served beside them.
+"""How much slower fast clients are while slow clients are served as well.
 
 Two workers; ten fast keep-alive clients in a closed loop (wrk), alone and beside slow clients of one of three
 modes: `drip` sends the body of a POST at one byte each 100 ms, `read` takes a 1 MB answer at 10 KB/s, `both`
-is both at once. Each measurement beside slow clients is compared with the mean of those alone right before
-and right after it. A slow client that is sent away comes back. The slow clients share one process and cost
-some CPU of their own, which is why a server that they can't hurt may keep a little less than everything.
+is both at once. Each measurement beside slow clients is compared with the mean of those without, right before
+and right after it. A slow client whose connection is closed connects again. The slow clients share one
+process and cost some CPU, so even a server that they do not affect may have a little less than its full
+throughput.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import servers
 FAST = 10
 MODES = {"drip": (1, 0), "read": (0, 1), "both": (1, 1)}
 OURS = [("ostler sync", 1), ("ostler gthread", 4)]
-# waitress, bjoern and cheroot are one process, and have the CPUs to themselves: only the ratios compare.
+# waitress, bjoern and cheroot have one process with more CPU for itself: only the ratios can be compared.
 PEERS = [
     ("gunicorn sync", 1),
     ("gunicorn gthread", 4),
@@ -54,12 +55,14 @@ class Sample:
 
     @property
     def alone(self) -> list[drive.Sample]:
-        """Without what a server did not answer because it had not recovered yet."""
+        """The measurement without slow clients, without requests that failed because the server had not
+        recovered yet.
+        """
         return [sample for sample in (self.before, self.after) if sample.requests]
 
     @property
     def throughput(self) -> float:
-        """What the fast clients kept, as a share."""
+        """The share of their throughput that the fast clients kept."""
         return self.beside.rate / drive.mean(sample.rate for sample in self.alone)
 
     @property
@@ -68,7 +71,7 @@ class Sample:
 
     @property
     def cpu_ratio(self) -> float:
-        """Server CPU time per fast request, what the slow ones cost included."""
+        """Server CPU time per fast request, including the cost of the slow ones, as a ratio."""
         return self.beside.cpu_us / drive.mean(sample.cpu_us for sample in self.alone)
 
     def __str__(self) -> str:
@@ -76,7 +79,7 @@ class Sample:
 
 
 def measure(server: servers.Server, modes: Sequence[str], clients: int, seconds: float) -> dict[str, Sample]:
-    """Weigh one server in all modes."""
+    """Measure one server in all modes."""
     drive.warm_up(server, FAST)
     before = drive.wrk(server, seconds, FAST)
     found = {}

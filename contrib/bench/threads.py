@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""What threads cost and what they bring, one worker each.
+"""What threads cost and what they gain, with one worker.
 
 - `trivial`: trivial requests from eight keep-alive connections (wrk) with 1, 4 and 8 threads: CPU time per
-  request and p99, as multiples of the same server's with one thread. Threads can't help here, only hurt.
+  request and p99, as multiples of the values with one thread. Threads can only cost here.
 - `sleep`: 16 threads, 64 connections, an app that sleeps 1 ms: requests per second, as a share of the 16,000
-  that 16 threads could do at best.
+  that 16 threads could answer at best.
 - `burn`: 4 threads; two connections whose requests burn 5 ms of CPU in Python, without a pause, and beside
   them 200 quick requests a second on four other connections (open loop): p50 and p99 of the quick ones. The
-  interpreter switches between threads that want its lock every 5 ms, which is what a quick request meets that
-  is careless.
+  interpreter switches between threads that want its lock every 5 ms, so a quick request may have to wait
+  that long.
 """
 
 import argparse
@@ -120,7 +120,7 @@ class Run:
         return results
 
     def burn(self) -> dict[str, list[Quick]]:
-        """Quick requests beside those that want the interpreter for themselves."""
+        """Latency of quick requests beside requests that need the interpreter lock all the time."""
         seconds = 2 * self._options.seconds
 
         def measure(server: servers.Server) -> Quick:

@@ -1,4 +1,4 @@
-"""The app of chaos.py: quick answers as a rule, and trouble on request.
+"""The app of chaos.py: quick answers as a rule; on request it hangs, crashes, blocks or leaks.
 
 A request that is about to end its process first writes which connections the process holds (a file in the
 folder UNRULY_NOTES): only the process itself knows at the moment of its crash.
@@ -28,10 +28,11 @@ _LIBC = ctypes.PyDLL(None)
 
 
 def client_ports() -> set[int]:
-    """The clients' ends of this process's TCP connections, while no other thread runs Python code."""
+    """The clients' ends of this process's TCP connections. Call it while no other thread runs Python code."""
     ports = set()
     address = ctypes.create_string_buffer(128)
-    for descriptor in 2 * list(range(1024)):  # twice: another thread may be within accept(2) in this moment
+    # Twice, because another thread may be in accept(2) at this moment.
+    for descriptor in 2 * list(range(1024)):
         size = ctypes.c_uint(len(address))
         if _LIBC.getpeername(descriptor, address, ctypes.byref(size)) == 0:
             # struct sockaddr_in (ip(7)): the family, and the port in network order.
@@ -42,7 +43,9 @@ def client_ports() -> set[int]:
 
 
 def note(kind: str) -> None:
-    """Write the connections that will be lost; afterwards no other thread of the process runs Python code."""
+    """Write down the connections that will be lost;
+    afterwards no other thread of the process runs Python code.
+    """
     path = Path(os.environ["UNRULY_NOTES"]) / f"{os.getpid()}-{time.monotonic_ns()}.json"
     descriptor = os.open(path, os.O_CREAT | os.O_WRONLY)
     # A waiting thread requests the interpreter lock after this time; earlier requests are granted now.
@@ -54,7 +57,7 @@ def note(kind: str) -> None:
 
 
 def crash(how: str) -> None:
-    """End this process the hard way."""
+    """End this process by a signal."""
     note(how)
     if how == "abort":
         os.abort()
@@ -64,9 +67,9 @@ def crash(how: str) -> None:
 
 
 def block() -> None:
-    """Hang in C without letting go of the interpreter lock; unlike sleep(3), no signal ends this wait."""
+    """Hang in C without releasing the interpreter lock; unlike sleep(3), no signal ends this wait."""
     note("block")
-    mutex = ctypes.create_string_buffer(64)  # zeros: one that is not locked (PTHREAD_MUTEX_INITIALIZER)
+    mutex = ctypes.create_string_buffer(64)  # zeros are an unlocked mutex (PTHREAD_MUTEX_INITIALIZER)
     _LIBC.pthread_mutex_lock(mutex)
     _LIBC.pthread_mutex_lock(mutex)
 
@@ -76,7 +79,7 @@ def make(version: str, crash_after: int = 0) -> Callable[..., Iterable[bytes]]:
 
     Args:
         version: its answers' text.
-        crash_after: a bad release: each worker aborts in so manieth request.
+        crash_after: for a bad release: each worker aborts in its request of this number.
     """
     requests = itertools.count(1)
 

@@ -1,8 +1,8 @@
-"""A scripted control API: the built dashboard plus made-up but plausible data, on a free loopback port.
+"""A scripted control API: serves the built dashboard and plausible test data on a free loopback port.
 
-It speaks the real views and serves the page as the daemon does, content security policy included, so a
-change of either shows at once. Nothing happens in it by itself, except for
-the sample a second which the page takes for the supervisor's pulse.
+It uses the real views and serves the page as the daemon does, including the content security policy, so a
+change of either shows at once. The only thing that it does by itself is
+to send a sample each second; without samples the page reports that the supervisor is gone.
 """
 
 import asyncio

@@ -24,7 +24,7 @@ from tests.browser.fake_api import (
     some_workers,
 )
 
-# Generous, for a busy machine; a test that passes never waits for it.
+# Long enough for a busy machine; a test that passes never waits so long.
 expect.set_options(timeout=60_000)
 
 CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
@@ -43,7 +43,7 @@ pytestmark = [*needs_browser, pytest.mark.asyncio(loop_scope="module")]
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def chromium() -> AsyncIterator[Browser]:
-    """Its start takes longer than most tests."""
+    """One browser for all tests, because its start takes longer than most tests."""
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(
             executable_path=CHROMIUM,
@@ -90,7 +90,9 @@ async def opened(page: Page, api: FakeApi) -> Page:
 
 
 async def has_asked(api: FakeApi, path: str) -> None:
-    """Wait until the page's last request was this: a click ends before what it causes is received."""
+    """Wait until this is the last request of the page:
+    a click returns before the server has the request that it causes.
+    """
     deadline = time.monotonic() + 60
     while api.asked[-1] != (path, {}):
         assert time.monotonic() < deadline, api.asked
@@ -110,7 +112,7 @@ async def test_health_and_workers_are_shown(page: Page) -> None:
 
 
 async def test_page_follows_the_stream(page: Page, api: FakeApi) -> None:
-    """What the supervisor reports is on the page at once; an overdue request is named so."""
+    """The page shows what the supervisor reports at once, and marks an overdue request."""
     api.send("status", a_status(state="degraded", ready=3, health="3 of 4 workers are ready."))
     await expect(page.get_by_role("heading", level=1)).to_contain_text("degraded: 3 of 4 workers are ready.")
     await expect(page).to_have_title("shop: degraded · Ostler")
@@ -122,7 +124,9 @@ async def test_page_follows_the_stream(page: Page, api: FakeApi) -> None:
 
 
 async def test_exits_are_shown(page: Page, api: FakeApi) -> None:
-    """The newest ends with their causes; unplanned ones stand out, with a stack; a new one comes first."""
+    """The newest ends are listed with their causes; unplanned ones are marked and have a stack;
+    a new end is added on top.
+    """
     rows = page.locator("[data-exit]")
     await expect(rows).to_have_count(4)
     await expect(rows.first).to_contain_text("deadline")
@@ -137,7 +141,7 @@ async def test_exits_are_shown(page: Page, api: FakeApi) -> None:
 
 
 async def test_refork_is_followed(page: Page, api: FakeApi) -> None:
-    """The button is busy until the outcome is known; a refusal shows the audit's text."""
+    """The button is busy until the outcome is known; a refusal shows what the audit has found."""
     button = page.get_by_role("button", name="Refork")
     await button.click()
     await expect(page.get_by_role("button", name="Reforking…")).to_be_visible()
@@ -152,7 +156,7 @@ async def test_refork_is_followed(page: Page, api: FakeApi) -> None:
 
 
 async def test_scale_up(page: Page, api: FakeApi) -> None:
-    """The + button asks for one worker more, and the new wish is shown."""
+    """The + button asks for one more worker, and the page shows the new wanted number."""
     api.asked.clear()
     await page.get_by_role("button", name="Add a worker").click()
     await expect(page.get_by_role("group", name="Number of workers")).to_contain_text("4 of 5 ready")
@@ -160,7 +164,7 @@ async def test_scale_up(page: Page, api: FakeApi) -> None:
 
 
 async def test_refusal_is_explained(page: Page, api: FakeApi) -> None:
-    """An action that the supervisor refuses shows the supervisor's own words."""
+    """For an action that the supervisor refuses the page shows the supervisor's message."""
     api.refusals["/v1/workers/3/recycle"] = ErrorView("conflict", "Worker 3 is being replaced already.")
     await page.get_by_role("button", name="Recycle worker 3").click()
     await expect(page.get_by_role("alert")).to_contain_text("Worker 3 is being replaced already.")
@@ -197,7 +201,9 @@ async def test_login_link_is_used_up(browser: Browser, api: FakeApi) -> None:
 
 
 async def test_login_by_hand(browser: Browser, api: FakeApi) -> None:
-    """Without a session the page says how to get a link; a wrong one is refused, a pasted one lets in."""
+    """Without a session the page explains how to get a link.
+    A wrong link is refused, a valid one that is pasted logs in.
+    """
     page = await browser.new_page()
     await page.goto(api.url)
     await expect(page.get_by_text("ctl open")).to_be_visible()
@@ -211,7 +217,7 @@ async def test_login_by_hand(browser: Browser, api: FakeApi) -> None:
 
 
 async def test_lost_connection_comes_back(page: Page, api: FakeApi) -> None:
-    """A broken stream is opened again, and what happened meanwhile is there."""
+    """A broken stream is opened again, and the page then shows what happened meanwhile."""
     api.status = a_status(health="All is well again.")
     api.close_connections()
     await expect(page.get_by_role("heading", level=1)).to_contain_text("All is well again.")
@@ -219,7 +225,7 @@ async def test_lost_connection_comes_back(page: Page, api: FakeApi) -> None:
 
 
 async def test_gone_supervisor_is_named(browser: Browser) -> None:
-    """When the supervisor is gone, the page says so, shows the age of its data and offers no action."""
+    """Without a supervisor the page says so, shows the age of its data, and disables all actions."""
     async with FakeApi() as api:
         page = await opened(await browser.new_page(), api)
     await expect(page.get_by_role("heading", level=1)).to_contain_text("The supervisor does not answer.")
@@ -230,7 +236,9 @@ async def test_gone_supervisor_is_named(browser: Browser) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 async def test_both_schemes_render_cleanly(browser: Browser, api: FakeApi, scheme: str, width: int) -> None:
-    """No error in the console (the content security policy's included), no sideways scrolling."""
+    """In light and dark mode the console has no error (of the content security policy either) and nothing
+    scrolls sideways.
+    """
     page = await browser.new_page(
         color_scheme="dark" if scheme == "dark" else "light", viewport={"width": width, "height": 800}
     )

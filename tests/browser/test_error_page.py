@@ -30,7 +30,9 @@ def place() -> Iterator[Place]:
 
 
 def test_follows_the_next_edit(place: Place) -> None:
-    """The line that fails is marked, markup in it is text; another mistake and its mending show unasked."""
+    """The line that fails is marked, and markup in it is shown as text.
+    Another mistake and its correction appear without a reload.
+    """
     place.add("shop.py", "price = '<b>1</b>'\nprint(undefined)\n")
     daemon = place.start("--reload", "shop:app")
     with sync_playwright() as playwright:

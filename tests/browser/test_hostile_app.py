@@ -1,7 +1,7 @@
 """An app attacks the dashboard through the operator's browser, which has both open: one host, two ports.
 
 Real daemon, real browser. The app's page tries what a page may try; the fleet keeps its size, and the
-dashboard goes on working.
+dashboard keeps working.
 """
 
 import json
@@ -19,7 +19,7 @@ from tests.kit.http_client import ask
 
 pytestmark = needs_browser
 
-# Generous, for a busy machine; a test that passes never waits for it.
+# Long enough for a busy machine; a test that passes never waits so long.
 expect.set_options(timeout=60_000)
 
 APP = """
@@ -30,7 +30,7 @@ def app(environ, start_response):
 
 SCALE = json.dumps({"delta": 1})
 
-# Each gets the dashboard's address and a body that would scale the fleet, and says what it has learnt.
+# Each gets the dashboard's address and a body that would scale the fleet, and returns what it could read.
 ATTACKS = {
     "simple request": """([url, body]) => fetch(url + '/v1/scale',
         {method: 'POST', mode: 'no-cors', credentials: 'include', body}).then(() => '')""",
@@ -118,14 +118,16 @@ def assert_live(dashboard: Page) -> None:
 
 
 def assert_unharmed(daemon: Daemon, dashboard: Page) -> None:
-    """The fleet has its size, and the page is still logged in and follows after it is loaded again."""
+    """The fleet has its size; the page is still logged in and receives updates after it is loaded again."""
     assert daemon.status().wanted == 1
     dashboard.reload()
     assert_live(dashboard)
 
 
 def test_what_the_app_receives_gives_no_rights(daemon: Daemon, dashboard: Page, app: Page) -> None:
-    """The app's server gets none of the dashboard's secrets; the cookies it gets scale nothing."""
+    """The app's server receives none of the dashboard's secrets,
+    and the cookies that it receives can't scale the fleet.
+    """
     received = app.locator("pre").inner_text()
     headers = {"Cookie": received, "Content-Type": "application/json"}
     for target, method, body in (("/v1/scale", "POST", SCALE), ("/v1/status", "GET", None)):
@@ -136,7 +138,9 @@ def test_what_the_app_receives_gives_no_rights(daemon: Daemon, dashboard: Page, 
 
 
 def test_scripts_of_the_app_learn_and_change_nothing(daemon: Daemon, dashboard: Page, app: Page) -> None:
-    """Requests with credentials, beacons, the stream, scripts and storage: the site is the same, all fail."""
+    """Requests with credentials, beacons, the stream, scripts and storage:
+    all fail, although the site is the same.
+    """
     for name, attack in ATTACKS.items():
         refused = f"(given) => Promise.resolve(given).then({attack}).catch(() => '')"
         assert app.evaluate(refused, [address(dashboard), SCALE]) == "", name
@@ -145,7 +149,7 @@ def test_scripts_of_the_app_learn_and_change_nothing(daemon: Daemon, dashboard: 
 
 
 def test_a_form_of_the_app_changes_nothing(daemon: Daemon, dashboard: Page, app: Page) -> None:
-    """A form needs no permission to be sent, and its text can be made to look like JSON."""
+    """A form can be sent without permission, and its text can look like JSON: it changes nothing."""
     app.set_content(
         f"<form method=post enctype=text/plain action='{address(dashboard)}/v1/scale'>"
         """<input name='{"delta":1,"x":"' value='"}'><button>send</button></form>"""
@@ -156,7 +160,9 @@ def test_a_form_of_the_app_changes_nothing(daemon: Daemon, dashboard: Page, app:
 
 
 def test_the_app_can_not_frame_the_dashboard(daemon: Daemon, dashboard: Page, app: Page) -> None:
-    """Nothing to click on by mistake: neither the page nor an answer of the API shows in a frame."""
+    """Neither the page nor an answer of the API can be shown in a frame,
+    so a user can't be made to click in it.
+    """
     for path in ("/", "/healthz"):
         app.set_content(f"<iframe src='{address(dashboard)}{path}'></iframe>")
         frame = app.frame_locator("iframe").locator("body")
@@ -166,7 +172,7 @@ def test_the_app_can_not_frame_the_dashboard(daemon: Daemon, dashboard: Page, ap
 
 
 def test_the_app_keeps_no_hold_on_a_window(daemon: Daemon, dashboard: Page, app: Page) -> None:
-    """A page may open the dashboard, but has no reference to its window then."""
+    """A page may open the dashboard in a window, but has no reference to that window afterwards."""
     with app.context.expect_page() as opened:
         app.evaluate("url => { window.opened = window.open(url); }", address(dashboard))
     assert_live(opened.value)
@@ -176,7 +182,9 @@ def test_the_app_keeps_no_hold_on_a_window(daemon: Daemon, dashboard: Page, app:
 
 
 def test_a_cookie_bomb_locks_no_one_out(daemon: Daemon, dashboard: Page, app: Page) -> None:
-    """As many cookies as the browser keeps, for the whole host: open pages, new ones and changes work."""
+    """The app sets as many cookies as the browser keeps, for the whole host:
+    open pages, new pages and changes still work.
+    """
     assert app.evaluate(BOMB) > 500_000
     assert_unharmed(daemon, dashboard)
     fresh = app.context.new_page()

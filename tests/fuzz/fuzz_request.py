@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Fuzzes the request parser, guided by coverage: python tests/fuzz/fuzz_request.py --seconds 60
 
-An input is some bytes; its first two give how they are cut into reads. A finding is an input that raises
+An input is some bytes; its first two determine how they are cut into reads. A finding is an input that raises
 anything but a ProtocolViolation, or that parses differently when it is cut, or with empty caches.
 
 Exit status: 0 nothing found; 77 atheris is not installed (pip install atheris); anything else: a finding,
@@ -144,7 +144,7 @@ def main() -> None:
             "-verbosity=0",
         ]
         atheris.Setup([sys.argv[0], *limits, f"-dict={words}", "-print_final_stats=1", str(corpus)], fuzz_one)
-        child = os.fork()  # libFuzzer ends its process, and the folder is to be cleared
+        child = os.fork()  # libFuzzer ends its process, and the folder must be removed
         if not child:
             atheris.Fuzz()
         _, status = os.waitpid(child, 0)

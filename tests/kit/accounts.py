@@ -1,6 +1,6 @@
 """A second account for tests that run as root: the app's user, or another local user.
 
-What only root can read, an interpreter in its home for instance, is made visible to the other account in a
+Files that only root can read, such as an interpreter in its home, are made visible to the other account in a
 mount namespace of the daemon's own.
 """
 
@@ -18,7 +18,7 @@ NOBODY = pwd.getpwnam("nobody")
 
 
 def _hidden(path: Path) -> Path | None:
-    """The outermost folder on the way to `path` that only its owner may pass."""
+    """The outermost folder on the way to `path` that only its owner may enter."""
     for folder in reversed((path, *path.parents)):
         if not folder.stat().st_mode & stat.S_IXOTH:
             return folder

@@ -48,20 +48,21 @@ class AnswerParser:
 
     @property
     def started(self) -> bool:
-        """Whether any byte of an answer has come."""
+        """Whether any byte of an answer has arrived."""
         return bool(self._data)
 
     def feed(self, data: bytes) -> Answer | None:
         """Take more bytes; return the answer once it is complete.
 
         Raises:
-            MalformedAnswerError: the bytes can't become an answer, or go on behind it.
+            MalformedAnswerError: the bytes are not the beginning of an answer, or more bytes follow the
+            answer.
         """
         self._data += data
         return self._parse(ended=False)
 
     def end(self) -> Answer | None:
-        """The server closed: return the answer if that completes it, else None."""
+        """The server has closed the connection: return the answer if that completes it, else None."""
         return self._parse(ended=True)
 
     def _parse(self, *, ended: bool) -> Answer | None:
@@ -97,7 +98,7 @@ class AnswerParser:
 
     @staticmethod
     def _chunks(data: bytes) -> tuple[bytes, int] | None:
-        """Decode a whole chunked body; return it and the bytes it took, or None while it goes on."""
+        """Decode a chunked body. Returns it and the number of bytes it took, or None if it is incomplete."""
         body, at = bytearray(), 0
         while True:
             line_end = data.find(b"\r\n", at)
@@ -126,7 +127,7 @@ class AnswerParser:
             at = line_end + 2
 
 
-# Most heads equal the one before, as a worker's heads within one second do: each is parsed once.
+# Most heads equal the one before (a worker's heads within one second do), so each is parsed once.
 @functools.lru_cache(256)
 def _parse_head(block: bytes) -> _Head:
     lines = block.decode("latin-1").split("\r\n")
@@ -169,4 +170,4 @@ def _fields(lines: Iterable[str]) -> dict[str, str]:
     return fields
 
 
-# A tuple and no dataclass: one is made for each of some hundred thousand requests.
+# A tuple, not a dataclass: one is made for each of some hundred thousand requests.

@@ -1,4 +1,4 @@
-"""Certificates for tests, made when they are needed: no private key lies in the repository.
+"""Certificates for tests, made when they are needed, so that the repository has no private key.
 
 authority = Authority(folder)
 server = authority.issue("localhost")
@@ -43,7 +43,7 @@ class Authority:
         """
         cert, key = self._files("issued")
         request, details = f"{cert}.csr", Path(f"{cert}.ext")
-        # Without the key's identifiers Python 3.13 does not believe it (ssl.VERIFY_X509_STRICT).
+        # Without the key identifiers Python 3.13 does not accept it (ssl.VERIFY_X509_STRICT).
         identifiers = "subjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n"
         details.write_text(identifiers + (extensions or f"subjectAltName=DNS:{name}\n"))
         _openssl("req", "-new", "-utf8", *_new_key(key), "-subj", subject or f"/CN={name}", "-out", request)
@@ -55,7 +55,9 @@ class Authority:
         return Certificate(cert, key)
 
     def client_context(self, certificate: Certificate | None = None) -> ssl.SSLContext:
-        """For a client that trusts this authority alone, and shows `certificate` if it is asked."""
+        """A context for a client that trusts only this authority and presents `certificate` if it is asked
+        for one.
+        """
         context = ssl.create_default_context(cafile=self.cert)
         if certificate is not None:
             context.load_cert_chain(certificate.cert, certificate.key)

@@ -2,9 +2,9 @@
 
 A `Place` is a temporary folder with an app folder, a runtime directory and an environment of its own, so that
 tests can run side by side. It starts daemons (`python -m ostler`) and runs `ctl` against them. At its end it
-stops them and looks for processes that are left: those with the place's mark in their environment, or with a
-file in its folder open. It kills what it finds, and the test fails.
-If the tests themselves are killed, their daemons get SIGTERM.
+stops them and looks for processes that are left: those with the place's marker in their environment, or with
+a file in its folder open. It kills what it finds, and the test fails. If the tests themselves are killed,
+their daemons get SIGTERM.
 
     with Place() as place:
         place.add("app.py", SOURCE)
@@ -59,7 +59,7 @@ _UNWANTED = (
     "PORT",
     "NOTIFY_SOCKET",
     "RUNTIME_DIRECTORY",
-    # Images of containers set it. Each process would compile all of its modules, a quarter of its start.
+    # Container images set it. Each process would compile all of its modules, which is a quarter of its start.
     "PYTHONDONTWRITEBYTECODE",
 )
 
@@ -105,16 +105,17 @@ def end_with_parent() -> None:
 
 
 def _strange_folders() -> list[bytes]:
-    """Folders of other accounts in which `ctl` looks, whatever its environment is."""
+    """Folders of other accounts in which `ctl` looks, whatever its environment is; hidden in tests."""
     places = [path for place in ("/tmp", "/var/tmp", "/dev/shm") for path in Path(place).glob("ostler-*")]
     folders = [path for path in (*places, Path("/run/ostler")) if path.is_dir()]
     return [os.fsencode(path) for path in folders if path.stat().st_uid != os.geteuid()]
 
 
 def _hide(folders: Sequence[bytes]) -> None:
-    """Run as root in the child before it becomes a command: it sees each of these folders empty (mount(2)).
+    """Run as root in the child before it executes a command: each of these folders appears empty to it
+    (mount(2)).
 
-    In a container whose root may not mount, they stay as they are.
+    In a container where root may not mount, they stay as they are.
     """
     if _libc.unshare(_CLONE_NEWNS) == 0 == _libc.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None):
         for folder in folders:
@@ -147,7 +148,7 @@ class Daemon:
             )
         self.pid = self.process.pid
 
-    # -- waiting for facts --------------------------------------------------------------------------------
+    # -- waiting --------------------------------------------------------------------------------
 
     def until(self, condition: Callable[[], T | None], what: str, within: float = PATIENCE) -> T:
         """As the function `until`; fails at once if the daemon ends."""
@@ -289,7 +290,7 @@ class Daemon:
         self.process.send_signal(signum)
 
     def kill(self) -> None:
-        """Send SIGKILL and wait. The test cleans up what is left of the fleet."""
+        """Send SIGKILL and wait. The place cleans up what is left of the fleet."""
         self.process.kill()
         self.process.wait()
 
@@ -308,7 +309,7 @@ class Daemon:
         return code
 
     def close(self) -> None:
-        """End it, whatever its state is."""
+        """End it, whatever state it is in."""
         self.close_connections()
         if self._client is not None:
             self._client.close()
@@ -374,7 +375,7 @@ class Place:
             # aiohttp reads the machine's certificates when it is imported, 40 ms; no test needs them.
             "SSL_CERT_FILE": os.devnull,
             "SSL_CERT_DIR": os.devnull,
-            # setproctitle does not overwrite the environment, so that the mark stays visible in /proc.
+            # setproctitle does not overwrite the environment, so that the marker stays visible in /proc.
             "SPT_NOENV": "1",
         }
 
@@ -416,7 +417,8 @@ class Place:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{path.name}.draft")
         draft.write_text(source)
-        # A .pyc is matched by size and by time in whole seconds: versions within a second may look alike.
+        # A .pyc is matched by size and by time in whole seconds, so versions within one second may look the
+        # same.
         at = next(self._clock)
         os.utime(draft, (at, at))
         draft.replace(path)
@@ -489,8 +491,8 @@ class Place:
         for pid, stat in processes():
             if stat.state in "ZX" or stat.session in running or stat.started < self._began:
                 continue
-            # A session's number is no proof: after its end the kernel may use it again. The folder finds
-            # what an app started with another environment.
+            # The session id alone proves nothing: the kernel may use it again after its end. The open files
+            # find what an app has started with another environment.
             if mark in _environ(pid) or self._uses_folder(pid):
                 found.append(Leftover(pid, title(pid)))
         return found

@@ -1,4 +1,4 @@
-"""For tests of attacks: an app that answers with its process's pid, and a measure of the daemon's health.
+"""For tests of attacks: an app that answers with its process's pid, and measurements of the daemon's health.
 
 daemon = place.start(*CLASSES["threads"], "attacked:app")
 with flood(...):
@@ -74,8 +74,9 @@ ROUNDS = 5
 
 
 class Health(NamedTuple):
-    """replaced: from kill -9 of the worker that answers to an answer of another; status: of `GET /v1/status`
-    over the Unix socket on a connection of its own. Seconds, one figure a round."""
+    """replaced: seconds from kill -9 of the worker that answers to an answer of another worker; status:
+    seconds for `GET /v1/status` over the Unix socket on a connection of its own. One figure per round.
+    """
 
     replaced: list[float]
     status: list[float]
@@ -86,10 +87,10 @@ def health(daemon: Daemon, rounds: int = ROUNDS) -> Health:
     replaced, status = [], []
     for _ in range(rounds):
         status.append(status_time(daemon))
-        # A worker that is killed takes the connections with it that it holds.
+        # Connections end with the worker that holds them.
         victim = until(lambda: _pid(daemon), "an answer", 30)
         began = time.monotonic()
-        with suppress(ProcessLookupError):  # the attack may have been its end already
+        with suppress(ProcessLookupError):  # the attack may have ended it already
             os.kill(victim, signal.SIGKILL)
         while _pid(daemon) in (None, victim):
             assert time.monotonic() - began < 30, f"worker {victim} has no successor after 30 s"
@@ -98,7 +99,9 @@ def health(daemon: Daemon, rounds: int = ROUNDS) -> Health:
 
 
 def assert_unharmed(daemon: Daemon, rounds: int = ROUNDS) -> None:
-    """While an attack runs: a killed worker is replaced and `ctl status` answers, as promised (median)."""
+    """While an attack runs, the median times to replace a killed worker and to answer `ctl status` are within
+    their limits.
+    """
     found = health(daemon, rounds)
     assert statistics.median(found.replaced) < SLACK * REPLACED_WITHIN, found
     assert statistics.median(found.status) < SLACK * STATUS_WITHIN, found
@@ -108,7 +111,7 @@ def _pid(daemon: Daemon) -> int | None:
     try:
         return int(ask(daemon.url).text)
     except (OSError, ValueError):
-        return None  # it died with the connection in hand
+        return None  # the worker was killed while it held the connection
 
 
 def client_time(daemon: Daemon) -> float:

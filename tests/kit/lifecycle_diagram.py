@@ -102,7 +102,9 @@ def _kind(cause: Input) -> str:
 
 
 def _meaning(cause: Input) -> str:
-    """A decision's meaning from here; that of an event or action is its docstring's first paragraph."""
+    """The meaning of a decision, from this module;
+    that of an event or action is the first paragraph of its docstring.
+    """
     if isinstance(cause, FleetDecision):
         return DECISIONS[cause]
     return " ".join((cause.__doc__ or "").split("\n\n")[0].split()).rstrip(".")

@@ -5,10 +5,10 @@ stalls, so a stall of a second shows as one slow request. A tool that reconnects
 what it lost. Here
 
 - each connection is a client of its own with its own schedule: request `k` is due at `start + k / rate`,
-  whatever became of the ones before, and latency counts from the moment it was due;
+  whether or not the ones before were answered, and latency counts from the moment it was due;
 - every request ends in exactly one `Outcome`, and nothing is retried but what browsers retry: a request on
   a reused connection that the server closed before any byte of an answer (RFC 9112, 9.3.1). It is retried
-  once, on a new connection, and counted as stale all the same;
+  once, on a new connection, and still counts as stale;
 - a record has the client's ports, which show at the server's side which process held the connection, and the
   worker that answered last on it, if the app sends its pid in `X-Worker`;
 - an answer is complete only when its framing is, and bytes without a request are an error.
@@ -66,7 +66,7 @@ class _Request:
 
 
 class _Connection:
-    """One client: its schedule's backlog, the socket it has now, and the request that is on it."""
+    """One client: its overdue and waiting requests, its current socket, and the request that is on it."""
 
     __slots__ = (
         "connecting", "current", "deadline", "mask", "number", "parser", "port", "queue", "sent", "sock",
@@ -102,7 +102,7 @@ class Load:
         address: where the server listens.
         path: the request target.
         headers: more header fields.
-        body: sent with POST instead of GET. The server must not mind getting one twice.
+        body: sent with POST instead of GET. It must not matter if the server gets one twice.
         rate: requests per second over all connections; infinite: a closed loop, in which each connection
             sends its next request as soon as it has an answer.
         connections: how many keep-alive connections share them, in turn.
@@ -157,7 +157,7 @@ class Load:
         self._over = False
         self._defect: BaseException | None = None
 
-    # What callers use.
+    # -- the interface
 
     def run(self) -> Report:
         """Send `requests` requests (or until `finish()` elsewhere), wait for what is in flight, report."""
@@ -262,7 +262,7 @@ class Load:
         if self._stopping or self._scheduled == self._wanted:
             return math.inf
         if self._closed_loop and self._scheduled >= len(self._clients):
-            return math.inf  # what follows, follows an answer
+            return math.inf  # in a closed loop the next request follows an answer
         return self._started + self._scheduled * self._interval
 
     def _schedule(self, now: float) -> None:
@@ -276,7 +276,7 @@ class Load:
                 self._next(client)
 
     def _pause(self) -> float:
-        """Seconds until something is due without the server's doing."""
+        """Seconds until something is due that does not depend on the server."""
         return min(1.0, max(0.0, min(self._next_due(), self._watch_at) - time.monotonic()))
 
     def _expire(self) -> None:
@@ -295,7 +295,7 @@ class Load:
         self._watch_at = min(self._watch_at, client.deadline)
 
     def _next(self, client: _Connection) -> None:
-        """Send the client's next request, if one is due, on the connection it has or on a new one."""
+        """Send the client's next request, if one is due, on its connection or on a new one."""
         while client.current is None and client.queue:
             now = time.monotonic()
             client.sent += 1
@@ -415,14 +415,14 @@ class Load:
 
     def _drop(self, client: _Connection) -> None:
         if client.sock is not None:
-            # Closing takes it out of the epoll, too.
+            # Closing also removes it from the epoll.
             self._by_fd.pop(client.sock.fileno(), None)
             client.sock.close()
         client.sock, client.connecting, client.unsent = None, False, b""
         client.parser = AnswerParser()
 
     def _end(self, client: _Connection, outcome: Outcome, detail: str) -> None:
-        """A failure that costs the connection."""
+        """Record a failure that costs the connection."""
         self._drop(client)
         self._record(client, outcome, detail, None)
 
@@ -451,7 +451,7 @@ class Load:
             client.queue.append(now)
         with self._news:
             self._records.append(record)
-            # Not at every record: waking a thread that goes back to sleep would cost more than the request.
+            # Not at every record: waking a thread that then sleeps again would cost more than the request.
             if self._awaited and len(self._records) >= min(self._awaited):
                 self._news.notify_all()
 

@@ -1,8 +1,9 @@
 """A stage for the fleet: a simulated shell, kernel and user code with a virtual clock.
 
-`World` performs the fleet's actions as the real ones would, and fails when the fleet asks for the impossible
+`World` performs the fleet's actions as the real shell would, and fails when the fleet asks for the impossible
 (a spawn by a dead fork server, a signal to a reaped process). Nothing moves by itself: each step of a fork
-server or worker is one call, and time passes in `pass_time`. `settle` lets everything obey.
+server or worker is one call, and time passes in `pass_time`. `settle` lets all processes do what they were
+asked.
 
 `Play` puts short words on top of it, so that a test reads as a play:
 
@@ -22,7 +23,7 @@ from ostler.fleet.model import ExitStatus, FleetPolicy, Load
 from ostler.fleet.state import State
 from tests.kit.policies import fleet_policy
 
-# "Just before", and how much of a difference is only arithmetic.
+# How long "just before" is, and the largest difference that counts as a rounding error.
 _BEFORE = 1e-6
 _ROUNDING = 1e-9
 
@@ -57,7 +58,7 @@ class SimWorker:
 
 
 class World:
-    """All that is outside of the fleet.
+    """A simulation of all that is outside of the fleet.
 
     Args:
         policy: see below.
@@ -121,7 +122,7 @@ class World:
                 assert self.workers.pop(worker_id).ordered == "zygote", (
                     f"{action}: it was not asked to be one"
                 )
-                # The one before ends. What it has not forked never comes.
+                # The fork server before ends. Workers that it has not forked yet will never exist.
                 self.fork_servers[generation] = SimForkServer("up")
                 self._forget_unforked(generation)
             case (
@@ -131,7 +132,7 @@ class World:
                 | actions.Kill(worker_id)
             ):
                 worker = self.workers[worker_id]
-                # Before the fork there is no process to be signalled.
+                # Before the fork there is no process that could get a signal.
                 if worker.state != "asked":
                     worker.ordered = SIGNALS[type(action)]
             case actions.DumpStack(worker_id) | actions.Interrupt(worker_id):
@@ -146,7 +147,7 @@ class World:
                 assert not self.workers, f"{action}: workers are left"
                 assert not self.fork_servers, f"{action}: fork servers are left"
                 self.finished.append(action)
-                self.upgrade = None  # the process that would be another program has ended
+                self.upgrade = None  # the process that would have become the new program has ended
             case (
                 actions.Report()
                 | actions.Serving()
@@ -156,13 +157,13 @@ class World:
             ):
                 pass
 
-    # Fork servers. What a dead one was asked to spawn never comes.
+    # Fork servers. Workers that a dead one was asked to spawn will never exist.
 
     def configure(
         self, generation: int, policy: FleetPolicy | None = None, closes_listeners: bool = False
     ) -> None:
         self.fork_servers[generation].state = "configured"
-        # One generation's configuration is the same each time it is evaluated.
+        # The configuration of a generation is the same each time it is evaluated.
         policy = self.policies.setdefault(generation, policy or self.policy)
         self.hand_in(events.ForkServerConfigured(generation, policy, closes_listeners))
 
@@ -209,7 +210,9 @@ class World:
         self.hand_in(events.UpgradeChecked(problem))
 
     def take_over(self, problem: str | None = None) -> None:
-        """The new program runs, with what the old one knew; or, with a problem, the old one still does."""
+        """The new program runs with the state that the old one had;
+        or, with a problem, the old program continues.
+        """
         self.upgrade = None
         if problem is not None:
             self.hand_in(events.UpgradeChecked(problem))
@@ -217,7 +220,7 @@ class World:
         self.fleet = Fleet.restored(carried(self.fleet.state), self.chance, strict=True)
         self.hand_in(events.UpgradeDone("2"))
 
-    # Time, and processes that obey.
+    # Time, and processes that do what they were asked.
 
     def pass_time(self, seconds: float) -> None:
         """Let time pass, with a timer that does what `Fleet.next_deadline` asks for."""
@@ -231,7 +234,7 @@ class World:
         self.now = max(self.now, end)
 
     def step(self) -> bool:
-        """Let one process do what it should do next; False if all wait for the fleet or for time."""
+        """Let one process do what it should do next; False if all processes wait for the fleet or time."""
         if self.upgrade is not None:
             if self.upgrade == "check":
                 self.check_upgrade()
@@ -267,7 +270,9 @@ class World:
         return False
 
     def settle(self, limit: float = 600.0) -> None:
-        """Let all obey, and time pass, until nothing is left to be done but recycling for age."""
+        """Let all processes do what they were asked, and let time pass,
+        until only recycling for age is left to be done.
+        """
         end = self.now + limit
         while True:
             if self.step():
@@ -279,7 +284,7 @@ class World:
             self.pass_time(deadline - self.now)
 
     def _only_ages(self) -> bool:
-        """Whether the fleet waits for nothing else than that workers grow old."""
+        """Whether the fleet only waits until workers reach their maximum age."""
         if not any(worker.age_limit for worker in self.fleet.state.workers.values()):
             return False
         ageless = Fleet.restored(deepcopy(self.fleet.state))
@@ -289,7 +294,7 @@ class World:
 
 
 def carried(state: State) -> State:
-    """The state after a way through a file, as an upgrade in place takes it."""
+    """The state after it was written to and read from a file, as in an upgrade in place."""
     return msgspec.json.decode(msgspec.json.encode(state), type=State)
 
 
@@ -396,10 +401,10 @@ UPGRADE = Cue("Upgrade")
 
 
 class Play(World):
-    """A world in which a test names slots, not worker ids, and checks the fleet's answers in passing.
+    """A world in which a test names slots instead of worker ids, and checks the fleet's actions.
 
-    Events add the fleet's actions to those not checked yet; `then` compares and forgets them. Reports are
-    kept apart: `reported` looks for them.
+    Events add the fleet's actions to those not checked yet; `then` compares and removes them. Reports are
+    kept separately: `reported` looks for them.
     """
 
     def __init__(self, **policy: Any) -> None:
@@ -420,17 +425,17 @@ class Play(World):
             slot, generation = self.spawned_ever[worker_id]
         return Cue(type(action).__name__, slot, generation)
 
-    # What is expected.
+    # -- expectations
 
     def then(self, *expected: Cue) -> Self:
-        """These actions, in this order, and no others since the last look."""
+        """The fleet has asked for these actions, in this order, and for no others since the last check."""
         seen, self.unseen = self.unseen, []
         same = len(seen) == len(expected) and all(a.fits(b) for a, b in zip(expected, seen, strict=True))
         assert same, f"expected {[str(cue) for cue in expected]}, seen {[str(cue) for cue in seen]}"
         return self
 
     def nothing_until(self, seconds: float) -> Self:
-        """No action before `seconds` from now; what happens at that moment is left for `then`."""
+        """No action before `seconds` from now. Actions at that moment are left for `then`."""
         self.then()
         moment = self.now + seconds
         self.pass_time(seconds - _BEFORE)
@@ -449,7 +454,7 @@ class Play(World):
         assert not [report for report in self.reports if report.name == name], name
         return self
 
-    # What happens: fork servers, by default the newest.
+    # -- events of fork servers, by default the newest
 
     def start(self) -> Self:
         return self.on(events.StartAsked())
@@ -488,7 +493,7 @@ class Play(World):
         self.end_fork_server(generation or max(self.fork_servers), ExitStatus(signal=signal))
         return self
 
-    # What happens: workers, by slot.
+    # -- events of workers, by slot
 
     def forked(self, slot: int) -> Self:
         self.fork(self._booting(slot))
@@ -515,7 +520,7 @@ class Play(World):
     def exits(
         self, slot: int, code: int | None = None, signal: int | None = None, outsider: bool = False
     ) -> Self:
-        """A worker of the slot ends: the one that is to, else the newest."""
+        """A worker of the slot ends: the one that was asked to end, else the newest."""
         here = self._here(slot)
         found = [worker_id for worker_id in here if self.workers[worker_id].ordered]
         worker_id = found[0] if found else here[-1]
@@ -546,7 +551,7 @@ class Play(World):
         return self.on(events.LoopStalled(self._serving_newest(slot), age))
 
     def measured(self, *slots: int, memory_free: int | None = None, **load: Any) -> Self:
-        """All workers that serve, or the newest ones of these slots, have done this; see `Load`."""
+        """All serving workers, or the newest ones of these slots, have these measurements; see `Load`."""
         serving = [worker_id for worker_id, worker in self.workers.items() if worker.state == "serving"]
         worker_ids = [self._serving_newest(slot) for slot in slots] or serving
         return self.on(events.Measured({worker_id: Load(**load) for worker_id in worker_ids}, memory_free))
@@ -557,11 +562,11 @@ class Play(World):
         return self
 
     def zygote_ready(self, slot: int) -> Self:
-        """The worker of the slot that drains to be a zygote has drained."""
+        """The worker of the slot that drains to become a zygote has drained."""
         found = [worker_id for worker_id in self._here(slot) if self.workers[worker_id].ordered == "zygote"]
         return self.on(events.ZygoteReady(found[0]))
 
-    # What happens: wishes and time.
+    # -- requests of operators, and time
 
     def scale(self, workers: int) -> Self:
         return self.on(events.ResizeAsked("test", workers=workers))
@@ -603,21 +608,23 @@ class Play(World):
         return self
 
     def settle_processes(self) -> Self:
-        """All processes obey, and no time passes."""
+        """All processes do what they were asked, and no time passes."""
         while self.step():
             pass
         return self
 
     def settled(self) -> Self:
-        """All processes obey until nothing is left to do; what was done on the way is not checked."""
+        """All processes do what they were asked until nothing is left to do;
+        the actions meanwhile are not checked.
+        """
         self.settle()
         self.unseen.clear()
         return self
 
-    # What there is.
+    # -- state
 
     def slots(self, generation: int | None = None) -> list[int]:
-        """The slots of all serving workers that may stay, of one generation or of all."""
+        """The slots of all serving workers that are not to be replaced, of one generation or of all."""
         return sorted(
             worker.slot
             for worker in self.workers.values()

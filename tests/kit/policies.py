@@ -1,4 +1,6 @@
-"""A fleet policy for tests: what is not given has a plain value, so that a test names what it is about."""
+"""A fleet policy for tests.
+Fields that are not given have plain values, so that a test names only what it is about.
+"""
 
 from typing import Any
 
@@ -6,7 +8,7 @@ from ostler.fleet.model import FleetPolicy
 
 
 def fleet_policy(**changes: Any) -> FleetPolicy:
-    """One worker, everything optional off, no random spread."""
+    """One worker, all optional features off, no random spread."""
     usual: dict[str, Any] = {
         "workers": 1,
         "preload": True,

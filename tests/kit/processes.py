@@ -1,4 +1,4 @@
-"""Processes that are not our children: found in /proc, held by pidfds, stopped, killed."""
+"""Processes that are not our children: found in /proc, held by pidfds, stopped and killed."""
 
 import os
 import select
@@ -27,7 +27,7 @@ class Process:
         return self.ended(0)
 
     def ended(self, within: float = PATIENCE) -> bool:
-        """Wait for its end; whether it came in time (a pidfd becomes readable then, pidfd_open(2))."""
+        """Wait for its end; returns whether it came in time (a pidfd is then readable, pidfd_open(2))."""
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         return bool(poll.poll(within * 1000))
@@ -41,7 +41,7 @@ class Process:
 
 
 def title(pid: int) -> str:
-    """The title that ps shows; empty for a process that is gone."""
+    """The title that ps shows; empty for a process that has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
     except (FileNotFoundError, ProcessLookupError):
@@ -78,7 +78,7 @@ def client_ports(pid: int, port: int) -> set[int]:
         fields = line.split()
         if int(fields[1].rpartition(":")[2], 16) == port and f"socket:[{fields[9]}]" in held:
             found.add(int(fields[2].rpartition(":")[2], 16))
-    return found - {0}  # the listener's
+    return found - {0}  # the listener itself
 
 
 def freeze(process: Process) -> None:
@@ -102,7 +102,7 @@ class Killed(NamedTuple):
 
 
 def kill_holding(pid: int, port: int, signum: int = signal.SIGKILL) -> Killed | None:
-    """Kill a worker and report which connections it held when it died; None if it was gone already.
+    """Kill a worker and report which connections it held when it died; None if it had ended already.
 
     It is stopped first. Connections move between workers, so the worker that answered last on a connection
     need not be the one that held it.
@@ -138,6 +138,7 @@ def processes() -> Iterable[tuple[int, Stat]]:
                 stat = (folder / "stat").read_text()
             except OSError:
                 continue
-            # proc_pid_stat(5): the command's name may hold anything, so from its last bracket on.
+            # proc_pid_stat(5): the command's name may contain anything, so parsing begins after its last
+            # bracket.
             fields = stat.rpartition(")")[2].split()
             yield int(folder.name), Stat(fields[0], int(fields[1]), int(fields[3]), int(fields[19]))

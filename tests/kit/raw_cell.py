@@ -1,4 +1,4 @@
-"""Raw words of a scoreboard cell, for tests of the supervisor's side, which must bear any."""
+"""Raw words of a scoreboard cell, for tests of the supervisor's side, which must tolerate any value."""
 
 import mmap
 

@@ -21,7 +21,7 @@ class Outcome(enum.Enum):
     TIMED_OUT = "no complete answer in time"
 
 
-# A tuple and no dataclass: one is made for each of some hundred thousand requests.
+# A tuple, not a dataclass: one is made for each of some hundred thousand requests.
 class Record(NamedTuple):
     """How one request ended; times are `time.monotonic()` seconds."""
 
@@ -85,12 +85,12 @@ class Report:
 
     @property
     def failed(self) -> int:
-        """Requests that got no 200, retry included."""
+        """Requests that got no 200, even after a retry."""
         return sum(record.outcome is not Outcome.OK for record in self.records)
 
     @property
     def stale(self) -> int:
-        """Requests that needed the retry, whatever became of it."""
+        """Requests that needed the retry, whether or not it was answered."""
         return sum(record.stale for record in self.records)
 
     def due_within(self, start: float, end: float) -> "Report":
@@ -98,7 +98,7 @@ class Report:
         return replace(self, records=[record for record in self.records if start <= record.due < end])
 
     def latency(self, share: float) -> float:
-        """The latency that this share of the answered requests did not pass (nearest rank); nan if none."""
+        """The latency that this share of the answered requests did not exceed (nearest rank); nan if none."""
         latencies = sorted(record.latency for record in self.records if record.outcome is Outcome.OK)
         return percentile(latencies, share)
 

@@ -1,8 +1,8 @@
-"""System calls that a daemon is refused, as in a container with a strict profile: seccomp(2), in pure Python.
+"""Refuses system calls to a daemon, as a container with a strict profile does: seccomp(2), in pure Python.
 
 place.start(*words, popen={"preexec_fn": refusing("memfd_create")})
 
-The filter also holds in all that the process starts.
+The filter also applies to all processes that the process starts.
 """
 
 import ctypes
@@ -72,7 +72,7 @@ def _program(call: str, number: int, argument: tuple[int, int] | None) -> bytes:
     if argument is not None:
         place, value = argument
         wanted += [
-            (_LOAD, 0, 0, _AT_ARGUMENTS + 8 * place),  # its lower half; both machines are little-endian
+            (_LOAD, 0, 0, _AT_ARGUMENTS + 8 * place),  # its lower half; both architectures are little-endian
             (_JUMP_EQUAL, 1, 0, value),
             (_RETURN, 0, 0, _ALLOW),
         ]
@@ -103,7 +103,7 @@ def refusing(
         _set(libc, _PR_SET_NO_NEW_PRIVS, 1)
         for one in filters:
             _set(libc, _PR_SET_SECCOMP, _MODE_FILTER, ctypes.addressof(one))
-        buffers.clear()  # they had to live until now
+        buffers.clear()  # the filter must exist until now
 
     return refuse
 
@@ -115,7 +115,7 @@ def _set(libc: ctypes.CDLL, option: int, *words: int) -> None:
 
 @functools.cache
 def can_refuse() -> bool:
-    """Whether this machine and kernel have filters that we can write."""
+    """Whether this machine and kernel support filters that this module can write."""
     if platform.machine() not in _NUMBERS:
         return False
     pid = os.fork()

@@ -1,8 +1,8 @@
-"""A day of a fleet in seconds: a virtual clock, a load, and processes that take time.
+"""Simulates a day of a fleet in seconds: a virtual clock, a load, and processes that take time.
 
-`World` knows what processes do; `Simulator` decides when. Each action of the fleet is obeyed after a while, a
-load is shared among the workers that serve, and things go wrong by a seeded chance. After each event the
-rules are checked that hold for every fleet at every moment. What happened is counted in `Statistics`.
+`World` knows what processes do; `Simulator` decides when. Each action of the fleet is performed after a
+while, a load is shared among the serving workers, and failures happen at random with a seed. After each event
+the rules are checked that apply to every fleet at every moment. `Statistics` counts what happened.
 """
 
 import heapq
@@ -29,7 +29,7 @@ Span = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """What the world is like. Times in seconds from the start; spans are (from, until).
+    """The load and the failures of a simulation. Times in seconds from the start; spans are (from, until).
 
     policy: the configuration. rate: requests a second at a moment. request_seconds: what one takes in the
     app. max_requests, jitter: after how many a worker asks for a successor, each drawn by the worker itself.
@@ -136,7 +136,7 @@ class Simulator(World):
         return self.now - self._began
 
     def run(self, seconds: float) -> "Simulator":
-        """Let time pass, and everything happen that is due."""
+        """Let time pass, and let everything happen that is due."""
         end = self.now + seconds
         while True:
             deadline = self.fleet.next_deadline()
@@ -292,7 +292,9 @@ class Simulator(World):
             self._crash(self.random.choice(serving)[0])
 
     def _measure(self) -> None:
-        """Share out the load of the time since the last measurement, and hand the fleet what was measured."""
+        """Distribute the load of the time since the last measurement,
+        and submit the measurements to the fleet.
+        """
         scenario, seconds = self.scenario, self.scenario.measured
         self._in(seconds, self._measure)
         serving = self._serving()
@@ -342,14 +344,14 @@ class Simulator(World):
         stats.most_extra = max(stats.most_extra, len(self.workers) - wanted - canary)
         stats.most_leaving = max(stats.most_leaving, replaced)
         assert booting <= policy.boot_parallelism, "beyond boot_parallelism"
-        # One more for the canary, which is there beyond the budget until its predecessor has left.
+        # One more for the canary, which is not part of the budget until its predecessor has ended.
         budget = surge(policy.max_surge, policy.max_surge_share, wanted)
         assert replaced <= budget + 1, "too many leave at once"
         assert fleet.state.workers.keys() == self.workers.keys(), "the fleet is wrong about what lives"
         self._check_served(served, wanted)
 
     def _check_served(self, served: set[int], wanted: int) -> None:
-        """A slot may only be empty when its worker crashed, or when it was not wanted before."""
+        """A slot may only be empty if its worker crashed, or if it was not wanted before."""
         if wanted > self._wanted:
             self._crashed_slots.update(range(self._wanted + 1, wanted + 1))
         self._wanted = wanted

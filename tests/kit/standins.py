@@ -1,7 +1,7 @@
-"""The real shell with stand-ins for its children: a test has their ends of the channels.
+"""The real shell with stand-ins for its children: the test holds their ends of the channels.
 
 Each stand-in is a process that sleeps, so that it can be signalled and reaped; the test sends its messages.
-`play` has all of them do what honest children would do.
+`play` lets all of them behave like real children.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ _TURNS = 4
 
 
 class _Log:
-    """Drops what it is given."""
+    """Discards all log events."""
 
     def __getattr__(self, _level: str) -> Callable[..., None]:
         return lambda *_args, **_fields: None
@@ -41,7 +41,7 @@ class _Log:
 
 @dataclass
 class StandIn:
-    """pid: of its process; sent: it has sent something that an honest child would not."""
+    """pid: of its process; sent: whether it has sent something that a real child would not send."""
 
     pid: int
     sock: socket.socket
@@ -53,7 +53,7 @@ class StandIn:
     received: list[Any] = field(default_factory=list)
 
     def send(self, data: bytes, descriptors: list[int] | None = None) -> None:
-        """Raw, without waiting; what does not go is lost."""
+        """Send raw bytes without waiting; what can't be sent is lost."""
         with suppress(OSError):
             if descriptors:
                 socket.send_fds(self.sock, [data], descriptors, socket.MSG_DONTWAIT)
@@ -91,7 +91,7 @@ def _sleeper() -> int:
     return os.posix_spawn("/bin/sleep", ["sleep", "60"], {})
 
 
-class Theatre:
+class ShellHarness:
     """A context manager; use it in a running loop.
 
     Attributes:
@@ -173,10 +173,10 @@ class Theatre:
     # -- time passes ------------------------------------------------------------------------------------
 
     async def turn(self) -> None:
-        """Let the loop do what there is to do, and reap."""
+        """Let the loop handle what is pending, and reap."""
         for _ in range(_TURNS):
             await asyncio.sleep(0)
-        # What was killed is dead soon, not at once.
+        # A killed process ends soon, not at once.
         for one in self.stand_ins:
             if not one.dead and _has_ended(one.pid):
                 self.shell.reaper.reap()
@@ -195,7 +195,7 @@ class Theatre:
         raise AssertionError("it lives")
 
     async def play(self, rounds: int = 12) -> Self:
-        """Have all stand-ins do what they are asked for, as honest ones."""
+        """Let all stand-ins do what they are asked for, as real children would."""
         for _ in range(rounds):
             for one in list(self.stand_ins):
                 if not one.dead:
@@ -212,7 +212,7 @@ class Theatre:
             except OSError:
                 data, descriptors = b"", []
             if not data:
-                one.kill()  # the channel has ended: a child ends
+                one.kill()  # the channel was closed, so a child ends
                 return
             union = messages.ToForkServer if one.fork_server else messages.ToWorker
             self._answer(one, msgspec.msgpack.decode(data, type=union), descriptors)
@@ -245,7 +245,7 @@ class Theatre:
         for fd in descriptors:
             os.close(fd)
 
-    # -- facts ------------------------------------------------------------------------------------------
+    # -- state ------------------------------------------------------------------------------------------
 
     @property
     def fork_server(self) -> StandIn:
@@ -259,7 +259,7 @@ class Theatre:
         return [event.fields for event in self.journal.recent if event.name == name]
 
     async def stopped(self) -> None:
-        """Stop the daemon; it ends."""
+        """Stop the daemon and wait for its end."""
         self.shell.submit(events.StopAsked("a test", "quick"))
         for _ in range(2000):
             await self.play(1)

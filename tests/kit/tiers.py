@@ -1,7 +1,7 @@
 """The tiers of the tests, which contrib/run knows: quick, usual, thorough.
 
 - quick: `tests/unit` and `tests/property`, which start no daemon;
-- usual: with real daemons, each behaviour once for each kind of worker that has code of its own for it;
+- usual: with real daemons, each behaviour once for each worker class that has code of its own for it;
 - thorough: marked `thorough`. Endurance (storms of connections, memory after thousands of requests), and
   further combinations of what the usual tests have: the same attack on the other worker classes, the same
   mistake in another setting. CI runs them in a step of their own.
@@ -15,7 +15,7 @@ from _pytest.mark import ParameterSet
 
 
 def thorough(*values: Any) -> list[ParameterSet]:
-    """Values of `parametrize` that only the thorough tests use; a tuple is one value for each name."""
+    """Values of `parametrize` that only the thorough tests use; a tuple has one value for each name."""
     return [
         pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.thorough)
         for value in values
@@ -23,7 +23,7 @@ def thorough(*values: Any) -> list[ParameterSet]:
 
 
 def tiers(values: Iterable[tuple[str, Any]], usual: Collection[str]) -> list[ParameterSet]:
-    """Values of `parametrize` by their names; those that are not in `usual` are thorough."""
+    """Values of `parametrize` by their ids; those that are not in `usual` are thorough."""
     return [
         pytest.param(value, id=name, marks=() if name in usual else pytest.mark.thorough)
         for name, value in values

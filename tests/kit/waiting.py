@@ -1,4 +1,4 @@
-"""Waiting for facts: tests look for a fact again and again up to a deadline and never sleep instead.
+"""Waiting for conditions: tests check a condition again and again up to a deadline and never sleep instead.
 
 PATIENCE bounds what usually takes milliseconds. It is long because machines that run tests are slow and busy;
 only a failure waits for all of it.
@@ -20,7 +20,7 @@ def until(condition: Callable[[], T | None], what: str, within: float = PATIENCE
     """Call `condition` until it returns something true; return that.
 
     Args:
-        what: names the fact in the failure's text.
+        what: describes the condition in the message of a failure.
         within: seconds.
 
     Raises:
@@ -33,5 +33,5 @@ def until(condition: Callable[[], T | None], what: str, within: float = PATIENCE
             return found
         waited = time.monotonic() - began
         assert waited < within, f"not within {within:g} s: {what}"
-        # A call may cost the daemon something, too: calls are less frequent the longer the wait has been.
+        # A call may also cost the daemon time, so calls become less frequent the longer the wait is.
         time.sleep(min(max(_FIRST_PAUSE, waited / 10), _LONGEST_PAUSE))

@@ -1,6 +1,7 @@
-"""The real shell receives anything from its children: bytes, messages in any order, descriptors, deaths.
+"""The real shell receives arbitrary input from its children: bytes, messages in any order, descriptors,
+deaths.
 
-Whatever comes, no exception leaves the shell, only children that misbehave are killed for it, each death is
+For any input, no exception leaves the shell, only children that misbehave are killed, each death is
 recorded, and the daemon can be stopped.
 """
 
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from ostler.fleet import events
 from ostler.ipc import messages
 from ostler.settings.load import Loaded, load
-from tests.kit.standins import Theatre
+from tests.kit.standins import ShellHarness
 
 KINDS = sorted(
     {
@@ -41,7 +42,7 @@ numbers = st.one_of(
 
 
 def values(kind: Any) -> st.SearchStrategy[Any]:
-    """What may stand in a field of a type, and sometimes what may not."""
+    """Values that a field of a type may have, and sometimes values that it may not have."""
     while get_origin(kind) is Annotated:
         kind = get_args(kind)[0]
     if get_origin(kind) is list:
@@ -109,16 +110,16 @@ def run(work: Coroutine[Any, Any, None]) -> None:
     asyncio.run(work)
 
 
-async def carry_out(theatre: Theatre, step: Step) -> None:
-    one = theatre.stand_ins[step.who % len(theatre.stand_ins)]
-    shell = theatre.shell
+async def carry_out(harness: ShellHarness, step: Step) -> None:
+    one = harness.stand_ins[step.who % len(harness.stand_ins)]
+    shell = harness.shell
     match step.what:
         case "bytes":
             one.sent = True
             one.send(step.load)
         case "message" | "many":
             one.sent = True
-            pids = [other.pid for other in theatre.stand_ins]
+            pids = [other.pid for other in harness.stand_ins]
             fields = {
                 name: pids[step.who % len(pids)] if value == PID else value
                 for name, value in step.load.items()
@@ -134,9 +135,9 @@ async def carry_out(theatre: Theatre, step: Step) -> None:
         case "die":
             one.sent = True  # it ends
             one.kill()
-            await theatre.killed(one)
+            await harness.killed(one)
         case "play":
-            await theatre.play(3)
+            await harness.play(3)
         case "resize":
             shell.submit(events.ResizeAsked("a test", workers=step.load))
         case "reload":
@@ -144,34 +145,34 @@ async def carry_out(theatre: Theatre, step: Step) -> None:
         case "refork":
             shell.submit(events.ReforkAsked("a test", None, False))
         case "turn":
-            await theatre.turn()
+            await harness.turn()
 
 
 async def survive(todo: list[Step]) -> None:
-    with Theatre() as theatre:
-        await theatre.start().play()
-        shell = theatre.shell
+    with ShellHarness() as harness:
+        await harness.start().play()
+        shell = harness.shell
         assert shell.state.ready == 2
         for step in todo:
-            await carry_out(theatre, step)
-        await theatre.play()
-        assert theatre.errors == []
-        assert theatre.events("internal_error") == []
-        guilty = {one.pid for one in theatre.stand_ins if one.sent}
-        assert {fields.get("pid") for fields in theatre.events("protocol_error")} <= guilty | {None}
-        # Each death is booked.
-        dead = {one.pid for one in theatre.stand_ins if one.dead}
+            await carry_out(harness, step)
+        await harness.play()
+        assert harness.errors == []
+        assert harness.events("internal_error") == []
+        guilty = {one.pid for one in harness.stand_ins if one.sent}
+        assert {fields.get("pid") for fields in harness.events("protocol_error")} <= guilty | {None}
+        # Each death is recorded.
+        dead = {one.pid for one in harness.stand_ins if one.dead}
         assert not {pid for pid in dead if shell.children.with_pid(pid)}
         assert not dead & {worker.pid for worker in shell.state.workers.values()}
         assert not dead & {server.pid for server in shell.children.fork_servers.values()}
-        booked = {end.pid for end in theatre.ledger.newest_first(1000)}
-        assert {one.pid for one in theatre.stand_ins if one.dead and one.fork_server} <= booked
-        # It goes on as before.
+        booked = {end.pid for end in harness.ledger.newest_first(1000)}
+        assert {one.pid for one in harness.stand_ins if one.dead and one.fork_server} <= booked
+        # The daemon still works.
         shell.submit(events.ResizeAsked("a test", workers=3))
         assert shell.state.override == 3
-        await theatre.stopped()
-        assert theatre.errors == []
-        assert theatre.events("internal_error") == []
+        await harness.stopped()
+        assert harness.errors == []
+        assert harness.events("internal_error") == []
 
 
 GARBAGE = Step("bytes", 1, b"\xff")
@@ -192,5 +193,5 @@ GARBAGE = Step("bytes", 1, b"\xff")
 )
 @example([Step("refork", 0), Step("play", 0), Step("message", 1, {"type": "ZygoteReady"}), Step("die", 1)])
 def test_anything(todo: list[Step]) -> None:
-    """See above: bytes, and messages in any order from any child."""
+    """Bytes, and messages in any order from any child; see the module."""
     run(survive(todo))

@@ -1,4 +1,4 @@
-"""The fleet against random worlds: whatever happens in whatever order, these rules hold."""
+"""The fleet in random worlds: these rules hold for all events in any order."""
 
 import random
 from dataclasses import dataclass
@@ -66,13 +66,13 @@ STATUSES = st.sampled_from(
     [ExitStatus(code=0), ExitStatus(code=3), ExitStatus(signal=6), ExitStatus(signal=9), ExitStatus()]
 )
 ROUNDING = 1e-6
-# How many events a run sees before it may be stopped: a stop ends all that is interesting.
+# The number of events before a run may be stopped, because after a stop little can happen.
 BEFORE_STOP = 25
 
 
 @dataclass(frozen=True)
 class Before:
-    """What is needed of the fleet as it was before an event."""
+    """What the checks need of the fleet's state before an event."""
 
     slots: dict[int, int]
     ready: set[int]
@@ -106,7 +106,7 @@ class Before:
 
 
 class Chance:
-    """Random numbers for a fleet which its double, asked the same, gets again."""
+    """Random numbers for a fleet. Its double, which makes the same calls, gets the same numbers again."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
@@ -124,7 +124,7 @@ class Chance:
 
 
 class Watched(World):
-    """A world that checks each answer of the fleet.
+    """A world that checks each action of the fleet.
 
     Attributes:
         predecessors: by worker id, the worker id that it replaces as planned.
@@ -167,7 +167,7 @@ class Watched(World):
         return out
 
     def _check_patience(self, before: "Before") -> None:
-        """No candidate is promoted, and no worker replaced for its age, too early."""
+        """No candidate is promoted, and no worker is replaced for its age, too early."""
         fleet, reload = self.fleet.state, self.fleet.state.reload
         policy = fleet.policy
         if policy is None:
@@ -177,7 +177,7 @@ class Watched(World):
             and reload is before.reload
             and before.reload_phase is ReloadPhase.CANARY
             and reload.phase is ReloadPhase.ROLLING
-            and not fleet.paused  # else it is drained in the same moment
+            and not fleet.paused  # else it is drained at the same moment
         ):
             assert reload.canary_worker_id is not None
             canary = fleet.workers[reload.canary_worker_id]
@@ -188,10 +188,13 @@ class Watched(World):
                 own = self.policies[worker.generation]
                 age = self.now - worker.since
                 assert own.max_age - ROUNDING <= age
-                assert age <= own.max_age + own.max_age_jitter + 101.0  # no longer than time passes at once
+                # No longer than the longest step of time.
+                assert age <= own.max_age + own.max_age_jitter + 101.0
 
     def _check_wishes(self, event: events.Event, out: list[actions.Action]) -> None:
-        """A wish for a refork or an upgrade gets one answer; that it gets one is seen at the end."""
+        """A request for a refork or an upgrade gets at most one answer.
+        That it gets one is checked at the end.
+        """
         if isinstance(event, events.ReforkAsked):
             self.asked["refork"] += 1
         elif isinstance(event, events.UpgradeAsked):
@@ -208,7 +211,7 @@ class Watched(World):
         assert all(self.answered[wish] <= self.asked[wish] for wish in self.asked)
 
     def _check_reloads(self, out: list[actions.Action]) -> None:
-        """A wish for a reload is answered exactly once; that it is answered at all is seen at the end."""
+        """A reload request is answered at most once. That it is answered is checked at the end."""
         if self.fleet.state.reload is not None:
             self.reloads.setdefault(self.fleet.state.reload.generation, 0)
         for action in out:
@@ -217,7 +220,7 @@ class Watched(World):
         assert all(times <= 1 for times in self.reloads.values()), self.reloads
 
     def _check_ready_workers(self, before: "Before", event: events.Event, out: list[actions.Action]) -> None:
-        """Make before break: of what was ready and is wanted, only a death takes anything away."""
+        """Make before break: a ready worker that is wanted goes away only by its death."""
         fleet = self.fleet.state
         if not isinstance(event, events.WorkerExited):
             serving = {worker.slot for worker in fleet.workers.values() if worker.state is READY}
@@ -242,7 +245,7 @@ class Watched(World):
                 assert action.worker_id not in before.ready or stalled or fleet.stopping == "quick", action
 
     def _check_timer(self, before: "Before", event: events.Event, out: list[actions.Action]) -> None:
-        """The timer is never asked for the past, and each time that it fires something gets on."""
+        """The timer is never set to the past, and each time that it fires something changes."""
         after = self.fleet.next_deadline()
         assert after is None or after >= self.now, f"deadline {after} is past, it is {self.now}"
         if isinstance(event, events.DeadlinePassed) and before.deadline is not None:
@@ -250,7 +253,7 @@ class Watched(World):
             assert out or not on_time or after is None or after > before.deadline, "it fired for nothing"
 
     def _held(self, worker: Worker) -> bool:
-        """Whether another one serves in the slot that may stay, or that goes later."""
+        """Whether another worker serves in the slot that may stay, or that is to leave later."""
         current = self.fleet.state.current
         return any(
             w.slot == worker.slot
@@ -264,7 +267,9 @@ class Watched(World):
         )
 
     def _check_spawns(self, before: "Before", event: events.Event, out: list[actions.Action]) -> None:
-        """Spawns fill empty slots or succeed a worker that must go, within max_surge; none while stopping."""
+        """Spawns fill empty slots or replace a worker that must leave, within max_surge;
+        there are none while stopping.
+        """
         fleet, planned = self.fleet.state, False
         booting = [w for w in fleet.workers.values() if w.state is BOOTING and w.generation == fleet.current]
         assert fleet.spawned == before.spawned + sum(isinstance(action, actions.Spawn) for action in out)
@@ -279,7 +284,7 @@ class Watched(World):
             assert action.generation == fleet.current
             assert action.slot <= fleet.wanted
             patient = before.retry_at is None or before.retry_at <= self.now + ROUNDING
-            # A boot that succeeds shows that it is mended.
+            # A boot that succeeds shows that the code works again.
             assert patient or action.generation != before.current or isinstance(event, events.WorkerReady)
             assert not fleet.generations[fleet.current].failures or len(booting) <= 1, "one at a time"
             here = [
@@ -300,7 +305,7 @@ class Watched(World):
 
 
 class FleetMachine(RuleBasedStateMachine):
-    """Everything that can happen to a fleet, in any order."""
+    """All events that can happen to a fleet, in any order."""
 
     @initialize(policy=POLICIES, smooth=st.sampled_from([True, True, True, False]), seed=st.integers(0, 9))
     def start(self, policy: FleetPolicy, smooth: bool, seed: int) -> None:
@@ -350,7 +355,7 @@ class FleetMachine(RuleBasedStateMachine):
         self.world.end_fork_server(_one(self.fork_servers(), pick), status)
 
     def _may_fail_start(self) -> bool:
-        """Give most fleets a chance to come up."""
+        """Most fleets get a chance to start."""
         return self.fleet.ever_ready or self.world.events > 4
 
     # -- workers --------------------------------------------------------------------------------------
@@ -389,7 +394,7 @@ class FleetMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.fleet.probation is not None)
     @rule(times=st.integers(1, 4))
     def workers_crash_on_probation(self, times: int) -> None:
-        """One after the other, and each has a successor before the next one crashes."""
+        """Workers crash one after the other, and each has a successor before the next one crashes."""
         for _ in range(times):
             if serving := self.workers("serving"):
                 self.world.reap(serving[-1], ExitStatus(signal=11))
@@ -454,7 +459,7 @@ class FleetMachine(RuleBasedStateMachine):
         large: int,
         memory_free: int | None,
     ) -> None:
-        """Some seconds of the same load; the worker in one slot, if anyone's, is too large."""
+        """Some seconds of the same load; the worker in one slot, if there is one, is too large."""
         counted = self.world.requests
         for _ in range(seconds):
             loads = {}
@@ -505,7 +510,7 @@ class FleetMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.fleet.ever_ready and not self.fleet.stopping)
     @rule()
     def all_is_written_down(self) -> None:
-        """A fleet that is restored from it does from now on what the one that wrote it does."""
+        """A fleet that is restored from the written state does the same as the one that wrote it."""
         self.world.double = Fleet.restored(carried(self.fleet), self.world.random.again, strict=True)
 
     @rule(slot=st.integers(0, 5))
@@ -535,7 +540,7 @@ class FleetMachine(RuleBasedStateMachine):
 
     @rule()
     def timer_fires_early(self) -> None:
-        """All that can be done now was done at once: asked again, the fleet does nothing."""
+        """All that can be done now was done at once: when the timer fires early, the fleet does nothing."""
         self.world.pass_time(0)
         assert self.world.hand_in(events.DeadlinePassed()) == []
 
@@ -560,7 +565,7 @@ class FleetMachine(RuleBasedStateMachine):
     )
     def unknown_worker_is_reported(self, kind: Any, pick: int) -> None:
         ended = [n for n in self.world.spawned_ever if n not in self.world.workers] + [10_000]
-        self.world.pass_time(0)  # so that nothing else is due
+        self.world.pass_time(0)  # so that nothing is due
         before = dict(self.fleet.workers)
         out = self.world.hand_in(kind(ended[-1 - pick % len(ended)]))
         assert out == []
@@ -587,7 +592,9 @@ class FleetMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.alive and not self.fleet.stopping)
     @rule()
     def all_obey(self) -> None:
-        """Whatever happened before: when all processes obey, the fleet becomes what is wanted."""
+        """When all processes do what they were asked, the fleet has the state that is wanted,
+        whatever happened before.
+        """
         self.world.settle()
         fleet = self.fleet
         assert fleet.candidate is None
@@ -607,20 +614,20 @@ class FleetMachine(RuleBasedStateMachine):
 
     @invariant()
     def fleet_knows_the_world(self) -> None:
-        """Each process is known, and nothing else is: what was started will be reaped."""
+        """The fleet knows exactly the processes that exist: what was started will be reaped."""
         assert set(self.fleet.workers) == set(self.world.workers)
         known = {n for n, g in self.fleet.generations.items() if g.state is not GenerationState.DOWN}
         assert known == set(self.world.fork_servers)
 
     @invariant()
     def slots_are_held_once(self) -> None:
-        """One worker boots or serves for good in each slot of a generation."""
+        """In each slot of a generation at most one worker boots or serves that is not to leave."""
         held = [(w.slot, w.generation) for w in self.fleet.workers.values() if w.staying]
         assert len(held) == len(set(held)), held
 
     @invariant()
     def boots_are_few(self) -> None:
-        """Boots stay within boot_parallelism; the canary is one more."""
+        """Boots stay within boot_parallelism; the canary may be one more."""
         booting = [w for w in self.fleet.workers.values() if w.state is BOOTING]
         canaries = [w for w in booting if w.generation == self.fleet.candidate]
         assert len(canaries) <= 1
@@ -629,25 +636,25 @@ class FleetMachine(RuleBasedStateMachine):
 
     @invariant()
     def surge_is_small(self) -> None:
-        """Planned replacements cost no more processes at once than the budget of any generation here."""
+        """Planned replacements never need more processes at once than the budget of any generation here."""
         pairs = {
             old
             for new, old in self.world.predecessors.items()
             if new in self.world.workers and old in self.world.workers
         }
-        # Eight: more than any rule here makes of the fleet.
+        # Eight: more workers than any rule here asks for.
         budgets = [surge(p.max_surge, p.max_surge_share, 8) for p in self.world.policies.values()]
         assert len(pairs) <= max([2, *budgets])
 
     @invariant()
     def some_are_wanted(self) -> None:
-        """No wish makes the fleet want no workers, unless it is to pause or stop."""
+        """The wanted number of workers is never 0, unless the fleet is paused or stops."""
         fleet = self.fleet
         assert fleet.wanted >= 1 or fleet.paused or fleet.stopping or fleet.policy is None
 
     @invariant()
     def causes_are_true(self) -> None:
-        """Only workers of another generation leave because of a reload, unless that was rolled back."""
+        """Only workers of another generation leave because of a reload, unless the reload was rolled back."""
         fleet = self.fleet
         for worker in fleet.workers.values():
             if worker.leaving is Cause.RELOAD:
@@ -655,7 +662,7 @@ class FleetMachine(RuleBasedStateMachine):
 
     @invariant()
     def one_generation_stands_by(self) -> None:
-        """What a reload can be rolled back to is one fork server at most, and it is kept."""
+        """At most one fork server is kept for a roll-back, and it is not ended meanwhile."""
         fleet = self.fleet
         standing_by = [n for n, g in fleet.generations.items() if g.state is GenerationState.SPARE]
         assert standing_by == ([fleet.probation.fallback] if fleet.probation else [])
@@ -668,14 +675,14 @@ class FleetMachine(RuleBasedStateMachine):
 
     @invariant()
     def load_decides_within_its_range(self) -> None:
-        """Without a number set by hand, there are as many workers as the configuration allows."""
+        """Without a number set by hand, the number of workers is within the range of the configuration."""
         fleet, policy = self.fleet, self.fleet.policy
         if policy is not None and fleet.override is None and fleet.wanted:
             assert policy.workers <= fleet.wanted <= max(policy.workers, policy.workers_most or 0)
 
     @invariant()
     def health_has_a_sentence(self) -> None:
-        """There is always a state and a sentence, with a plausible number in it."""
+        """There is always a state and a health sentence with a plausible number in it."""
         assert health.state(self.fleet)
         assert health.sentence(self.fleet).endswith(".")
 
@@ -684,11 +691,13 @@ class FleetMachine(RuleBasedStateMachine):
         assert len(self.world.finished) <= 1
 
     def teardown(self) -> None:
-        """Stopped, in a world that obeys, the fleet leaves nothing behind and has answered all."""
+        """Stopped in a world where all processes do what they are asked,
+        the fleet leaves no process and has answered all requests.
+        """
         if not hasattr(self, "world"):
             return
         if self.world.upgrade == "exec" and not self.world.finished:
-            # Nothing can come between this and the first event of the new program.
+            # No event can come between this and the first event of the new program.
             self.world.take_over()
         self.world.hand_in(events.StopAsked("test", "graceful"))
         self.world.settle()
@@ -709,7 +718,7 @@ SETTINGS = settings(
     max_examples=600,
     stateful_step_count=60,
     derandomize=True,
-    # A failure is shrunk, but not explained at length: that takes minutes.
+    # A failure is shrunk, but without the explain phase, which takes minutes.
     phases=[Phase.explicit, Phase.generate, Phase.shrink],
     report_multiple_bugs=False,
     deadline=None,
@@ -717,7 +726,7 @@ SETTINGS = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
 )
 
-# Legal, but random events seldom lead there. Plays in tests/unit/fleet do: test_lifecycle, test_rollback.
+# Legal, but random events seldom lead there. test_lifecycle and test_rollback in tests/unit/fleet test them.
 PLAYED = {
     ("generation configuring", "UseZygote"),
     ("generation loading", "UseZygote"),
@@ -735,7 +744,9 @@ PLAYED = {
 
 
 def test_fleet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rules above in random order; on the way most transitions of the tables in `lifecycle` are made."""
+    """The rules above with random events.
+    Together the runs make most transitions of the tables in `lifecycle`.
+    """
     made: set[tuple[str, str]] = set()
     original = FleetStep.move
 
@@ -755,7 +766,7 @@ def test_fleet(monkeypatch: pytest.MonkeyPatch) -> None:
         if state is not None
     }
     unreached = legal - made - PLAYED
-    # Which of the rare ones come up is chance; tests/unit/fleet has plays for them.
+    # Which of the rare transitions occur is random; tests/unit/fleet has tests of them.
     assert len(unreached) <= len(legal) // 4, "; ".join(
         f"{state} {cause}" for state, cause in sorted(unreached)
     )

@@ -1,4 +1,6 @@
-"""The request parser against anything: neither cuts nor memory make a difference, and noise does no harm."""
+"""The request parser with arbitrary input: the sizes of reads and the caches do not matter;
+garbage is refused.
+"""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -28,7 +30,7 @@ RULES = st.sampled_from(
 
 @dataclass
 class Outcome:
-    """All that an owner can see of a parser after some bytes."""
+    """All that the caller of a parser can see after some bytes."""
 
     requests: list[Got]
     https: list[bool]
@@ -53,7 +55,7 @@ def outcome(pieces: list[bytes], rules: Rules, remember: bool = True) -> Outcome
     )
 
 
-# Pieces of requests, right and wrong, that make something new in nearly any order.
+# Valid and invalid pieces of requests, which can be combined in nearly any order.
 FRAGMENTS = [
     *(b"GET ", b"POST ", b"OPTIONS ", b"get ", b"CONNECT ", b"A" * 21),
     *(b"/", b"/a?b ", b"/ ", b"* ", b"http://y/ ", b"x:80 ", b"/caf\xc3\xa9 ", b"/%41 "),
@@ -105,7 +107,7 @@ def cut(wire: bytes, at: list[int]) -> list[bytes]:
 @example(b"GET / HTTP/1.1\r\nHost: x\r\n\n\r\n", [26], Rules())
 @example(POST_CHUNKED + b"5\r\nhello\r\n0\r\n\r\n" + GET, [len(POST_CHUNKED) + 9], Rules())
 def test_cuts_make_no_difference(wire: bytes, at: list[int], rules: Rules) -> None:
-    """Whatever the bytes are, right or wrong, reads that end anywhere give what one read gives."""
+    """For valid and invalid bytes, reads of any sizes give the same result as one read."""
     whole = outcome([wire], rules)
     assert outcome(cut(wire, at), rules) == whole
     assert outcome(bytewise(wire), rules) == whole
@@ -113,8 +115,8 @@ def test_cuts_make_no_difference(wire: bytes, at: list[int], rules: Rules) -> No
 
 @settings(deadline=None, max_examples=400)
 @given(st.lists(st.one_of(st.just(GET), WIRES), max_size=6), RULES)
-def test_memory_makes_no_difference(pieces: list[bytes], rules: Rules) -> None:
-    """A parser that knows its last head and its process's lines sees what one sees that forgets all."""
+def test_caches_make_no_difference(pieces: list[bytes], rules: Rules) -> None:
+    """A parser with filled caches gives the same result as one whose caches are empty."""
     twice = [piece for piece in pieces for _ in range(2)]
     assert outcome(twice, rules) == outcome(twice, rules, remember=False)
 
@@ -122,13 +124,13 @@ def test_memory_makes_no_difference(pieces: list[bytes], rules: Rules) -> None:
 _TOKENS = st.text("abcXYZ-019", min_size=1, max_size=12).map(str.encode)
 _VALUES = st.binary(max_size=20).map(lambda raw: bytes(b for b in raw if b > 32 and b != 127))
 _BODIES = st.binary(min_size=1, max_size=200)
-# Names that mean something to the framing would make another request of it.
+# Names that affect the framing would make it a different request.
 _FIELDS = st.lists(st.tuples(_TOKENS.map(lambda name: b"X-" + name), _VALUES), max_size=4)
 
 
 @st.composite
 def requests(draw: st.DrawFn) -> tuple[bytes, Got]:
-    """A valid request, and what must come of it."""
+    """A valid request, and the expected result."""
     method = draw(st.sampled_from(["GET", "POST", "PUT", "DELETE", "HEAD", "X-OWN"]))
     target = b"/" + draw(_TOKENS)
     protocol = draw(st.sampled_from(["HTTP/1.1", "HTTP/1.0"]))
@@ -154,7 +156,7 @@ def requests(draw: st.DrawFn) -> tuple[bytes, Got]:
 @settings(deadline=None, max_examples=200)
 @given(st.lists(requests(), min_size=1, max_size=4), st.lists(st.integers(0, 5000), max_size=8))
 def test_what_was_sent_is_what_is_parsed(play: list[tuple[bytes, Got]], at: list[int]) -> None:
-    """Whatever valid requests are pipelined and wherever the reads end, they come out as they went in."""
+    """Valid requests that are pipelined and read in any pieces are parsed as they were sent."""
     wire = b"".join(raw for raw, _ in play)
     assert parsed(*cut(wire, at)) == [got for _, got in play]
 
@@ -167,7 +169,7 @@ def test_what_was_sent_is_what_is_parsed(play: list[tuple[bytes, Got]], at: list
     st.sampled_from([b"", b";a", b';name="a; \\"b"', b" ; a = b"]),
 )
 def test_chunks_go_round(body: bytes, sizes: list[int], at: list[int], extension: bytes) -> None:
-    """What our own encoder makes of a body in any chunks is that body again, with or without extensions."""
+    """A body that our encoder sends in any chunks is parsed as the same body, with and without extensions."""
     chunks, start = [], 0
     for size in [*sizes, len(body)]:
         if start < len(body):
@@ -180,7 +182,7 @@ def test_chunks_go_round(body: bytes, sizes: list[int], at: list[int], extension
 @settings(deadline=None, max_examples=300)
 @given(st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.binary(max_size=60)), max_size=20), RULES)
 def test_noise_never_does_more_than_a_violation(pieces: list[bytes], rules: Rules) -> None:
-    """No bytes raise anything but ProtocolViolation, nor make more requests than they could hold."""
+    """Random bytes raise nothing but ProtocolViolation, and give no more requests than they can contain."""
     result = outcome(pieces, rules)
     assert result.status is None or result.status[:1] in "45"
     # `G / HTTP/1.0` and two line ends are the shortest request.
@@ -190,7 +192,7 @@ def test_noise_never_does_more_than_a_violation(pieces: list[bytes], rules: Rule
 @settings(deadline=None, max_examples=60)
 @given(st.sampled_from(FRAGMENTS), st.lists(st.sampled_from(FRAGMENTS), max_size=4).map(b"".join))
 def test_repetition_is_bounded(piece: bytes, beginning: bytes) -> None:
-    """Anything repeated for long is served, refused or dropped; what is kept of it is bounded."""
+    """Input that is repeated for long is served, refused or dropped; the memory for it is bounded."""
     kept = 0
 
     class Sink:

@@ -1,4 +1,4 @@
-"""Whatever is given for a setting is taken, or refused in one line."""
+"""Any value that is given for a setting is accepted, or refused in one line."""
 
 import decimal
 import os
@@ -18,7 +18,7 @@ from ostler.settings.table import rows
 
 
 class Hostile:
-    """An object of a configuration file's own, all of whose methods fail."""
+    """An object from a configuration file, all of whose methods fail."""
 
     def _fail(self, *_: Any) -> Any:
         raise RuntimeError("mine")
@@ -79,7 +79,9 @@ def one_line(text: str) -> bool:
 
 
 def test_every_flag_with_hostile_texts() -> None:
-    """Each flag with each text: a usage error in a line, or taken, and then it can be sent."""
+    """Each flag with each text is a usage error in one line,
+    or it is accepted and can be sent to a fork server.
+    """
     taken: list[Any] = []
     made = command(taken.append)
     for flag, has_value in FLAGS:
@@ -98,7 +100,7 @@ def test_every_flag_with_hostile_texts() -> None:
 
 
 def loaded(name: str, value: object) -> None:
-    """Load a file with one setting; passes if it can be used and sent, or is refused in a line."""
+    """Load a file with one setting. It must be usable and sendable, or refused in one line."""
     file = ConfigFile("gunicorn.conf.py", {"wsgi_app": "app:app", name: value})
     refused = "-"
     try:
@@ -127,5 +129,5 @@ VALUES = st.recursive(
 @given(st.sampled_from([*rows(), *IGNORED]), VALUES)
 @example("workers", 10**5000)
 def test_any_object(name: str, value: object) -> None:
-    """Any value of Python's in any setting."""
+    """Any Python value in any setting."""
     loaded(name, value)

@@ -1,8 +1,8 @@
-"""Days of a fleet with a virtual clock: the budgets, the spread of recycling, the patience with what fails.
+"""Days of a fleet with a virtual clock: budgets, the spread of recycling, pauses after failures.
 
-The simulator itself checks after each event that no slot is unserved but for a crash, that boots stay within
-their parallelism and that no more workers leave at once than the budget allows. What is asserted here is what
-a day as a whole must look like.
+The simulator itself checks after each event that only a crash leaves a slot unserved, that boots stay within
+their parallelism and that no more workers leave at once than the budget allows. These tests check
+the result of a whole day.
 """
 
 import math
@@ -36,7 +36,7 @@ def by_hour(second: float) -> float:
 
 @pytest.fixture(scope="module")
 def day() -> Simulator:
-    """A day with everything in it, and some minutes to come to rest."""
+    """A day with all kinds of events, and some minutes until the fleet is at rest."""
     policy = replace(
         POLICY,
         max_age=50 * MINUTE,
@@ -60,8 +60,8 @@ def day() -> Simulator:
     return Simulator(scenario, seed=1).run(DAY + 20 * MINUTE)
 
 
-def test_a_day_costs_no_request_and_ends_well(day: Simulator) -> None:
-    """Each offered request found a worker, each process that was started was reaped or lives."""
+def test_a_day_without_a_lost_request_or_process(day: Simulator) -> None:
+    """Each request found a worker; each process that was started was reaped or is alive."""
     stats = day.stats
     assert stats.offered > 100_000_000
     assert stats.answered == stats.offered
@@ -72,7 +72,9 @@ def test_a_day_costs_no_request_and_ends_well(day: Simulator) -> None:
 
 
 def test_a_day_stays_within_its_budgets(day: Simulator) -> None:
-    """Processes beyond the wanted number, boots and leavers at once: as many as allowed, and some of each."""
+    """Extra processes, boots and leaving workers at the same time reach, and do not exceed,
+    the allowed numbers.
+    """
     stats = day.stats
     assert 1 < stats.most_extra <= BUDGET
     assert stats.most_booting == POLICY.boot_parallelism
@@ -81,7 +83,9 @@ def test_a_day_stays_within_its_budgets(day: Simulator) -> None:
 
 
 def test_reloads_of_a_day(day: Simulator) -> None:
-    """One meets broken code and fails, one poisonous requests and is rolled back; the others go through."""
+    """One reload has broken code and fails, one meets poisonous requests and is rolled back;
+    the others succeed.
+    """
     reports = day.stats.reports
     assert reports["reload"] == 24
     assert reports["reload_failed"] == 1
@@ -90,7 +94,9 @@ def test_reloads_of_a_day(day: Simulator) -> None:
 
 
 def test_all_at_their_limit_in_the_same_second() -> None:
-    """Workers without jitter that are due together go in turns: what is left always serves all slots."""
+    """Workers without jitter that are due at the same time are replaced in turns,
+    so that all slots are always served.
+    """
     scenario = Scenario(POLICY, rate=lambda _: 640.0, drain=(20.0, 30.0))
     fleet = Simulator(scenario).run(MINUTE)
     first = list(fleet.workers)
@@ -112,9 +118,9 @@ def test_all_at_their_limit_in_the_same_second() -> None:
     ],
 )
 def test_jitter_spreads_what_began_together(cause: str, jittery: Scenario) -> None:
-    """64 workers that started together are not replaced together: no minute sees more than a few of them.
+    """64 workers that started together are not replaced together: in no minute more than a few.
 
-    Evenly spread over the 1000 seconds of jitter it would be 4 a minute.
+    Spread evenly over the 1000 seconds of jitter it would be 4 a minute.
     """
     fleet = Simulator(replace(jittery, rate=lambda _: 640.0), seed=2).run(3200)
     minutes = fleet.stats.per_minute(cause)
@@ -124,14 +130,14 @@ def test_jitter_spreads_what_began_together(cause: str, jittery: Scenario) -> No
 
 
 def test_without_jitter_there_is_a_spike() -> None:
-    """The proof of the proof: the same fleet without jitter asks for all its successors in one minute."""
+    """Verifies the test above: the same fleet without jitter asks for all its successors in one minute."""
     scenario = Scenario(replace(POLICY, max_age=2000.0), measured=10.0)
     fleet = Simulator(scenario, seed=2).run(3200)
     assert max(fleet.stats.per_minute("age")) > 50
 
 
 def broken_hour(seed: int) -> Simulator:
-    """The code breaks and two workers crash; an hour later it is mended."""
+    """The code is broken and two workers crash; an hour later the code works again."""
     scenario = Scenario(
         POLICY, broken=[(100.0, 100.0 + HOUR)], poison=[(110.0, 111.5)], boot=(1.0, 1.0), measured=5.0
     )
@@ -139,7 +145,9 @@ def broken_hour(seed: int) -> Simulator:
 
 
 def test_boots_that_fail_are_tried_ever_more_rarely() -> None:
-    """The attempts of an hour grow apart up to half a minute; the survivors serve; then it mends itself."""
+    """The pause between attempts grows up to half a minute; the survivors serve;
+    the fleet recovers by itself.
+    """
     fleet = broken_hour(1).run(100.0 + HOUR)
     attempts = fleet.stats.failed_boots
     gaps = [b - a for a, b in pairwise(attempts)]
@@ -155,14 +163,16 @@ def test_boots_that_fail_are_tried_ever_more_rarely() -> None:
 
 
 def test_fleets_that_fail_together_do_not_try_together() -> None:
-    """Two fleets with the same trouble at the same time (one database) soon try at different moments."""
+    """Two fleets with the same failure at the same time (of one database) soon retry at different moments."""
     one, other = (broken_hour(seed).run(1200.0).stats.failed_boots for seed in (1, 2))
     apart = [min(abs(a - b) for b in other) for a in one[8:]]
     assert sum(distance > 1.0 for distance in apart) > len(apart) / 2
 
 
 def test_poisonous_requests_do_not_take_the_fleet_down() -> None:
-    """Eighty crashes a minute, for ten: half of the workers serve at least, and it ends when they end."""
+    """Eighty crashes a minute for ten minutes:
+    at least half of the workers serve, and the fleet recovers afterwards.
+    """
     scenario = Scenario(POLICY, poison=[(60.0, 660.0)], poison_every=0.75, boot=(2.0, 2.0), measured=1.0)
     fleet = Simulator(scenario).run(60.0)
     least = WORKERS
@@ -177,7 +187,7 @@ def test_poisonous_requests_do_not_take_the_fleet_down() -> None:
 
 
 def test_a_fork_server_that_dies_each_minute_is_replaced_each_time() -> None:
-    """Workers do not notice, and what is due to be recycled still gets its successor."""
+    """Workers are not affected, and workers that are due to be recycled get their successors."""
     scenario = Scenario(
         POLICY, rate=lambda _: 640.0, max_requests=3000, jitter=3000, fork_server_deaths=60.0, measured=2.0
     )
@@ -189,7 +199,9 @@ def test_a_fork_server_that_dies_each_minute_is_replaced_each_time() -> None:
 
 
 def test_an_autoscaled_day() -> None:
-    """The number follows the load: enough at each hour, few at night, and it changes some dozens of times."""
+    """The number of workers follows the load:
+    enough at each hour, few at night, and it changes some dozens of times.
+    """
     policy = replace(POLICY, workers=2, workers_most=24, autoscale_cooldown=120.0)
     scenario = Scenario(policy, rate=by_hour, request_seconds=0.005, crashes=0.05, fork_server_deaths=HOUR)
     fleet = Simulator(scenario, seed=4).run(DAY)

@@ -19,7 +19,7 @@ def pytest_runtest_makereport(
     if report.failed:
         for place in Place.live:
             place.keep = True
-            # Names that are no UTF-8 could not be sent between the processes of pytest-xdist.
+            # Names that are not UTF-8 could not be sent between the processes of pytest-xdist.
             text = place.logs().encode(errors="backslashreplace").decode()
             report.sections.append(("daemons", text))
     return report

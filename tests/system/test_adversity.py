@@ -1,6 +1,6 @@
-"""What the machine does to a daemon: disks that fill up, readers that go away, limits, files that vanish.
+"""Failures of the machine: full disks, log readers that go away, limits, files that vanish.
 
-Each time the fleet serves on, nothing spins, and what is wrong is said once.
+Each time the fleet continues to serve, nothing spins, and the problem is logged once.
 """
 
 import json
@@ -25,17 +25,17 @@ pytestmark = pytest.mark.system
 
 
 def within(*commands: str) -> list[str]:
-    """The program, run by a shell after some commands of it."""
+    """The program, executed by a shell after some shell commands."""
     return ["sh", "-c", f'{"; ".join(["set -e", *commands])}; exec "$@"', "sh", *OSTLER]
 
 
 def redirected(to: str) -> list[str]:
-    """The program, with its standard descriptors as the shell's `to` says."""
+    """The program, with standard descriptors redirected as in the shell's `to`."""
     return ["sh", "-c", f'exec "$@" {to}', "sh", *OSTLER]
 
 
 def own_mounts(*commands: str) -> list[str]:
-    """The program in a mount namespace of its own (unshare(1)), in which `commands` mount things."""
+    """The program in a mount namespace of its own (unshare(1)), after the mounts of `commands`."""
     return ["unshare", "--mount", "--propagation", "private", *within(*commands)]
 
 
@@ -51,7 +51,7 @@ needs_mounts = pytest.mark.skipif(not may_mount(), reason="needs the right to mo
 
 
 def served(daemon: Daemon, workers: int = 1) -> str:
-    """The address, asked for over the control socket: the log may be out of order."""
+    """The address, requested over the control socket, because the log may not be written."""
     daemon.settled(workers)
     return daemon.status().listeners[0]
 
@@ -66,7 +66,7 @@ def cpu(*pids: int) -> float:
 
 
 def is_calm(daemon: Daemon) -> bool:
-    """Whether daemon and fleet use next to no CPU time for a moment in which nothing is asked of them."""
+    """Whether daemon and fleet use hardly any CPU time while there are no requests."""
     pids = [daemon.pid, *children(daemon.pid)]
     before = cpu(*pids)
     process = Process(daemon.pid)
@@ -75,7 +75,7 @@ def is_calm(daemon: Daemon) -> bool:
 
 
 def fill(filler: Path, *logs: Path) -> None:
-    """Write until the disk is full, and so are the last pages of logs."""
+    """Write until the disk is full, including the last pages of the logs."""
     with filler.open("wb", buffering=0) as file:
         while _wrote_to(file.fileno()):
             pass
@@ -95,7 +95,9 @@ def lines(path: Path, event: str) -> list[dict[str, object]]:
 
 @needs_mounts
 def test_log_disk_is_full(place: Place) -> None:
-    """All serve on and calm; when there is room again each says what it lost, and lines are whole."""
+    """All processes continue to serve and do not spin.
+    When there is room again, each logs how many lines it lost, and lines are whole.
+    """
     disk = place.folder / "disk"
     disk.mkdir()
     daemon = place.start(
@@ -113,7 +115,7 @@ def test_log_disk_is_full(place: Place) -> None:
     daemon.settled(2)
     assert is_calm(daemon)
     (inside / "filler").unlink()
-    for _ in range(4):  # to the worker that has something to say of it, too
+    for _ in range(4):  # to the worker that has lost lines as well
         assert ask(url, "/after").status == 200
     daemon.send(signal.SIGTTIN)
     lost = until(lambda: lines(inside / "error.log", "log_lines_lost"), "the report of the supervisor")
@@ -125,7 +127,7 @@ def test_log_disk_is_full(place: Place) -> None:
 
 
 def test_access_log_alone_can_not_be_written(place: Place) -> None:
-    """The error log says so, once."""
+    """The error log reports it once."""
     daemon = place.start("--access-logfile", "/dev/full", "plain:app")
     for _ in range(20):
         assert daemon.get().text == "one"
@@ -137,7 +139,9 @@ def test_access_log_alone_can_not_be_written(place: Place) -> None:
 
 @pytest.mark.parametrize("reader", ["gone", "asleep"])
 def test_reader_of_the_log(place: Place, reader: str) -> None:
-    """Gone as in `ostler 2>&1 | head -1`, or there but reading nothing: no process ends or waits for it."""
+    """The reader has ended as in `ostler 2>&1 | head -1`, or exists but reads nothing:
+    no process ends or waits for it.
+    """
     fifo = place.folder / "fifo"
     os.mkfifo(fifo)
     end = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
@@ -160,11 +164,11 @@ def test_reader_of_the_log(place: Place, reader: str) -> None:
         daemon.settled(3)
         assert is_calm(daemon)
         if reader == "asleep":
-            story = bytearray()
+            output = bytearray()
 
             def read(what: bytes) -> bool:
-                story.extend(_read(end))
-                return what in story
+                output.extend(_read(end))
+                return what in output
 
             assert read(b"GET /xxx")
             assert ask(url, "/awake").status == 200
@@ -176,8 +180,8 @@ def test_reader_of_the_log(place: Place, reader: str) -> None:
             os.close(end)
 
 
-def test_app_prints_to_nobody(place: Place) -> None:
-    """The reader of stdout and stderr is gone: neither print nor wsgi.errors fails in the app."""
+def test_app_prints_without_a_reader(place: Place) -> None:
+    """The reader of stdout and stderr has ended: neither print nor wsgi.errors fails in the app."""
     place.add(
         "talks.py",
         "def app(environ, start_response):\n"
@@ -196,8 +200,8 @@ def test_app_prints_to_nobody(place: Place) -> None:
     assert ask(url).text == "fine"
 
 
-def test_last_words(place: Place) -> None:
-    """A start that fails ends with its own exit code, also when its output has no reader."""
+def test_failed_start_without_a_reader(place: Place) -> None:
+    """A start that fails has its usual exit code, even when its output has no reader."""
     place.add("broken.py", "raise RuntimeError('no database')\n")
     fifo = place.folder / "fifo"
     os.mkfifo(fifo)
@@ -225,7 +229,7 @@ def _read(fd: int) -> bytes:
 
 
 def test_standard_descriptors_closed(place: Place) -> None:
-    """Started with `<&- >&- 2>&-`: no listener gets the number that logs go to."""
+    """Started with `<&- >&- 2>&-`: no listener gets the descriptor number to which logs are written."""
     daemon = place.start(
         *("--access-logfile", "-", "plain:app"), argv=redirected("<&- >&- 2>&-"), serving=False
     )
@@ -241,7 +245,7 @@ def test_standard_descriptors_closed(place: Place) -> None:
 
 # -- disks -----------------------------------------------------------------------------------------------
 
-# Nothing can be written anywhere, and there is no shared memory but what needs no file.
+# No file can be written, and there is no shared memory except memfd_create(2).
 READ_ONLY = (
     "while umount -l /dev/shm 2>/dev/null; do :; done",
     "mount --rbind / /",
@@ -252,7 +256,9 @@ READ_ONLY = (
 
 @needs_mounts
 def test_read_only_machine(place: Place) -> None:
-    """It serves, with one warning for what is missing; bodies too large for memory get 507 and one line."""
+    """It serves, with one warning for each missing feature;
+    bodies too large for memory get 507 and one line.
+    """
     daemon = place.start("plain:app", argv=own_mounts(*READ_ONLY))
     assert daemon.get().text == "one"
     assert daemon.get("/", method="POST", body=b"x" * 3_000_000).status == 507
@@ -269,7 +275,7 @@ def test_read_only_machine(place: Place) -> None:
 
 @needs_mounts
 def test_pid_file_on_a_read_only_disk(place: Place) -> None:
-    """What was asked for by name is no luxury: one line, exit code 1."""
+    """A pid file was asked for explicitly: one line, exit code 1."""
     argv = ["-b", "127.0.0.1:0", "--no-control-socket", "-p", "d.pid", "plain:app"]
     done = place.run(*argv, argv=own_mounts(*READ_ONLY))
     words = f"pidfile: can't write {place.app_folder}/d.pid: Read-only file system"
@@ -282,7 +288,7 @@ def _listens(path: Path) -> bool:
 
 
 def test_control_socket_deleted(place: Place) -> None:
-    """Socket, token and folder are back within seconds, with their rights, and it is said once."""
+    """Socket, token and folder are restored within seconds, with their permissions, and it is logged once."""
     daemon = place.start("--control-bind", "127.0.0.1:0", "plain:app")
     path = daemon.socket
     token = path.with_suffix(".token")
@@ -303,13 +309,15 @@ def test_control_socket_deleted(place: Place) -> None:
 
 
 def limit_files(daemon: Daemon, most: int | None) -> None:
-    """RLIMIT_NOFILE of the running supervisor; None: as before."""
+    """Set RLIMIT_NOFILE of the running supervisor; None: as before."""
     hard = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)[1]
     resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (hard if most is None else most, hard))
 
 
 def test_supervisor_is_out_of_descriptors(place: Place) -> None:
-    """EMFILE for whatever it tries: survivors serve, each attempt is a line, recovery when there are some."""
+    """Every call fails with EMFILE:
+    survivors serve, each attempt is a line, and it recovers when there are descriptors.
+    """
     daemon = place.start("-w", "2", "plain:app")
     workers = daemon.settled(2)
     lost = daemon.socket
@@ -318,7 +326,7 @@ def test_supervisor_is_out_of_descriptors(place: Place) -> None:
     os.kill(workers[0].pid or 0, signal.SIGKILL)
     assert "Too many open files" in daemon.event("fork_server_failed", after=1)["reason"]
     with socket.socket(socket.AF_UNIX) as refused:
-        refused.connect(str(lost))  # its backlog takes it; accept(2) fails
+        refused.connect(str(lost))  # the backlog accepts it; accept(2) fails
         assert "Too many open files" in daemon.event("control_unavailable")["problem"]
         assert daemon.get().text == "one"
         waits = [daemon.event("fork_server_failed", after=number)["retry_in"] for number in (1, 2)]
@@ -352,7 +360,9 @@ def cgroup() -> Iterator[Path]:
 
 
 def test_fork_fails(cgroup: Path, place: Place) -> None:
-    """EAGAIN for workers and fork servers: survivors serve, a line for each attempt, then recovery."""
+    """EAGAIN for workers and fork servers:
+    survivors serve, there is a line for each attempt, then it recovers.
+    """
     daemon = place.start("-w", "2", "plain:app")
     victim = Process(daemon.settled(2)[0].pid or 0)
     for pid in (daemon.pid, *children(daemon.pid)):
@@ -376,7 +386,7 @@ def test_fork_fails(cgroup: Path, place: Place) -> None:
 
 # -- time ------------------------------------------------------------------------------------------------
 
-# Loaded by every Python of the fleet: the wall clock is off by what the file says.
+# Loaded by every Python process of the fleet: shifts the wall clock by the offset in the file.
 CLOCK = """\
 import pathlib, time
 _real, _file = time.time, pathlib.Path(__file__).with_name("offset")
@@ -390,7 +400,9 @@ time.time = _wall
 
 
 def test_clock_jumps(place: Place) -> None:
-    """A day forwards, two back: no deadline fires, no worker is replaced, timed things take their time."""
+    """The clock jumps one day forwards, then two back:
+    no deadline fires, no worker is replaced, delays have their usual length.
+    """
     (place.folder / "clock").mkdir()
     (place.folder / "clock" / "sitecustomize.py").write_text(CLOCK)
     offset = place.folder / "clock" / "offset"
@@ -419,7 +431,9 @@ def test_clock_jumps(place: Place) -> None:
 
 
 def test_hung_fork_server(place: Place) -> None:
-    """One that does not fork when asked to is replaced, and none holds up the end; no worker notices."""
+    """A fork server that does not fork when asked to is replaced, and does not delay the end;
+    workers are not affected.
+    """
     daemon = place.start("-w", "2", "--boot-timeout", "3", "plain:app")
     before = [worker.pid for worker in daemon.settled(2)]
     hung = fork_server(daemon)
@@ -433,7 +447,7 @@ def test_hung_fork_server(place: Place) -> None:
 
 
 def test_stop_while_a_hung_fork_server_owes_a_worker(place: Place) -> None:
-    """The end does not wait for a process that was asked for and never comes."""
+    """The end does not wait for a worker that the hung fork server was asked to fork."""
     daemon = place.start("-w", "2", "--boot-timeout", "3", "plain:app")
     daemon.settled(2)
     hung = fork_server(daemon)
@@ -445,7 +459,7 @@ def test_stop_while_a_hung_fork_server_owes_a_worker(place: Place) -> None:
 
 
 def test_unix_socket_after_a_killed_daemon(place: Place) -> None:
-    """A new daemon has the path at once, and keeps it when the old one's workers leave at last."""
+    """A new daemon gets the path at once, and keeps it when the old daemon's workers end later."""
     path = place.folder / "app.sock"
     first = place.start("-b", f"unix:{path}", "plain:app", bind=None)
     slow = Connection(f"unix:{path}").asked("/gate/slow")

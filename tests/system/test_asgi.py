@@ -1,4 +1,4 @@
-"""ASGI apps in the real daemon: uvicorn inside our life cycle."""
+"""ASGI apps in the real daemon: uvicorn inside Ostler's life cycle."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def websocket(daemon: Daemon) -> Iterator[ClientConnection]:
 
 
 def said(client: ClientConnection, text: str) -> int:
-    """Echo `text`; the pid of the worker that did it."""
+    """Echo `text`; returns the pid of the worker that answered."""
     client.send(text)
     pid, _, rest = str(client.recv(timeout=PATIENCE)).partition(" ")
     assert rest == text
@@ -70,7 +70,7 @@ def test_an_app(place: Place) -> None:
 
 @pytest.mark.parametrize("app", ["waiter:make()", "waiter:make", "waiter:OldStyle"])
 def test_shapes_of_apps(place: Place, app: str) -> None:
-    """Factories, called or not, and apps of ASGI 2."""
+    """Factories, as a name and as a call, and apps of ASGI 2."""
     daemon = place.start("-k", "asgi", app)
     assert daemon.get().text == "one"
 
@@ -84,14 +84,14 @@ def test_shapes_of_apps(place: Place, app: str) -> None:
     ],
 )
 def test_the_wrong_kind_of_app(place: Place, argv: tuple[str, ...], advice: str) -> None:
-    """A WSGI app under asgi and the other way round: the log says what to do."""
+    """A WSGI app under asgi and an ASGI app under sync: the log says what to do."""
     daemon = place.start(*argv, serving=False)
     assert daemon.wait() != 0
     assert advice in daemon.log.read_text()
 
 
 def test_a_failing_app(place: Place) -> None:
-    """500 to the client, one event with the traceback from the app's frame on, and the worker serves on."""
+    """500 to the client, one event with the traceback from the app's frame on; the worker continues."""
     daemon = place.start(*ASGI)
     (pid,) = daemon.pids()
     assert daemon.get("/fail").status == 500
@@ -104,7 +104,7 @@ def test_a_failing_app(place: Place) -> None:
 
 
 def test_requests_in_flight_are_shown(place: Place) -> None:
-    """Many at once in one worker, each with its path; and they end all the same."""
+    """Many requests at once in one worker are shown, each with its path."""
     daemon = place.start(*ASGI)
     clients = [daemon.connect().asked(f"/gate/many?{number}") for number in range(20)]
     daemon.until(lambda: len(daemon.workers()[0].in_flight) == 20, "all are shown")
@@ -120,7 +120,9 @@ def test_requests_in_flight_are_shown(place: Place) -> None:
 
 
 def test_a_startup_that_fails(place: Place) -> None:
-    """A reload whose startup raises is abandoned with its traceback; the generation before serves on."""
+    """A reload whose startup raises is abandoned with its traceback;
+    the generation before continues to serve.
+    """
     daemon = place.start("-w", "2", *ASGI)
     pids = {worker.pid for worker in daemon.settled(2)}
     source = (place.app_folder / "waiter.py").read_text()
@@ -164,7 +166,9 @@ def test_reload_under_load(place: Place) -> None:
 
 
 def test_websockets(place: Place) -> None:
-    """Echo; shown as in flight, without a deadline; a reload closes them with 1012, and new ones work."""
+    """A websocket echoes and is shown as in flight without a deadline;
+    a reload closes it with 1012, and new ones work.
+    """
     daemon = place.start("-t", "0.5", *ASGI)
     (old,) = daemon.pids()
     with websocket(daemon) as client:
@@ -186,7 +190,7 @@ def test_websockets(place: Place) -> None:
 
 
 def test_term_drains(place: Place) -> None:
-    """What is in flight is answered, with the end of its connection; then the app's shutdown runs."""
+    """Requests in flight are answered with `Connection: close`; then the app's shutdown runs."""
     daemon = place.start(*ASGI)
     (pid,) = daemon.pids()
     idle = daemon.connect()
@@ -218,7 +222,7 @@ def test_the_end_is_bounded(place: Place) -> None:
 
 @pytest.mark.parametrize("signum", [signal.SIGQUIT, *thorough(signal.SIGINT)])
 def test_a_quick_end(place: Place, signum: int) -> None:
-    """Nothing is waited for, and nothing is complained of."""
+    """Nothing is waited for, and there are no errors in the log."""
     daemon = place.start(*ASGI)
     busy = daemon.connect().asked("/gate/never")
     daemon.in_app("/gate/never")
@@ -229,7 +233,7 @@ def test_a_quick_end(place: Place, signum: int) -> None:
 
 
 def test_the_daemon_is_killed(place: Place) -> None:
-    """A worker whose supervisor is gone finishes what it has and leaves."""
+    """A worker whose supervisor is gone finishes its requests and ends."""
     daemon = place.start(*ASGI)
     worker = Process(daemon.pids()[0])
     busy = daemon.connect().asked("/gate/late")
@@ -241,7 +245,7 @@ def test_the_daemon_is_killed(place: Place) -> None:
 
 
 def test_max_requests(place: Place) -> None:
-    """Workers are recycled after so many, and no request is lost."""
+    """Workers are recycled after this number, and no request is lost."""
     daemon = place.start("--max-requests", "50", *ASGI)
     with Load(daemon.address, rate=200, connections=4) as load:
         daemon.event("worker_exited", after=1)
@@ -251,7 +255,9 @@ def test_max_requests(place: Place) -> None:
 
 
 def test_streams_and_clients_that_leave(place: Place) -> None:
-    """Parts reach the client as they come; an app that waits for it is notified of a client that has gone."""
+    """Parts reach the client as they are sent;
+    an app that waits for it is notified when the client disconnects.
+    """
     daemon = place.start(*ASGI)
     with socket.create_connection(daemon.address, timeout=PATIENCE) as client:
         client.sendall(b"GET /stream/parts HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
@@ -273,7 +279,7 @@ def test_streams_and_clients_that_leave(place: Place) -> None:
 
 
 def test_background_work(place: Place) -> None:
-    """What an app does after its answer is no request any more, but its worker stays for it."""
+    """Work after the answer is not a request any more, but the worker does not end before it is done."""
     daemon = place.start("-t", "0.5", *ASGI)
     old = Process(daemon.pids()[0])
     assert daemon.get("/then-works").text == "one"
@@ -287,7 +293,7 @@ def test_background_work(place: Place) -> None:
 
 
 def test_a_startup_can_be_left(place: Place) -> None:
-    """SIGTERM while the app's startup waits for something: it ends at once."""
+    """SIGTERM while the app's startup waits for something: the worker ends at once."""
     source = (place.app_folder / "waiter.py").read_text()
     complete = 'await send({"type": "lifespan.startup.c'
     slow = f'Path("starting").touch()\n    await wait_at_gate("startup")\n    {complete}'
@@ -302,7 +308,7 @@ def test_a_startup_can_be_left(place: Place) -> None:
 
 @pytest.mark.parametrize("path", ["/gate/never", "/computes", *thorough("/computes-elsewhere")])
 def test_a_request_is_ended_alone(place: Place, path: str) -> None:
-    """504 for one that waits, and for one that keeps the whole loop; the log has its own stack."""
+    """504 for a request that waits, and for one that blocks the whole loop; the log has its own stack."""
     daemon = place.start("-t", "1", "--timeout-grace", "30", *ASGI)
     (pid,) = daemon.pids()
     answer = daemon.connect().asked(path).answer()
@@ -318,7 +324,7 @@ def test_a_request_is_ended_alone(place: Place, path: str) -> None:
 
 
 def test_a_loop_that_stays_blocked(place: Place) -> None:
-    """A websocket has no deadline: if it keeps the loop from all others, the worker is replaced."""
+    """A websocket has no deadline: if it blocks the loop, the worker is replaced."""
     source = """
 import waiter
 
@@ -348,7 +354,7 @@ def block():
 
 
 def test_others_go_on(place: Place) -> None:
-    """The requests beside the one that is ended do not notice."""
+    """Requests beside the one that is ended are not affected."""
     daemon = place.start("-t", "1.5", "--timeout-grace", "30", *ASGI)
     late = daemon.connect().asked("/gate/never")
     daemon.until(lambda: daemon.in_app("/gate/never").age > 1.0, "a second old")
@@ -359,7 +365,7 @@ def test_others_go_on(place: Place) -> None:
 
 
 def test_an_answer_that_has_begun_is_cut(place: Place) -> None:
-    """Nothing has come of it for as long as the time-out: the client sees that the rest is missing."""
+    """It has sent nothing for as long as the time-out: the client sees that the rest is missing."""
     daemon = place.start("-t", "0.5", "--timeout-grace", "30", *ASGI)
     (pid,) = daemon.pids()
     with pytest.raises(IncompleteRead) as caught:
@@ -369,7 +375,7 @@ def test_an_answer_that_has_begun_is_cut(place: Place) -> None:
 
 
 def test_more_time(place: Place) -> None:
-    """A request may ask for more time, and an event stream has all the time it wants."""
+    """A request may ask for more time, and an event stream has no time limit."""
     daemon = place.start("-t", "0.5", *ASGI)
     extended = daemon.connect().asked("/extended")
     events = daemon.connect().asked("/stream/events")
@@ -387,7 +393,7 @@ def test_more_time(place: Place) -> None:
 
 
 def test_warm_up(place: Place) -> None:
-    """Warm-up requests come after the startup, and a failing one keeps a reload from happening."""
+    """Warm-up requests come after the startup, and a failing one makes the reload fail."""
     daemon = place.start("--warmup-request", "/pid", *ASGI)
     assert daemon.status().totals.requests == 0
     place.add("gunicorn.conf.py", "warmup_request = ['/fail']\n")
@@ -397,7 +403,9 @@ def test_warm_up(place: Place) -> None:
 
 
 def test_a_class_made_from_uvicorns(place: Place) -> None:
-    """A project's own subclass of uvicorn's worker: its CONFIG_KWARGS count, and what can't count is said."""
+    """A project's own subclass of uvicorn's worker:
+    its CONFIG_KWARGS count, and those without effect are reported.
+    """
     place.add(
         "own.py",
         """
@@ -426,7 +434,7 @@ class Strange(UvicornWorker):
 
 
 def test_unix_sockets_and_changing_the_class(place: Place) -> None:
-    """A proxy on a Unix socket is trusted; reloads go from sync to asgi and back, with connections open."""
+    """A proxy on a Unix socket is trusted; reloads switch from sync to asgi and back, connections stay."""
     place.add("gunicorn.conf.py", "worker_class = 'sync'\nwsgi_app = 'plain:app'\n")
     daemon = place.start("--keep-alive", "60", bind=f"unix:{place.folder}/app.sock")
     kept = daemon.connect()
@@ -443,7 +451,9 @@ def test_unix_sockets_and_changing_the_class(place: Place) -> None:
 
 
 def test_hundreds_of_requests_at_once(place: Place) -> None:
-    """Each is visible while it is in the app, and logged with its own method: a HEAD has no body."""
+    """Each is visible while it is in the app, and logged with its own method:
+    the answer to HEAD has no body.
+    """
     log = ("--access-logfile", "access.log", "--access-logformat", "%(m)s %(s)s %(B)s")
     daemon = place.start("-k", "asgi", *log, "--worker-connections", "700", "waiter:app")
     methods = ["HEAD", "GET", "GET", "GET"] * 100

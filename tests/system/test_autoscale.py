@@ -1,4 +1,4 @@
-"""What is decided by measurements of real workers: how many there are, and which have grown too large."""
+"""Decisions from measurements of real workers: how many workers there are, and which have grown too large."""
 
 import math
 from itertools import pairwise
@@ -27,9 +27,10 @@ def app(environ, start_response):
 
 
 def test_the_load_decides_on_the_number(place: Place) -> None:
-    """1..4: four clients without pauses get more workers than the one; without them there is one again.
+    """With a range of 1..4 workers, four clients without pauses lead to more workers; without load there is
+    one again.
 
-    No request fails on the way, and each change is an event that says why.
+    No request fails meanwhile, and each change is an event that gives the reason.
     """
     place.add("busy.py", BUSY)
     daemon = place.start("--workers", "1..4", "--autoscale-cooldown", "1", "busy:app")
@@ -50,8 +51,8 @@ def test_the_load_decides_on_the_number(place: Place) -> None:
     assert daemon.status().totals.deaths == 0
 
 
-def test_a_number_set_by_hand_is_not_the_loads_business(place: Place) -> None:
-    """After `ctl scale` busy workers get no company: what was measured since then has decided nothing."""
+def test_autoscaling_leaves_a_number_set_by_hand(place: Place) -> None:
+    """After `ctl scale` busy workers are not increased; measurements since then decide nothing."""
     place.add("busy.py", BUSY)
     daemon = place.start("--workers", "1..4", "busy:app")
     daemon.settled(1)
@@ -66,7 +67,7 @@ def test_a_number_set_by_hand_is_not_the_loads_business(place: Place) -> None:
 
 
 def test_a_worker_that_has_grown_too_large(place: Place) -> None:
-    """Own memory above max_memory recycles that worker, its successor first; no request fails."""
+    """A worker whose own memory exceeds max_memory is recycled, its successor first; no request fails."""
     place.add("busy.py", BUSY)
     daemon = place.start("-w", "2", "--max-memory", "90M", "busy:app")
     before = {worker.slot: worker.pid for worker in daemon.settled(2)}

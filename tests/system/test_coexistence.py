@@ -1,6 +1,6 @@
 """Ostler and supervisord in one environment: their packages share no file, and neither needs the other.
 
-supervisord's import package is `supervisor`; people do install it beside their app server.
+supervisord's import package is `supervisor`, and it is often installed beside an app server.
 """
 
 import signal
@@ -41,7 +41,7 @@ def run(*argv: str | Path, within: float = 10 * PATIENCE) -> subprocess.Complete
 
 
 class Environment:
-    """A virtual environment that sees what the tests' own one has installed, but for the two projects."""
+    """A virtual environment that sees all packages of the tests' environment except the two projects."""
 
     def __init__(self, folder: Path) -> None:
         self.bin = folder / "venv/bin"

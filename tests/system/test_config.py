@@ -1,4 +1,6 @@
-"""Where settings come from, in real daemons: variables, files of all kinds, and what is printed of them."""
+"""Where settings come from, in real daemons:
+variables, files of all kinds, and the output of --print-config.
+"""
 
 import json
 import signal
@@ -22,7 +24,7 @@ def origins(daemon: Daemon) -> dict[str, tuple[object, str]]:
 
 
 def printed(out: str) -> dict[str, tuple[str, str]]:
-    """The same of what --print-config has printed."""
+    """The same from the output of --print-config."""
     found = {}
     for line in out.splitlines():
         name, _, rest = line.partition("=")
@@ -32,7 +34,9 @@ def printed(out: str) -> dict[str, tuple[str, str]]:
 
 
 def test_variables_with_arguments(place: Place) -> None:
-    """File, GUNICORN_CMD_ARGS, OSTLER_CMD_ARGS, command line: each beats the one before, at reloads too."""
+    """File, GUNICORN_CMD_ARGS, OSTLER_CMD_ARGS, command line:
+    each overrides the one before, also at reloads.
+    """
     place.add("conf.py", "timeout = 11\nkeepalive = 11\nbacklog = 11\ngraceful_timeout = 11\n")
     daemon = place.start(
         *("-t", "44", "plain:app"),
@@ -72,7 +76,7 @@ def test_mistake_in_a_variable(place: Place) -> None:
 
 
 def test_toml(place: Place) -> None:
-    """ostler.toml is found and comes before gunicorn.conf.py; its names and lines are printed."""
+    """ostler.toml is found and has precedence over gunicorn.conf.py; its names and lines are printed."""
     place.add("gunicorn.conf.py", "raise SystemExit\n")
     place.add(
         "ostler.toml",
@@ -122,7 +126,9 @@ def test_file_and_chdir(place: Place, config: str) -> None:
 
 
 def test_what_has_no_effect(place: Place) -> None:
-    """Old and foreign names start as well; one warning for each kind names all, once per start."""
+    """Configurations with obsolete or unknown names start as well;
+    one warning of each kind names all of them, once per start.
+    """
     place.add(
         "gunicorn.conf.py",
         "import os\n"
@@ -149,14 +155,14 @@ def test_what_has_no_effect(place: Place) -> None:
 
 
 def test_port_of_a_platform(place: Place) -> None:
-    """PORT without -b: on all interfaces, as with gunicorn."""
+    """PORT without -b binds all interfaces, as in gunicorn."""
     daemon = place.start("plain:app", bind=None, PORT="0")
     assert daemon.urls[0].startswith("http://0.0.0.0:")
     assert ask(f"http://127.0.0.1:{daemon.port}").text == "one"
 
 
 def test_print_config_is_whole(place: Place) -> None:
-    """Settings, hooks and what has no effect, in a stable order; nothing of raw_env's values."""
+    """Settings, hooks and names without effect, in a stable order; the values of raw_env are not shown."""
     place.add(
         "conf.py",
         "raw_env = ['KEY=s3cret']\n"
@@ -177,7 +183,7 @@ def test_print_config_is_whole(place: Place) -> None:
 
 
 def test_print_config_of_another_machine(place: Place) -> None:
-    """What this machine lacks, a log's folder for instance, is reported after the settings, not instead."""
+    """Problems of this machine, like a missing log folder, are reported after the settings, not instead."""
     done = place.run("--print-config", "--error-logfile", "/nowhere/e.log", "-t", "7", "plain:app")
     assert done.code == 1
     assert printed(done.out)["timeout"] == ("7.0", "command line")
@@ -205,7 +211,7 @@ def test_print_config_of_another_machine(place: Place) -> None:
     ],
 )
 def test_check_config_looks_ahead(place: Place, args: tuple[str, ...], words: str) -> None:
-    """What only the start would show is found by --check-config: one line, exit code 1."""
+    """--check-config finds errors that otherwise only the start would show: one line, exit code 1."""
     place.add("conf.py", "bind = 'no.such.host.invalid:80'\n")
     done = place.run("--check-config", *args, "plain:app")
     assert done.code == 1
@@ -214,7 +220,7 @@ def test_check_config_looks_ahead(place: Place, args: tuple[str, ...], words: st
 
 @pytest.mark.parametrize("args", [("--statsd-host", "http://a:1"), ("--log-syslog-to", "udp://a:b")])
 def test_malformed_addresses(place: Place, args: tuple[str, ...]) -> None:
-    """Where metrics and logs go is judged on the command line already."""
+    """Addresses for metrics and logs are already checked on the command line."""
     done = place.run("--check-config", *args, "plain:app")
     assert done.code == 2
     assert "ostler: error: Invalid value for" in done.error
@@ -222,7 +228,7 @@ def test_malformed_addresses(place: Place, args: tuple[str, ...]) -> None:
 
 
 def test_check_config_does_nothing(place: Place) -> None:
-    """No pid file, no socket, no detaching: only a look, after which everything is as before."""
+    """No pid file, no socket, no detaching: the check changes nothing."""
     before = set(place.app_folder.rglob("*"))
     logs = ("--access-logfile", "a.log", "--error-logfile", "e.log")
     args = (*logs, "-D", "-p", "a.pid", "-b", "unix:a.sock", "--chdir", ".", "plain:app")

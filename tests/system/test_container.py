@@ -1,4 +1,4 @@
-"""As in a container: the daemon is PID 1, and a cgroup says how much of the machine it may use."""
+"""A daemon as in a container: it is PID 1, and a cgroup limits how much of the machine it may use."""
 
 import json
 import os
@@ -20,10 +20,10 @@ from tests.kit.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.system
 
-# The program as PID 1 of a namespace of its own (unshare(1)); what it starts ends with it.
+# The program as PID 1 of a namespace of its own (unshare(1)); its descendants end with it.
 AS_INIT = ["unshare", "--fork", "--pid", "--mount-proc", "--kill-child", *OSTLER]
 
-# Leaves an orphan behind with each request, as a shell script in the background would.
+# Leaves an orphan with each request, as a shell script in the background would.
 LEAVES = """\
 import os, subprocess
 def app(environ, start_response):
@@ -47,15 +47,15 @@ needs_namespaces = pytest.mark.skipif(not may_be_init(), reason="needs the right
 
 
 class Init:
-    """A daemon that is PID 1; `pid` is its number out here."""
+    """A daemon that is PID 1; `pid` is its number in the namespace of the test."""
 
     def __init__(self, daemon: Daemon) -> None:
         self.daemon = daemon
         (self.pid,) = children(daemon.pid)
 
     def send(self, signum: int) -> None:
-        # Its parent hands on no signals. Of ours the kernel lets PID 1 have KILL, STOP and what it handles
-        # (pid_namespaces(7)).
+        # Its parent does not forward signals. From outside, the kernel delivers KILL, STOP and handled
+        # signals to PID 1 (pid_namespaces(7)).
         os.kill(self.pid, signum)
 
     def asked(self, target: str) -> Connection:
@@ -89,9 +89,9 @@ def start(place: Place) -> Iterator[Callable[..., Init]]:
 
 @needs_namespaces
 def test_stop_as_init(place: Place, start: Callable[..., Init]) -> None:
-    """An orchestrator's TERM: it is notified, what is in flight is finished, exit code 0.
+    """TERM from an orchestrator: the shutdown is announced, requests in flight are finished, exit code 0.
 
-    The pid file of the container before, with the same number in it, is no obstacle.
+    The pid file of an earlier container, with the same number in it, is no obstacle.
     """
     pidfile = place.folder / "d.pid"
     pidfile.write_text("1\n")
@@ -114,7 +114,7 @@ def test_stop_as_init(place: Place, start: Callable[..., Init]) -> None:
 
 @needs_namespaces
 def test_second_term_as_init(start: Callable[..., Init]) -> None:
-    """A second TERM: a quick end, still in order."""
+    """A second TERM makes the end quick but orderly."""
     init = start("--graceful-timeout", "60", "plain:app")
     init.asked("/gate/never")
     init.send(signal.SIGTERM)
@@ -125,8 +125,10 @@ def test_second_term_as_init(start: Callable[..., Init]) -> None:
 
 
 @needs_namespaces
-def test_strangers_as_init(place: Place, start: Callable[..., Init]) -> None:
-    """Orphans of the app become PID 1's, and are reaped; they are no workers, and end with the container."""
+def test_orphans_as_init(place: Place, start: Callable[..., Init]) -> None:
+    """Orphans of the app become children of PID 1, and are reaped.
+    They are not workers, and end with the container.
+    """
     place.add("leaves.py", LEAVES)
     init = start("leaves:app")
     for _ in range(3):
@@ -139,7 +141,7 @@ def test_strangers_as_init(place: Place, start: Callable[..., Init]) -> None:
 
 @needs_namespaces
 def test_signals_as_init(place: Place, start: Callable[..., Init]) -> None:
-    """HUP reloads, TTIN scales, USR1 reopens logs, and none of them is passed on to workers."""
+    """HUP reloads, TTIN scales, USR1 reopens logs, and none of them is forwarded to workers."""
     place.add(
         "hears.py",
         "import signal\n"
@@ -162,7 +164,7 @@ def test_signals_as_init(place: Place, start: Callable[..., Init]) -> None:
 
 @needs_namespaces
 def test_exit_code_as_init(place: Place) -> None:
-    """An app that does not boot: the container ends with our code, not with that of a signal."""
+    """An app that does not boot: the container ends with our exit code, not with that of a signal."""
     place.add("broken.py", "raise RuntimeError('no database')\n")
     done = place.run("-b", "127.0.0.1:0", "broken:app", argv=AS_INIT)
     assert done.code == 3
@@ -173,7 +175,7 @@ def test_exit_code_as_init(place: Place) -> None:
 
 
 def _cgroup(controller: str, files: dict[str, str]) -> Path | None:
-    """A new cgroup with the first of `files` that it has written; None if none can be made."""
+    """A new cgroup with the first of `files` that can be written; None if none can be made."""
     for root in (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup", controller)):
         folder = root / f"ostler-test-{os.getpid()}"
         try:
@@ -206,7 +208,7 @@ def _cgroup(controller: str, files: dict[str, str]) -> Path | None:
     ],
 )
 def test_limits_of_a_real_cgroup(controller: str, files: dict[str, str], code: str, most: int) -> None:
-    """A process that is moved into a cgroup with a limit sees it."""
+    """A process in a cgroup with a limit uses that limit."""
     if (folder := _cgroup(controller, files)) is None:
         pytest.skip(f"needs the right to make a cgroup with the {controller} controller")
     try:

@@ -1,4 +1,4 @@
-"""The API over TCP: loopback, bearer token, and what is open without."""
+"""The API over TCP: loopback, bearer token, and routes that need no token."""
 
 import json
 import signal
@@ -34,7 +34,7 @@ def bearer(daemon: Daemon) -> dict[str, str]:
 
 
 def test_without_token(daemon: Daemon) -> None:
-    """Reading and changing need it: 401 with an error view; nothing has changed."""
+    """Reading and changing need the token: 401 with an error view, and nothing has changed."""
     for method, path in (
         ("GET", "/v1/status"),
         ("GET", "/v1/config"),
@@ -50,7 +50,7 @@ def test_without_token(daemon: Daemon) -> None:
 
 
 def test_with_token(daemon: Daemon) -> None:
-    """The token of the file beside the socket opens it."""
+    """The token from the file beside the socket is accepted."""
     answer = ask(url(daemon), "/v1/status", headers=bearer(daemon))
     assert answer.status == 200
     assert json.loads(answer.body)["pid"] == daemon.pid
@@ -82,7 +82,7 @@ def test_ctl_over_tcp(daemon: Daemon) -> None:
 
 
 def test_foreign_host_and_origin(daemon: Daemon) -> None:
-    """A web page elsewhere can't reach it through a browser (DNS rebinding, cross-site requests)."""
+    """A web page of another origin can't use it through a browser (DNS rebinding, cross-site requests)."""
     headers = bearer(daemon)
     assert ask(url(daemon), "/v1/status", headers=headers | {"Host": "evil.example"}).status in (
         400,
@@ -92,14 +92,14 @@ def test_foreign_host_and_origin(daemon: Daemon) -> None:
     assert post(daemon, "/v1/scale", {"workers": 2}, Origin="http://evil.example").status == 403
 
 
-def test_changes_are_told(daemon: Daemon) -> None:
-    """Each change is in the log, with its author."""
+def test_changes_are_logged(daemon: Daemon) -> None:
+    """Each change is in the log, with the client that asked for it."""
     post(daemon, "/v1/scale", {"workers": 1})
     assert daemon.events("control_change")
 
 
 def test_bad_asks(daemon: Daemon) -> None:
-    """Each mistake has its status and an error view, none a traceback."""
+    """Each mistake has its own status and an error view, and none a traceback."""
     for path, body, status in (
         ("/v1/scale", {}, 422),
         ("/v1/scale", {"workers": 1, "delta": 1}, 422),

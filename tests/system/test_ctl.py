@@ -1,4 +1,4 @@
-"""`ctl` against a real daemon: every command, its exit code and what it leaves behind."""
+"""`ctl` with a real daemon: every command, its exit code and its effect."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def daemon(shared: Daemon) -> Iterator[Daemon]:
 
 
 def test_status(daemon: Daemon) -> None:
-    """For people: name, app, health, addresses; for programs: the API's own view."""
+    """For people: name, app, health, addresses; for programs: the API's view."""
     daemon.settled(2)
     out = daemon.ctl("status").out
     for words in ("till", "shop:app", "Healthy: all 2 workers are ready.", daemon.url, f"pid {daemon.pid}"):
@@ -47,7 +47,7 @@ def test_status(daemon: Daemon) -> None:
 
 
 def test_workers_json(daemon: Daemon) -> None:
-    """An array of worker views by the API's names, with true pids, memory and ages."""
+    """An array of worker views with the API's names, with correct pids, memory and ages."""
     text = daemon.ctl("workers", "--json").out
     assert {"slot", "pid", "generation", "state", "requests", "in_flight"} <= json.loads(text)[0].keys()
     first, second = msgspec.json.decode(text, type=list[WorkerView])
@@ -62,10 +62,10 @@ def test_workers_json(daemon: Daemon) -> None:
 
 
 def test_counts_are_true(daemon: Daemon) -> None:
-    """Every request is counted once, errors apart, also those of workers that are gone."""
+    """Every request is counted once, errors separately, including those of workers that have ended."""
 
     def replace_all() -> None:
-        """What a worker has not counted yet is counted when it has ended."""
+        """Requests that a worker has not counted yet are counted when it has ended."""
         for slot in ("1", "2"):
             assert daemon.ctl("recycle", slot).code == 0
 
@@ -83,7 +83,7 @@ def test_counts_are_true(daemon: Daemon) -> None:
 
 
 def test_scale(daemon: Daemon) -> None:
-    """A number sets, +N and -N change; with and without `--`; each waits until it is so."""
+    """A number sets, +N and -N change; with and without `--`; each waits until the number is reached."""
     amounts = (["5"], 5), (["+2"], 7), (["-1"], 6), (["--", "-1"], 5), (["1"], 1), (["-1"], 1), (["3"], 3)
     for args, wanted in (*amounts, (["auto"], 2)):
         done = daemon.ctl("scale", *args)
@@ -96,7 +96,7 @@ def test_scale(daemon: Daemon) -> None:
 
 @pytest.mark.parametrize("amount", ["many", "1.5", "+", "1000000", "0"])
 def test_scale_to_nonsense(daemon: Daemon, amount: str) -> None:
-    """One line that says what was wrong, exit code 1 or 2, and nothing has changed."""
+    """One line says what was wrong, exit code 1 or 2, and nothing has changed."""
     done = daemon.ctl("scale", amount)
     assert done.code in (1, 2)
     assert done.error.startswith("ostler ctl: error: ")
@@ -104,7 +104,7 @@ def test_scale_to_nonsense(daemon: Daemon, amount: str) -> None:
 
 
 def test_recycle(daemon: Daemon) -> None:
-    """The worker in the slot is another one afterwards, the other the same."""
+    """The worker in the slot is a new one afterwards, the other worker is the same."""
     before = daemon.pids()
     done = daemon.ctl("recycle", "2")
     assert (done.code, done.err) == (0, "")
@@ -151,7 +151,7 @@ def test_config(daemon: Daemon) -> None:
 
 
 def test_reload(daemon: Daemon) -> None:
-    """Waits, prints the generation, leaves none of the old workers."""
+    """The command waits, prints the generation, and none of the old workers is left."""
     before = daemon.status().generation
     done = daemon.ctl("reload")
     assert (done.code, done.err) == (0, "")
@@ -159,8 +159,8 @@ def test_reload(daemon: Daemon) -> None:
     assert {worker.generation for worker in daemon.settled(2)} == {before + 1}
 
 
-def test_reload_tells_each_worker_and_what_has_changed(place: Place) -> None:
-    """A line for each worker, then the settings that differ; those that wait for a restart say so."""
+def test_reload_prints_each_worker_and_what_has_changed(place: Place) -> None:
+    """A line for each worker, then the settings that changed; those that need a restart are marked."""
     place.add("gunicorn.conf.py", "workers = 1\ntimeout = 30\nraw_env = ['TOKEN=one']\n")
     daemon = place.start("plain:app")
     (before,) = daemon.settled(1)
@@ -179,7 +179,7 @@ def test_reload_tells_each_worker_and_what_has_changed(place: Place) -> None:
     )
 
 
-def test_the_log_tells_what_a_reload_changed(place: Place) -> None:
+def test_the_log_names_what_a_reload_changed(place: Place) -> None:
     """A reload by a signal is reported in the log; a change that needs a restart is a warning."""
     place.add("gunicorn.conf.py", "timeout = 30\n")
     daemon = place.start("--canary-time", "0", "plain:app")
@@ -194,7 +194,9 @@ def test_the_log_tells_what_a_reload_changed(place: Place) -> None:
 
 
 def test_a_number_set_by_hand(place: Place) -> None:
-    """It stays at a reload until the configuration's own number changes, and `ctl` says which it is."""
+    """It survives a reload unless the configuration's number changes,
+    and `ctl` shows where the number is from.
+    """
     place.add("gunicorn.conf.py", "workers = 1\n")
     daemon = place.start("--canary-time", "0", "plain:app")
     assert daemon.ctl("scale", "2").code == 0
@@ -208,7 +210,7 @@ def test_a_number_set_by_hand(place: Place) -> None:
 
 
 def test_refork(place: Place) -> None:
-    """All workers are children of the chosen one afterwards, which serves no more."""
+    """All workers are children of the chosen worker afterwards, which serves no more."""
     daemon = place.start("-w", "2", "plain:app")
     before = daemon.settled(2)
     done = daemon.ctl("refork", "--slot", "2")
@@ -219,7 +221,7 @@ def test_refork(place: Place) -> None:
 
 
 def test_no_wait(daemon: Daemon) -> None:
-    """--no-wait only asks."""
+    """--no-wait returns after the request was accepted."""
     assert "asked" in daemon.ctl("scale", "3", "--no-wait").out
     daemon.settled(3)
     assert "asked" in daemon.ctl("recycle", "1", "--no-wait").out
@@ -229,7 +231,7 @@ def test_no_wait(daemon: Daemon) -> None:
 
 
 def test_timeout_of_the_wait(daemon: Daemon, shared_place: Place) -> None:
-    """--timeout: exit code 1 with what is missing; what was asked goes on."""
+    """--timeout: exit code 1 with what is missing; the operation continues."""
     slow = daemon.connect().asked("/gate/held")
     old = daemon.in_app("/gate/held")
     done = daemon.ctl("recycle", str(old.slot), "--timeout", "0.3")
@@ -241,7 +243,7 @@ def test_timeout_of_the_wait(daemon: Daemon, shared_place: Place) -> None:
 
 
 def test_open(daemon: Daemon) -> None:
-    """Prints an address that logs a browser in, once."""
+    """Prints an address that logs in a browser, once."""
     done = daemon.ctl("open", "--no-browser")
     assert (done.code, done.err) == (0, "")
     url = done.out.strip()
@@ -276,7 +278,7 @@ def test_dead_socket(place: Place) -> None:
 
 
 def test_two_instances(place: Place) -> None:
-    """Same app, same user, no names: both serve; ctl lists both and asks which one is meant."""
+    """Same app, same user, no names: both serve; ctl lists both and asks for a choice."""
     first, second = place.start("plain:app"), place.start("plain:app")
     assert first.socket != second.socket
     assert first.get().text == second.get().text == "one"
@@ -296,7 +298,7 @@ def test_two_instances(place: Place) -> None:
 
 
 def test_finds_the_only_instance(place: Place) -> None:
-    """Without any option, in the runtime directory."""
+    """Without any option, it finds the instance in the runtime directory."""
     if any(Path("/run/ostler").glob("*.sock")) and os.geteuid() == 0:
         pytest.skip("another instance runs on this machine")
     daemon = place.start("plain:app")
@@ -307,7 +309,7 @@ def test_finds_the_only_instance(place: Place) -> None:
 
 
 def test_stop(place: Place) -> None:
-    """`ctl stop` waits for the end; the request in flight is answered; nothing is left."""
+    """`ctl stop` waits for the end; the request in flight is answered; no process is left."""
     daemon = place.start("-w", "2", "plain:app")
     slow = daemon.connect().asked("/gate/slow")
     daemon.in_app("/gate/slow")
@@ -321,7 +323,7 @@ def test_stop(place: Place) -> None:
 
 
 def test_stop_waits(place: Place) -> None:
-    """When it returns, the daemon is gone, and so is its socket."""
+    """When it returns, the daemon has ended and its socket is removed."""
     daemon = place.start("-w", "2", "plain:app")
     done: Done = daemon.ctl("stop")
     assert (done.code, done.err) == (0, "")
@@ -341,7 +343,7 @@ def test_stop_quickly(place: Place) -> None:
 
 
 def test_control_socket_mode(place: Place) -> None:
-    """0600 in a folder of 0700; the place is changed by --control-socket."""
+    """Mode 0600 in a folder of mode 0700; --control-socket changes the place."""
     daemon = place.start("plain:app")
     assert daemon.socket.stat().st_mode & 0o777 == 0o600
     assert daemon.socket.parent.stat().st_mode & 0o777 == 0o700
@@ -351,7 +353,7 @@ def test_control_socket_mode(place: Place) -> None:
 
 
 def test_no_control_socket(place: Place) -> None:
-    """--no-control-socket: none, and no warning either."""
+    """--no-control-socket: there is no socket, and no warning."""
     daemon = place.start("--no-control-socket", "plain:app")
     assert daemon.get().text == "one"
     assert not list(place.runtime.rglob("*.sock"))
@@ -359,8 +361,8 @@ def test_no_control_socket(place: Place) -> None:
     assert [event for event in daemon.events() if event["level"] != "info"] == []
 
 
-def test_a_client_that_says_nothing(place: Place) -> None:
-    """Idle and half-open control connections hold up neither ctl nor the daemon's end."""
+def test_idle_control_clients(place: Place) -> None:
+    """Idle and half-open control connections delay neither ctl nor the daemon's end."""
     daemon = place.start("plain:app")
     with socket.socket(socket.AF_UNIX) as idle, socket.socket(socket.AF_UNIX) as half:
         for sock in (idle, half):

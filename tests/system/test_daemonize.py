@@ -37,7 +37,7 @@ def port() -> int:
 
 @contextmanager
 def running(place: Place, name: str = "app.pid") -> Iterator[Process]:
-    """The daemon of a pid file; it is stopped at the end, and takes its pid file along."""
+    """The daemon of a pid file; it is stopped at the end, and removes its pid file."""
     path = place.app_folder / name
     daemon = Process(int(path.read_text()))
     try:
@@ -64,7 +64,7 @@ def family(pid: int) -> list[int]:
 
 @pytest.mark.parametrize("how", ["flag", "file"])
 def test_detaches(place: Place, port: int, how: str) -> None:
-    """The command ends well when the app serves, and what it has started has no terminal and no parent."""
+    """The command exits with 0 when the app serves, and its daemon has no terminal and no parent."""
     url = f"http://127.0.0.1:{port}"
     args = ["-b", f"127.0.0.1:{port}", "--error-logfile", "log/error.log", "plain:app"]
     (place.app_folder / "log").mkdir()
@@ -81,7 +81,8 @@ def test_detaches(place: Place, port: int, how: str) -> None:
         parent, session, terminal = int(fields[1]), int(fields[3]), int(fields[4])
         assert parent != os.getpid()
         assert terminal == 0
-        assert session != daemon.pid  # what is no session's leader can't get a terminal (credentials(7))
+        # A process that is not a session leader can't get a terminal (credentials(7)).
+        assert session != daemon.pid
         for pid in family(daemon.pid):
             assert standard(pid) == NULL, title(pid)
         log = place.app_folder / "log/error.log"
@@ -89,7 +90,7 @@ def test_detaches(place: Place, port: int, how: str) -> None:
 
 
 def test_log_that_gets_lost(place: Place, port: int) -> None:
-    """Without a file for the log one line says that it ends; what is informative alone is not shown."""
+    """Without a file for the log one line says that the log ends; informational lines are not shown."""
     done = run(place, "-D", "-b", f"127.0.0.1:{port}", "plain:app")
     assert (done.code, done.out) == (0, "")
     assert LOST in done.error
@@ -99,7 +100,7 @@ def test_log_that_gets_lost(place: Place, port: int) -> None:
 
 @pytest.mark.parametrize("how", ["flag", "file"])
 def test_failure(place: Place, how: str) -> None:
-    """A start that fails ends with the error and the exit code of the foreground, and leaves nothing."""
+    """A start that fails ends with the error and exit code of the foreground, and leaves nothing behind."""
     place.add("broken.py", "raise RuntimeError('no luck')\n")
     place.add("conf.py", "daemon = True\n" if how == "file" else "")
     args = ["-c", "conf.py", "-b", "127.0.0.1:0", *(["-D"] if how == "flag" else [])]
@@ -116,7 +117,7 @@ def test_failure(place: Place, how: str) -> None:
 
 
 def test_second_start(place: Place, port: int) -> None:
-    """A pid file of a live daemon ends the second start with one line; a dead one's is taken over."""
+    """A pid file of a live daemon ends the second start with one line; that of a dead one is taken over."""
     (place.app_folder / "app.pid").write_text("4194303\n")
     args = ["-D", "-b", f"127.0.0.1:{port}", "--error-logfile", "error.log", "plain:app"]
     assert run(place, *args).code == 0
@@ -135,7 +136,7 @@ def test_second_start(place: Place, port: int) -> None:
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
 def test_launcher_ends_first(place: Place, signum: int) -> None:
-    """As long as the app loads the command waits; interrupted it takes the daemon along."""
+    """The command waits while the app loads; when it is interrupted, the daemon ends with it."""
     place.add("waiting.py", WAITING)
     os.mkfifo(place.app_folder / "gate")
     daemon = place.start("-D", "waiting:app", serving=False)
@@ -148,7 +149,7 @@ def test_launcher_ends_first(place: Place, signum: int) -> None:
 
 
 def test_killed_while_it_starts(place: Place) -> None:
-    """A daemon that ends before it reports its start is an error, too."""
+    """A daemon that ends before it reports that it has started is an error as well."""
     place.add("waiting.py", WAITING)
     os.mkfifo(place.app_folder / "gate")
     launcher = place.start("-D", "-p", "app.pid", "--preload", "waiting:app", serving=False)
@@ -162,7 +163,7 @@ def test_killed_while_it_starts(place: Place) -> None:
 
 
 def test_waits_for_the_app(place: Place, port: int) -> None:
-    """When the command has ended, the app is served."""
+    """When the command has ended, the app is being served."""
     place.add("waiting.py", WAITING)
     os.mkfifo(place.app_folder / "gate")
     launcher = place.start(
@@ -180,7 +181,7 @@ def test_waits_for_the_app(place: Place, port: int) -> None:
 
 
 def test_outputs_kept(place: Place, port: int) -> None:
-    """With -R outputs stay, and what the app prints comes line by line."""
+    """With -R the standard streams are kept, and the app's output comes line by line."""
     place.add("printing.py", "from plain import app\nprint('printed by the app')\n")
     launcher = place.start(
         *("-D", "-R", "-p", "app.pid", "printing:app"), bind=f"127.0.0.1:{port}", serving=False
@@ -195,7 +196,7 @@ def test_outputs_kept(place: Place, port: int) -> None:
 
 
 def test_stays_where_it_is_supervised(place: Place) -> None:
-    """Under a service manager that waits for its first process it stays in the foreground, and says so."""
+    """Under a service manager that waits for the first process it stays in the foreground, and logs that."""
     path = place.folder / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         notify.bind(str(path))
@@ -207,7 +208,7 @@ def test_stays_where_it_is_supervised(place: Place) -> None:
 
 
 def test_life_without_a_terminal(place: Place, port: int) -> None:
-    """WINCH drains, a reload and an upgrade in place work, and the pid stays."""
+    """WINCH drains, a reload and an upgrade in place work, and the pid stays the same."""
     url = f"http://127.0.0.1:{port}"
     log = place.app_folder / "error.log"
     args = ["-b", f"127.0.0.1:{port}", "--error-logfile", str(log), "plain:app"]
@@ -224,7 +225,7 @@ def test_life_without_a_terminal(place: Place, port: int) -> None:
 
 
 def test_on_a_terminal(place: Place, port: int) -> None:
-    """Started on a terminal it prints a line; the terminal can be closed, as nothing has it open."""
+    """Started on a terminal it prints a line; the terminal can be closed, because no process has it open."""
     ours, theirs = pty.openpty()
     name = os.ttyname(theirs)
     process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Requests that take too long, workers that boot too long, workers that have served enough."""
+"""Requests that take too long, workers that boot too long, workers that have reached max_requests."""
 
 import signal
 import time
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.system
 HARD = ("--no-timeout-soft",)
 GRACE = (*HARD, "--timeout-grace", "0.2")
 
-# An app whose requests do not end, each in its own way; it knows what else tests ask for.
+# An app whose requests do not end, each in a different way, with some other paths for tests.
 STUBBORN = """
 import collections
 import itertools
@@ -59,7 +59,7 @@ def half(start_response):
 @pytest.mark.parametrize("threads", ["1", "4"])
 @pytest.mark.parametrize("path", ["/system-call", "/loop", "/gate/never"])
 def test_a_request_is_ended_alone(place: Place, path: str, threads: str) -> None:
-    """504 at the time-out, the stack in the log, and the worker serves on: nothing is replaced."""
+    """504 at the time-out, the stack in the log, and the worker continues to serve."""
     if path == "/system-call" and threads == "4":
         pytest.skip("only the main thread's system calls can be ended")
     place.add("stubborn.py", STUBBORN)
@@ -88,7 +88,7 @@ def test_a_request_is_ended_alone(place: Place, path: str, threads: str) -> None
 
 
 def test_an_answer_that_has_begun_is_cut(place: Place) -> None:
-    """The client sees that the rest is missing, and the worker serves on."""
+    """The client sees that the rest is missing, and the worker continues to serve."""
     place.add("stubborn.py", STUBBORN)
     daemon = place.start("-t", "0.5", "--timeout-grace", "30", "stubborn:app")
     (pid,) = daemon.pids()
@@ -101,7 +101,7 @@ def test_an_answer_that_has_begun_is_cut(place: Place) -> None:
 
 @pytest.mark.parametrize("path", ["/swallows", "/keeps-the-lock"])
 def test_a_request_that_can_not_be_ended_alone(place: Place, path: str) -> None:
-    """One whose app swallows the exception or never leaves C: after the grace its worker is replaced."""
+    """The app swallows the exception or never returns from C: after the grace time its worker is replaced."""
     place.add("stubborn.py", STUBBORN)
     daemon = place.start("-t", "0.5", "--timeout-grace", "0.5", "stubborn:app")
     victim = Process(daemon.pids()[0])
@@ -117,7 +117,7 @@ def test_a_request_that_can_not_be_ended_alone(place: Place, path: str) -> None:
 
 
 def test_more_time(place: Place) -> None:
-    """A request that asks for it may take longer, and the API says how long; the next one may not."""
+    """A request that asks for more time may take longer, and the API shows how long; the next one may not."""
     place.add("stubborn.py", STUBBORN)
     daemon = place.start("-t", "0.5", "stubborn:app")
     connection = daemon.connect().asked("/extended")
@@ -133,7 +133,7 @@ def test_more_time(place: Place) -> None:
 
 
 def test_a_stopped_worker_is_replaced(place: Place) -> None:
-    """SIGSTOP while it is idle: no request is overdue, but its loop stands still."""
+    """SIGSTOP while it is idle: no request is overdue, but its loop makes no progress."""
     daemon = place.start("-w", "2", "-t", "1", "--timeout-grace", "0.2", "plain:app")
     victim = Process(daemon.settled(2)[0].pid or 0)
     victim.send(signal.SIGSTOP)
@@ -146,7 +146,7 @@ def test_a_stopped_worker_is_replaced(place: Place) -> None:
 
 
 def test_queue_timeout(place: Place) -> None:
-    """A request that waited too long for a busy worker is refused at once; a later one is served."""
+    """A request that has waited too long for a busy worker is refused at once; a later one is served."""
     daemon = place.start("--queue-timeout", "0.5", "plain:app")
     gate = daemon.connect().asked("/gate/long")
     daemon.in_app("/gate/long")
@@ -161,7 +161,7 @@ def test_queue_timeout(place: Place) -> None:
 
 
 def test_queue_timeout_of_a_worker_that_did_not_run(place: Place) -> None:
-    """A connection counts as waiting since it came, also at an idle worker whose process was stopped."""
+    """A connection counts as waiting since it was made, also at an idle worker whose process was stopped."""
     daemon = place.start("--queue-timeout", "1.2", "plain:app")
     worker = Process(daemon.pids()[0])
     assert daemon.get().status == 200
@@ -196,7 +196,7 @@ def test_timeout(place: Place) -> None:
 
 
 def test_timeout_with_threads(place: Place) -> None:
-    """In gthread siblings of the hung request finish, on a worker that takes nothing new meanwhile."""
+    """In gthread, requests in other threads finish, while the worker accepts no new ones."""
     daemon = place.start("-t", "1.5", *HARD, "--timeout-grace", "2", "--threads", "4", "plain:app")
     victim = Process(daemon.pids()[0])
     hung = daemon.connect().asked("/gate/never")
@@ -219,7 +219,7 @@ def test_timeout_with_threads(place: Place) -> None:
 
 
 def test_late_but_not_lost(place: Place) -> None:
-    """A request that ends within timeout_grace is answered; its worker is replaced all the same."""
+    """A request that ends within timeout_grace is answered; its worker is replaced nevertheless."""
     daemon = place.start("-t", "0.5", *HARD, "--timeout-grace", "30", "plain:app")
     victim = Process(daemon.pids()[0])
     connection = daemon.connect().asked("/gate/late")
@@ -233,7 +233,7 @@ def test_late_but_not_lost(place: Place) -> None:
 
 
 def test_timeout_of_zero_is_never(place: Place) -> None:
-    """-t 0 switches deadlines off, also in the API."""
+    """-t 0 turns deadlines off, also in the API."""
     daemon = place.start("-t", "0", "plain:app")
     connection = daemon.connect().asked("/gate/long")
     assert daemon.in_app("/gate/long").deadline_in is None
@@ -243,7 +243,7 @@ def test_timeout_of_zero_is_never(place: Place) -> None:
 
 
 def test_others_serve_while_one_hangs(place: Place) -> None:
-    """A hung request under load: only connections that wait on its own worker can be lost with it."""
+    """A hung request under load: only connections of its own worker can be lost with it."""
     daemon = place.start("-w", "2", "-t", "0.5", *GRACE, "plain:app")
     daemon.settled(2)
     with Load(daemon.address, rate=50, connections=4) as load:
@@ -259,7 +259,7 @@ def test_others_serve_while_one_hangs(place: Place) -> None:
 
 @pytest.mark.parametrize("preload", [[], ["--preload"]])
 def test_boot_timeout(place: Place, preload: list[str]) -> None:
-    """An app that hangs at import ends the start with one line and code 3, soon after --boot-timeout."""
+    """An app that hangs at import ends the start with one line and exit code 3, soon after --boot-timeout."""
     place.add("hangs.py", "import time\ntime.sleep(1000)\n")
     began = time.monotonic()
     done = place.run("-b", "127.0.0.1:0", "--boot-timeout", "1", *preload, "hangs:app")
@@ -271,7 +271,7 @@ def test_boot_timeout(place: Place, preload: list[str]) -> None:
 
 
 def test_boot_timeout_of_a_successor(place: Place) -> None:
-    """Later on a hanging boot is a failure like others: backoff, the survivors serve."""
+    """After the start a hanging boot is a failure like others: backoff, the survivors serve."""
     place.add(
         "sometimes.py",
         "import pathlib, time\n"
@@ -291,7 +291,7 @@ def test_boot_timeout_of_a_successor(place: Place) -> None:
 
 
 def test_max_requests(place: Place) -> None:
-    """Each worker is replaced after its quota plus jitter, successor first, and no request fails."""
+    """Each worker is replaced after max_requests plus jitter, successor first, and no request fails."""
     daemon = place.start("-w", "2", "--max-requests", "40", "--max-requests-jitter", "20", "plain:app")
     daemon.settled(2)
     with Load(daemon.address, rate=300, connections=8, requests=600) as load:
@@ -301,7 +301,7 @@ def test_max_requests(place: Place) -> None:
     assert report.unasked == 0
     recycled = [event for event in daemon.events("recycle") if "requests" in event]
     assert len(recycled) >= 4
-    # It goes on serving until its successor is there; the quota itself is exact.
+    # It serves until its successor is ready; the number at which it asks for one is exact.
     assert all(40 <= event["requests"] <= 60 for event in recycled)
     assert len({event["requests"] for event in recycled}) > 1, "jitter"
     daemon.counted(requests=600)
@@ -310,7 +310,7 @@ def test_max_requests(place: Place) -> None:
 
 
 def successor_first(events: list[dict[str, object]]) -> None:
-    """No worker leaves for a planned reason before another is ready in its slot."""
+    """No worker leaves as planned before another one is ready in its slot."""
     ready: dict[object, int] = {}
     for event in events:
         slot = event.get("slot")

@@ -1,4 +1,4 @@
-"""Processes that die or hang: they are replaced, and the others serve on."""
+"""Processes that die or hang are replaced, and the others continue to serve."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.system
 
 @pytest.mark.parametrize("preload", [[], ["--preload"]])
 def test_killed_worker_is_replaced_at_once(place: Place, preload: list[str]) -> None:
-    """kill -9: a successor is ready in the same slot well within a second; the others serve on."""
+    """kill -9: a successor is ready in the same slot well within a second; the others continue to serve."""
     daemon = place.start("-w", "3", *preload, "plain:app")
     before = daemon.settled(3)
     took = []
@@ -36,7 +36,7 @@ def test_killed_worker_is_replaced_at_once(place: Place, preload: list[str]) -> 
 
 
 def test_deaths_of_all_workers(place: Place) -> None:
-    """All at once: all come back, what connects meanwhile waits in the backlog, no request is refused."""
+    """All at once: all are replaced, connections meanwhile wait in the backlog, no request is refused."""
     daemon = place.start("-w", "3", "plain:app")
     for pid in [worker.pid or 0 for worker in daemon.settled(3)]:
         os.kill(pid, signal.SIGKILL)
@@ -47,7 +47,7 @@ def test_deaths_of_all_workers(place: Place) -> None:
 
 
 def test_app_that_crashes_in_a_request(place: Place) -> None:
-    """A segfault costs its own request; the log has the stack of the crash, with the app's function."""
+    """A segfault loses only its own request; the log has the stack of the crash with the app's function."""
     place.add(
         "crash.py",
         "import ctypes\n"
@@ -68,7 +68,7 @@ def test_app_that_crashes_in_a_request(place: Place) -> None:
 
 
 def test_killed_fork_server(place: Place) -> None:
-    """The fork server's death touches no worker; another one takes its place and forks as before."""
+    """The fork server's death affects no worker; a new one takes its place and forks as before."""
     daemon = place.start("-w", "2", "plain:app")
     before = [worker.pid for worker in daemon.settled(2)]
     fork_server(daemon).send(signal.SIGKILL)
@@ -112,7 +112,7 @@ def test_stopped_worker_with_an_overdue_request(place: Place) -> None:
 
 @pytest.mark.parametrize("threads", ["1", "2"])
 def test_killed_supervisor(place: Place, threads: str) -> None:
-    """Without their supervisor workers finish what they have and leave, and so does the fork server."""
+    """Without their supervisor workers finish their requests and end, and so does the fork server."""
     daemon = place.start("-w", "2", "--threads", threads, "--graceful-timeout", "10", "plain:app")
     daemon.settled(2)
     idle = daemon.connect().asked("/")
@@ -129,7 +129,7 @@ def test_killed_supervisor(place: Place, threads: str) -> None:
 
 
 def test_killed_supervisor_and_a_hung_request(place: Place) -> None:
-    """A request that never ends keeps no orphan of any kind much beyond graceful_timeout."""
+    """With a request that never ends, no process lives much longer than graceful_timeout."""
     fleets = []
     for threads in ("1", "2"):
         daemon = place.start("--threads", threads, "--graceful-timeout", "0.5", "plain:app")
@@ -143,7 +143,7 @@ def test_killed_supervisor_and_a_hung_request(place: Place) -> None:
 
 @pytest.mark.parametrize("preload", [[], ["--preload"]])
 def test_killed_supervisor_while_the_app_loads(place: Place, preload: list[str]) -> None:
-    """Nor does an app that never finishes loading."""
+    """The same while an app never finishes loading."""
     place.add("hangs.py", "import time\nopen('loading', 'w').close()\ntime.sleep(1000)\n")
     daemon = place.start("--graceful-timeout", "0.2", *preload, "hangs:app", serving=False)
     daemon.until((place.app_folder / "loading").exists, "the app is loading")
@@ -153,7 +153,9 @@ def test_killed_supervisor_while_the_app_loads(place: Place, preload: list[str])
 
 
 def test_new_daemon_after_a_killed_one(place: Place) -> None:
-    """Started at once, while the old workers still drain: same port, same sockets, same pid file."""
+    """A new daemon is started at once, while the old workers still drain:
+    same port, same sockets, same pid file.
+    """
     app_socket = place.folder / "app.sock"
     pidfile = place.folder / "daemon.pid"
     first = place.start("-w", "2", "-b", f"unix:{app_socket}", "-p", str(pidfile), "plain:app")
@@ -174,8 +176,8 @@ def test_new_daemon_after_a_killed_one(place: Place) -> None:
     second.settled(2)
 
 
-def test_strangers_are_reaped(place: Place) -> None:
-    """What an app leaves behind becomes the supervisor's child (it is their subreaper) and no zombie."""
+def test_orphans_are_reaped(place: Place) -> None:
+    """Orphans of an app become children of the supervisor, which is a subreaper, and are reaped."""
     place.add(
         "leaves.py",
         "import subprocess\n"
@@ -197,7 +199,7 @@ def test_strangers_are_reaped(place: Place) -> None:
 
 
 def test_kills_under_load(place: Place) -> None:
-    """One worker after the other is killed under load: only requests in their hands are lost, none hangs."""
+    """One worker after the other is killed under load: only requests in them are lost, none hangs."""
     daemon = place.start("-w", "3", "plain:app")
     daemon.settled(3)
     with Load(daemon.address, rate=200, connections=8) as load:

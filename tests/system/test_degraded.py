@@ -1,4 +1,4 @@
-"""Workers that can't boot any more: the survivors serve, the state says so, and it recovers by itself."""
+"""Workers can't boot any more: the survivors serve, the state shows it, and the fleet recovers by itself."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from tests.kit.daemon import Place, fork_server
 
 pytestmark = pytest.mark.system
 
-# Boots while there is no file named broken.
+# Boots only while there is no file named broken.
 FRAGILE = """\
 import pathlib
 if pathlib.Path('broken').exists():
@@ -19,8 +19,10 @@ from plain import app
 """
 
 
-def test_degraded_and_mended(place: Place) -> None:
-    """After kill -9 the successor does not boot: backoff, degraded in the API; mended, all is well again."""
+def test_degraded_and_recovered(place: Place) -> None:
+    """After kill -9 the successor does not boot: backoff, and degraded in the API;
+    when it boots again, the state is ready.
+    """
     place.add("fragile.py", FRAGILE)
     daemon = place.start("-w", "2", "fragile:app")
     before = daemon.settled(2)
@@ -45,7 +47,7 @@ def test_degraded_and_mended(place: Place) -> None:
 
 
 def test_all_workers_lost(place: Place) -> None:
-    """Without any worker the daemon goes on and reports it; a waiting request is served in the end."""
+    """Without any worker the daemon continues and reports it; a waiting request is served in the end."""
     place.add("fragile.py", FRAGILE)
     daemon = place.start("fragile:app")
     (place.app_folder / "broken").touch()
@@ -59,7 +61,7 @@ def test_all_workers_lost(place: Place) -> None:
 
 
 def test_ctl_does_not_wait_for_ever(place: Place) -> None:
-    """`ctl scale` on a fleet whose workers do not boot exits 1 with the reason."""
+    """`ctl scale` exits with 1 and the reason if workers do not boot."""
     place.add("fragile.py", FRAGILE)
     daemon = place.start("fragile:app")
     (place.app_folder / "broken").touch()
@@ -70,7 +72,7 @@ def test_ctl_does_not_wait_for_ever(place: Place) -> None:
 
 
 def test_preloaded_app_breaks(place: Place) -> None:
-    """With --preload a new fork server loads the code again, and reports when it can't."""
+    """With --preload a new fork server loads the code again, and reports a failure."""
     place.add("fragile.py", FRAGILE)
     daemon = place.start("--preload", "-w", "2", "fragile:app")
     before = [worker.pid for worker in daemon.settled(2)]
@@ -87,7 +89,7 @@ def test_preloaded_app_breaks(place: Place) -> None:
 
 
 def test_stop_while_degraded(place: Place) -> None:
-    """TERM during a backoff ends it at once, cleanly."""
+    """TERM during a backoff ends the daemon at once, with exit code 0."""
     place.add("fragile.py", FRAGILE)
     daemon = place.start("-w", "2", "fragile:app")
     victim = daemon.settled(2)[0].pid or 0

@@ -1,4 +1,6 @@
-"""`reload`: files are saved as editors do, and the next answer is the new code's, or says what is wrong."""
+"""`reload`: files are saved as editors do it, and the next answer comes from the new code,
+or shows what is wrong.
+"""
 
 import os
 import shutil
@@ -24,7 +26,7 @@ def dev(place: Place, *args: str, app: str = "page:app", **environ: str) -> Daem
 
 
 def answers(daemon: Daemon, text: str, status: int = 200) -> Answer:
-    """Wait until the app's answer has a text in it."""
+    """Wait until the app's answer contains a text."""
 
     def look() -> Answer | None:
         answer = daemon.get()
@@ -38,7 +40,7 @@ def answers(daemon: Daemon, text: str, status: int = 200) -> Answer:
     [[], ["--reload-engine", "poll"], *thorough(["--preload"], ["-w", "3", "--threads", "2"])],
 )
 def test_saved(place: Place, more: list[str]) -> None:
-    """A module that is saved reloads, whatever else is set; the log says which file it was, in one line."""
+    """Saving a module reloads, with all combinations of other settings; one log line names the file."""
     place.add("page.py", page("one"))
     daemon = dev(place, *more)
     assert daemon.get().text == "one"
@@ -78,7 +80,7 @@ def test_ways_to_write(place: Place) -> None:
 
 
 def test_same_second_and_size(place: Place) -> None:
-    """Edits of one size within one second, with Python's bytecode cache on: each is seen."""
+    """Edits of the same size within one second, with Python's bytecode cache on: each is noticed."""
     path = place.app_folder / "page.py"
     at = 1_700_000_000
 
@@ -88,7 +90,7 @@ def test_same_second_and_size(place: Place) -> None:
         os.utime(draft, ns=(at, at * 1_000_000_000 + nanoseconds))
         draft.replace(path)
 
-    # Times that lie in the future are in the second of the load, or later, on any machine.
+    # Future times are in the second of the load or later, on any machine.
     at = 4_000_000_000
     save("one", 0)
     daemon = dev(place, PYTHONDONTWRITEBYTECODE="")
@@ -99,7 +101,7 @@ def test_same_second_and_size(place: Place) -> None:
 
 
 def test_checkout_of_many_files(place: Place) -> None:
-    """Many files at once, some gone and some new, end in the newest code with every file."""
+    """Many changed, removed and new files at once lead to the newest code of every file."""
     for number in range(60):
         place.add(f"shelf/part{number}.py", "value = 'old'\n")
     place.add("shelf/__init__.py", "")
@@ -123,7 +125,7 @@ def test_checkout_of_many_files(place: Place) -> None:
 
 
 def test_replaced_folder(place: Place) -> None:
-    """A package's folder that is moved away for another is watched like the one before."""
+    """When a package's folder is replaced by another one, the new folder is watched."""
     place.add("shelf/__init__.py", page("old"))
     daemon = dev(place, app="shelf:app")
     place.add("fresh/__init__.py", page("new"))
@@ -135,7 +137,7 @@ def test_replaced_folder(place: Place) -> None:
 
 
 def test_late_import(place: Place) -> None:
-    """A module that the first request imports is watched, too."""
+    """A module that the first request imports is watched as well."""
     place.add("late.py", "text = b'one'\n")
     place.add(
         "page.py",
@@ -149,7 +151,9 @@ def test_late_import(place: Place) -> None:
 
 
 def test_templates_and_extra_files(place: Place) -> None:
-    """Templates in the app's packages and beside it, extra files, folders and patterns; no more than that."""
+    """Templates in the app's packages and beside it, extra files, folders and patterns are watched;
+    other files are not.
+    """
     place.add("shop/__init__.py", page("x"))
     place.add("shop/part/list.jinja2", "a")
     place.add("templates/deep/base.txt", "a")
@@ -192,10 +196,11 @@ BROKEN = {
 
 @pytest.mark.parametrize("preload", tiers({"lazy": [], "preload": ["--preload"]}.items(), ["lazy"]))
 def test_error_page(place: Place, preload: list[str]) -> None:
-    """After an edit that breaks the app each request gets a 500 that says why, until the next edit."""
+    """After an edit that breaks the app each request gets a 500 with the reason, until the next edit."""
     place.add("page.py", page("old"))
     daemon = dev(place, "-w", "2", *preload)
-    daemon.settled(2)  # both with the old code: else the log would have one more failure, the second one's
+    # Both with the old code: else the log would have one more failure, that of the second worker.
+    daemon.settled(2)
     for number, (source, words, line) in enumerate(BROKEN.values(), 1):
         place.add("page.py", source)
         daemon.event("reload_done", generation=2 * number)
@@ -214,14 +219,16 @@ def test_error_page(place: Place, preload: list[str]) -> None:
         daemon.event("reload_done", generation=2 * number + 1)
         assert daemon.get().text == "mended"
     broken = daemon.events("app_broken")
-    assert len(broken) == len(BROKEN)  # once for each, though there are two workers
+    assert len(broken) == len(BROKEN)  # once for each edit, although there are two workers
     assert "SyntaxError" in broken[0]["traceback"]
     assert daemon.events("worker_boot_failed") == []
 
 
 @pytest.mark.parametrize("preload", tiers({"lazy": [], "preload": ["--preload"]}.items(), ["lazy"]))
 def test_broken_from_the_start(place: Place, preload: list[str]) -> None:
-    """An app that is not there yet does not end the daemon: it serves the page, and the app when it comes."""
+    """An app that does not load at the start does not end the daemon:
+    it serves the error page, and the app once it loads.
+    """
     daemon = dev(place, *preload, app="fresh.wsgi:app")
     answers(daemon, "no module named 'fresh'", status=500)
     place.add("fresh/__init__.py", "import nothing_yet\n")
@@ -232,7 +239,7 @@ def test_broken_from_the_start(place: Place, preload: list[str]) -> None:
 
 
 def test_broken_in_another_module(place: Place) -> None:
-    """The file that fails is not the one that was edited before: it is shown, and saving it is enough."""
+    """The file that fails is not the one that was edited: it is shown, and saving it is enough."""
     place.add("shop/__init__.py", "from shop.models import price\n" + page("ok"))
     place.add("shop/models.py", "price = 1\n")
     daemon = dev(place, app="shop:app")
@@ -243,7 +250,9 @@ def test_broken_in_another_module(place: Place) -> None:
 
 
 def test_broken_configuration(place: Place) -> None:
-    """A configuration file that can't be read any more: the old one holds, and the next edit helps."""
+    """A configuration file that can't be read any more:
+    the old one stays in use, and the next edit fixes it.
+    """
     place.add("conf.py", "reload = True\nbind = '127.0.0.1:0'\nimport parts\nworkers = parts.workers\n")
     place.add("parts.py", "workers = 1\n")
     place.add("page.py", page("one"))
@@ -259,7 +268,9 @@ def test_broken_configuration(place: Place) -> None:
 
 
 def test_no_more_reload(place: Place) -> None:
-    """A configuration that says no more `reload`: nothing is watched, and a broken app is refused again."""
+    """A configuration that no longer sets `reload`:
+    no file is watched, and a broken app is refused as usual.
+    """
     place.add("conf.py", "reload = True\nbind = '127.0.0.1:0'\n")
     place.add("page.py", page("one"))
     daemon = place.start("-c", "conf.py", "page:app", bind=None)
@@ -277,7 +288,7 @@ def test_no_more_reload(place: Place) -> None:
 
 
 def test_change_during_a_reload(place: Place) -> None:
-    """Code that hangs while it is loaded, as at a breakpoint, does not stop the next edit."""
+    """Code that hangs while it is loaded, for instance at a breakpoint, does not block the next edit."""
     place.add("page.py", page("one"))
     daemon = dev(place)
     place.add("page.py", "import time\nopen('loading', 'w')\ntime.sleep(1000)\n" + page("two"))
@@ -303,7 +314,7 @@ def test_running_request(place: Place) -> None:
 
 
 def test_check_says_what_is_wrong(place: Place) -> None:
-    """`--check-config` with `reload` fails for a broken app as ever."""
+    """`--check-config` with `reload` fails for a broken app as usual."""
     place.add("page.py", "def app(:\n")
     done = place.run("--check-config", "--reload", "page:app")
     assert done.code == 3
@@ -311,7 +322,7 @@ def test_check_says_what_is_wrong(place: Place) -> None:
 
 
 def test_own_canary_time_counts(place: Place) -> None:
-    """What the user has set is kept: a canary time is waited for in development, too."""
+    """A canary time that the user has set also applies with `reload`."""
     place.add("page.py", page("one"))
     daemon = dev(place, "--canary-time", "1000")
     place.add("page.py", page("two"))
@@ -321,9 +332,10 @@ def test_own_canary_time_counts(place: Place) -> None:
 
 
 def test_without_watches(place: Place) -> None:
-    """Where the kernel gives no more watches, files are looked at instead, with one warning."""
+    """When the kernel has no watches left, files are polled instead, with one warning."""
     place.add("page.py", page("one"))
-    # What the library raises when inotify's limit is reached, without reaching it for all on this machine.
+    # Raises what the library raises when inotify's limit is reached, without using up the limit of this
+    # machine.
     place.add(
         "sitecustomize.py",
         "import watchfiles.main\n"
@@ -340,7 +352,7 @@ def test_without_watches(place: Place) -> None:
 
 
 def test_folder_gone(place: Place) -> None:
-    """The whole app goes and comes again: an error page between."""
+    """The whole app is removed and comes back: an error page meanwhile."""
     place.add("shelf/__init__.py", page("one"))
     daemon = dev(place, app="shelf:app")
     shutil.rmtree(place.app_folder / "shelf")

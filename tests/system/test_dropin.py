@@ -1,7 +1,7 @@
-"""Command lines and configuration files of gunicorn's users, run unchanged but for the command's name.
+"""Command lines and configuration files of gunicorn users, run unchanged except for the command's name.
 
-All of them say or mean port 8000, which only one test at a time could have: where a command line says it, 0,
-any port, is written in its place; where it does not, GUNICORN_CMD_ARGS says it, and the line stays as it is.
+All of them use port 8000, which only one test at a time could have. Where a command line names it, port 0 is
+written in its place; where it does not, GUNICORN_CMD_ARGS sets it, and the line stays unchanged.
 """
 
 import json
@@ -182,7 +182,7 @@ def apps(place: Place) -> Place:
 
 
 def typed(place: Place, line: str, **environ: str) -> Daemon:
-    """What a shell makes of a command line; see the module."""
+    """The arguments that a shell makes of a command line; see the module."""
     program, *args = shlex.split(re.sub(r":8000\b", ":0", line))
     assert program == "ostler"
     if not re.search(r"(^|\s)(-b|--bind)\b|(^|\s)-c\b", line):
@@ -200,7 +200,7 @@ def needs(line: str) -> None:
 
 
 def is_good_under_load(daemon: Daemon, post: bool = True) -> None:
-    """All of many requests on 100 connections are answered, by GET and by POST; no worker suffers."""
+    """Many requests on 100 connections, GET and POST, are all answered; no worker ends."""
     loads = [Load(daemon.address, rate=math.inf, connections=100, requests=MANY)]
     if post:
         loads.append(
@@ -257,7 +257,7 @@ USUAL = [
     ],
 )
 def test_command_lines(apps: Place, line: str, wanted: tuple[int, str, int]) -> None:
-    """As many workers of the kind as it says, and all holds under load."""
+    """There are as many workers of the class as the line says, and all requests under load are answered."""
     needs(line)
     daemon = typed(apps, line)
     workers, kind, threads = wanted
@@ -269,7 +269,7 @@ def test_command_lines(apps: Place, line: str, wanted: tuple[int, str, int]) -> 
 
 
 def test_timeout_and_keep_alive(apps: Place) -> None:
-    """The two lines above that say a number say it with effect."""
+    """The time-out and keep-alive of the two lines above have their effect."""
     assert "timeout = 120.0 " in shown(apps, "ostler --timeout 120 myapp:app")
     assert "keepalive = 5.0 " in shown(apps, "ostler --keep-alive 5 myapp:app")
 
@@ -301,7 +301,7 @@ def test_file_a(apps: Place, line: str) -> None:
 
 @pytest.mark.parametrize("kind", ["gevent", *thorough("egg:meinheld#gunicorn_worker")])
 def test_file_b(apps: Place, kind: str) -> None:
-    """Preload, computed numbers, names of files that mislead, an old name; nothing of it stops the start."""
+    """Preload, computed numbers, misleading file names, an obsolete name; none of it prevents the start."""
     needs(kind)
     apps.add("gunicorn.py", FILE_B.replace("WORKER_CLASS", kind))
     daemon = apps.start("-c", "gunicorn.py", "run:app", serving=False)
@@ -321,7 +321,7 @@ def test_file_b(apps: Place, kind: str) -> None:
 
 
 def test_file_c(apps: Place) -> None:
-    """Monkey-patching in the file, daemon, reload, names of old, loggers of logging: all at once."""
+    """Monkey-patching in the file, daemon, reload, obsolete names, loggers of logging, all at once."""
     needs("gevent")
     apps.add("gunicorn.py", FILE_C.replace("5000", "0"))
     done = apps.run("-c", "gunicorn.py", "run:app")
@@ -402,7 +402,7 @@ def test_load_by(apps: Place, tool: str, line: str) -> None:
 
 
 def test_procfile(apps: Place) -> None:
-    """`web: gunicorn app:app --log-file -`: the platform says the port, and the log goes to stderr."""
+    """`web: gunicorn app:app --log-file -`: the platform sets the port, and the log goes to stderr."""
     daemon = apps.start(*shlex.split("app:app --log-file -"), bind=None, PORT="0")
     assert daemon.url.startswith("http://0.0.0.0:")
     assert daemon.get().text == "hello"
@@ -417,7 +417,7 @@ def test_dockerfile_of_cloud_run(apps: Place) -> None:
 
 
 def test_unit_of_django(apps: Place) -> None:
-    """A dotted module; logs on standard streams, which capture_output then leaves alone, as gunicorn does."""
+    """A dotted module; logs on standard streams, which capture_output does not change, as in gunicorn."""
     apps.add("config/__init__.py", "")
     apps.add("config/wsgi.py", APP + "\nprint('printed by the app')\n")
     daemon = typed(
@@ -445,6 +445,6 @@ def test_uvicorn_worker(apps: Place) -> None:
 
 
 def test_web_concurrency(apps: Place) -> None:
-    """Platforms say the number of workers in the environment; the command line counts more."""
+    """Platforms set the number of workers in the environment; the command line has precedence."""
     typed(apps, "ostler app:app", WEB_CONCURRENCY="2").settled(2)
     typed(apps, "ostler -w 3 app:app", WEB_CONCURRENCY="2").settled(3)

@@ -1,4 +1,4 @@
-"""The exit ledger of a real daemon: why processes ended, in the API, `ctl exits` and the metrics."""
+"""The exit ledger of a real daemon: the causes of ends, in the API, `ctl exits` and the metrics."""
 
 import os
 import signal
@@ -38,7 +38,7 @@ def exits(daemon: Daemon, **wanted: object) -> list[ExitView]:
 
 
 def an_exit(daemon: Daemon, **wanted: object) -> ExitView:
-    """Wait for an end with these attributes; the newest."""
+    """Wait for an end with these attributes; returns the newest."""
     return daemon.until(lambda: exits(daemon, **wanted), f"an exit with {wanted}")[0]
 
 
@@ -56,7 +56,7 @@ def daemon(shared: Daemon) -> Daemon:
 
 
 def test_crash(daemon: Daemon) -> None:
-    """A segfault: crashed, with the signal, the request and the stack of it."""
+    """A segfault: the cause is crashed, with the signal, the request and its stack."""
     daemon.connect().asked("/crash?token=secret").ended_by_server()
     view = an_exit(daemon, cause="crashed")
     assert (view.status, view.signal, view.code) == ("signal 11 (SEGV)", signal.SIGSEGV, None)
@@ -69,15 +69,17 @@ def test_crash(daemon: Daemon) -> None:
 
 
 def test_exit_of_its_own(daemon: Daemon) -> None:
-    """os._exit in the app: exited, with the code."""
+    """os._exit in the app: the cause is exited, with the code."""
     daemon.connect().asked("/leave").ended_by_server()
     view = an_exit(daemon, cause="exited", last_requests=["GET /leave"])
     assert (view.status, view.code, view.signal) == ("exit code 3", 3, None)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
-def test_polite_outsider(daemon: Daemon, signum: int) -> None:
-    """A signal that a worker heeds, so that it leaves in order, is an outsider's as well."""
+def test_sigterm_from_outside(daemon: Daemon, signum: int) -> None:
+    """A signal from outside that a worker handles, so that it ends in order,
+    has the cause of an outsider as well.
+    """
     pid = daemon.pids()[0]
     Process(pid).send(signum)
     view = an_exit(daemon, pid=pid)
@@ -85,8 +87,8 @@ def test_polite_outsider(daemon: Daemon, signum: int) -> None:
     daemon.settled(2)
 
 
-def test_outsider(daemon: Daemon) -> None:
-    """kill -9 from outside: neither the supervisor nor the kernel's OOM killer did it."""
+def test_sigkill_from_outside(daemon: Daemon) -> None:
+    """kill -9 from outside: neither the supervisor nor the kernel's OOM killer is the cause."""
     pid = daemon.pids()[0]
     Process(pid).send(signal.SIGKILL)
     view = an_exit(daemon, pid=pid)
@@ -94,7 +96,7 @@ def test_outsider(daemon: Daemon) -> None:
 
 
 def test_deadline(daemon: Daemon) -> None:
-    """A hung request: the cause is the deadline, not the signal we sent; the stack says where it hung."""
+    """A hung request: the cause is the deadline, not the signal we sent; the stack shows where it hung."""
     daemon.connect().asked("/hang").ended_by_server()
     view = an_exit(daemon, cause="deadline")
     assert view.last_requests[0] == "GET /hang"
@@ -102,7 +104,7 @@ def test_deadline(daemon: Daemon) -> None:
 
 
 def test_what_a_worker_has_done(daemon: Daemon) -> None:
-    """Requests, age and the most memory it ever had."""
+    """An entry has the worker's requests, age and peak memory."""
     before = daemon.status().totals.requests
     for _ in range(6):
         daemon.get("/large")
@@ -117,7 +119,7 @@ def test_what_a_worker_has_done(daemon: Daemon) -> None:
 
 
 def test_planned_ends(place: Place) -> None:
-    """Scaling, reloads (their fork server too), reforks and failed boots each have a cause of their own."""
+    """Scaling, reloads (and their fork server), reforks and failed boots each have a cause of their own."""
     place.add("ends.py", APP)
     daemon = place.start("-w", "2", "--probation", "0", "--canary-time", "0", "ends:app")
     daemon.settled(2)
@@ -137,7 +139,7 @@ def test_planned_ends(place: Place) -> None:
 
 
 def test_killed_fork_server(place: Place) -> None:
-    """The fork server's end is in the ledger, too, and belongs to no slot."""
+    """The end of the fork server is in the ledger as well, without a slot."""
     daemon = place.start("plain:app")
     process = fork_server(daemon)
     process.send(signal.SIGKILL)
@@ -145,8 +147,8 @@ def test_killed_fork_server(place: Place) -> None:
     assert (view.pid, view.cause, view.slot) == (process.pid, "killed by an outsider", None)
 
 
-def test_metrics_count_what_the_ledger_tells(daemon: Daemon) -> None:
-    """Counters by cause, answers and workers, in a scrape of the real daemon."""
+def test_metrics_agree_with_the_ledger(daemon: Daemon) -> None:
+    """Counters by cause, answers and workers, from a scrape of the real daemon."""
     before, earlier = _scraped(daemon), len(exits(daemon, cause="exited"))
     daemon.get("/")
     daemon.connect().asked("/leave").ended_by_server()
@@ -170,7 +172,7 @@ def _scraped(daemon: Daemon) -> dict[str, float]:
 
 
 def test_the_ledger_survives_an_upgrade(place: Place) -> None:
-    """Entries, their numbers and the counters go on in the next program; `ctl upgrade` sees it through."""
+    """Entries, their ids and the counters continue in the next program; `ctl upgrade` waits for its end."""
     daemon = place.start("-w", "2", "--probation", "0", "plain:app")
     daemon.settled(2)
     assert daemon.ctl("recycle", "1").code == 0

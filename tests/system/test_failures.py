@@ -1,4 +1,4 @@
-"""Bad input at the start: one clear line and the right exit code; and what goes on with a warning."""
+"""Invalid input at the start: one clear line and the right exit code. Some problems are only a warning."""
 
 import os
 import signal
@@ -37,7 +37,7 @@ def test_broken_app(place: Place) -> None:
     ],
 )
 def test_app_not_found(place: Place, spec: str, words: str, preload: tuple[str, ...]) -> None:
-    """A mistake in how the app is named: one line that names `wsgi_app`, no traceback, exit code 3."""
+    """A wrong name of the app: one line that names `wsgi_app`, no traceback, exit code 3."""
     done = place.run(*LOCAL, *preload, spec)
     assert done.code == 3
     error = [line for line in done.err.splitlines() if not line.startswith("{")]
@@ -49,7 +49,9 @@ def test_app_not_found(place: Place, spec: str, words: str, preload: tuple[str, 
 @pytest.mark.parametrize("how", ["sys.exit(4)", "os._exit(4)", "ctypes.string_at(0)"])
 @pytest.mark.parametrize("preload", tiers({"lazy": (), "preload": ("--preload",)}.items(), ["lazy"]))
 def test_app_that_ends_the_process(place: Place, how: str, preload: tuple[str, ...]) -> None:
-    """An app that exits or crashes while it is loaded costs a process, and the daemon says so; code 3."""
+    """An app that exits or crashes while it is loaded ends only its process, and the daemon reports it;
+    exit code 3.
+    """
     place.add("ends.py", f"import ctypes, os, sys\n{how}\n")
     done = place.run(*LOCAL, *preload, "ends:app")
     assert done.code == 3
@@ -57,7 +59,7 @@ def test_app_that_ends_the_process(place: Place, how: str, preload: tuple[str, .
 
 
 def test_no_app(place: Place) -> None:
-    """No app at all: the line says what to write."""
+    """No app at all: the line says how to name one."""
     done = place.run(*LOCAL)
     assert done.code == 1
     assert "ostler MODULE:APP" in done.error
@@ -97,7 +99,7 @@ def test_unix_socket_taken(place: Place) -> None:
     ],
 )
 def test_bad_command_line(place: Place, args: list[str], words: str) -> None:
-    """An unknown flag or a value that can't be: one line with the setting's name, exit code 2."""
+    """An unknown flag or an invalid value: one line with the setting's name, exit code 2."""
     done = place.run(*args, "plain:app")
     assert done.code == 2
     assert done.error.startswith("ostler: error: ")
@@ -105,7 +107,7 @@ def test_bad_command_line(place: Place, args: list[str], words: str) -> None:
 
 
 def test_bad_web_concurrency(place: Place) -> None:
-    """A bad value from the environment: the line says where it stands."""
+    """An invalid value from the environment: the line names the variable."""
     done = place.run(*LOCAL, "plain:app", WEB_CONCURRENCY="lots")
     assert done.code == 1
     assert "workers (environment WEB_CONCURRENCY): expected a whole number" in done.error
@@ -138,7 +140,7 @@ def test_configuration_file_missing(place: Place) -> None:
 
 
 def test_chdir_missing(place: Place) -> None:
-    """--chdir into nothing."""
+    """--chdir to a folder that does not exist."""
     done = place.run(*LOCAL, "--chdir", "/nowhere", "plain:app")
     assert done.code == 1
     assert "chdir: can't enter '/nowhere'" in done.error
@@ -153,7 +155,7 @@ def test_error_log_folder_missing(place: Place) -> None:
 
 
 def test_access_log_folder_missing(place: Place) -> None:
-    """The same for the access log: an answer, not a worker that crashes again and again."""
+    """The same for the access log: a clear error instead of workers that crash again and again."""
     done = place.run(*LOCAL, "--access-logfile", "/nowhere/access.log", "plain:app")
     assert done.code == 1
     words = "can't open '/nowhere/access.log': No such file or directory"
@@ -161,7 +163,7 @@ def test_access_log_folder_missing(place: Place) -> None:
 
 
 def test_pidfile_of_a_live_process(place: Place) -> None:
-    """A second start with the same -p: one line, exit code 1, and the first's file stays as it is."""
+    """A second start with the same -p: one line, exit code 1, and the first one's file stays unchanged."""
     path = place.folder / "daemon.pid"
     first = place.start("-p", str(path), "plain:app")
     done = place.run(*LOCAL, "-p", str(path), "plain:app")
@@ -198,13 +200,13 @@ def test_control_socket_folder_missing(place: Place) -> None:
 
 
 def test_control_socket_path_too_long(place: Place) -> None:
-    """A path that no Unix socket can have."""
+    """A path that is too long for a Unix socket."""
     daemon = place.start("--control-socket", f"/tmp/{'x' * 200}.sock", "plain:app")
     serves_with_warning(daemon, "longer than the 107 bytes")
 
 
 def test_runtime_directory_unsafe(place: Place) -> None:
-    """A runtime folder that others can write to is not used: the next place is, where `ctl` looks, too."""
+    """A runtime folder that others can write is not used: the next one is, where `ctl` also looks."""
     folder = place.runtime / "ostler"
     folder.mkdir()
     folder.chmod(0o777)
@@ -225,13 +227,13 @@ def test_runtime_directory_not_writable(place: Place) -> None:
 
 
 def test_read_only_disk(place: Place) -> None:
-    """A control socket on a file system that takes no files."""
+    """A control socket on a file system that can't be written."""
     daemon = place.start("--control-socket", "/sys/ostler.sock", "plain:app")
     serves_with_warning(daemon, "control_socket: ", "/sys")
 
 
 def test_control_socket_of_a_live_instance(place: Place) -> None:
-    """A named socket that another instance has is left to it; the second serves without."""
+    """A named socket that another instance uses stays with it; the second instance serves without one."""
     path = str(place.folder / "control.sock")
     first = place.start("--control-socket", path, "plain:app")
     until_ready = place.run("ctl", "--socket", path, "scale", "2")
@@ -242,7 +244,7 @@ def test_control_socket_of_a_live_instance(place: Place) -> None:
 
 
 def test_control_port_taken(place: Place) -> None:
-    """A taken port for the API costs the TCP listener only."""
+    """If the port for the API is taken, only the TCP listener is missing."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         daemon = place.start("--control-bind", f"127.0.0.1:{port}", "plain:app")
@@ -251,13 +253,13 @@ def test_control_port_taken(place: Place) -> None:
 
 
 def test_control_bind_only_on_loopback(place: Place) -> None:
-    """The API is not given to the network, whatever is asked."""
+    """The API is never served to the network, whatever address is given."""
     daemon = place.start("--control-bind", "0.0.0.0:0", "plain:app")
     serves_with_warning(daemon, "control_bind: ")
 
 
 def test_stop_while_the_app_loads(place: Place) -> None:
-    """TERM and INT end a daemon whose app never finishes loading, at once and with nothing left."""
+    """TERM and INT end a daemon whose app never finishes loading, at once and without leftovers."""
     place.add("hangs.py", "import time\nopen('loading', 'w').close()\ntime.sleep(1000)\n")
     for preload in ([], ["--preload"]):
         for signum in (signal.SIGTERM, signal.SIGINT):
@@ -268,7 +270,7 @@ def test_stop_while_the_app_loads(place: Place) -> None:
 
 
 def test_stop_while_the_interpreter_starts(place: Place) -> None:
-    """A TERM in the first moments, wherever it falls, ends it without a traceback."""
+    """TERM at any of the first moments ends it without a traceback."""
     for _ in range(3):
         daemon = place.start("plain:app", serving=False)
         daemon.until(lambda pid=daemon.pid: children(pid), "the fork server")

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.system
 BOTH = pytest.mark.parametrize("kind", ["gevent", "eventlet"])
 GEVENT_FIRST = pytest.mark.parametrize("kind", ["gevent", *thorough("eventlet")])
 
-# An app for greenlets; its path says what to do. It knows what else tests ask for.
+# An app for greenlets; the path selects what it does.
 GREEN = """\
 import contextvars
 import json
@@ -170,7 +170,7 @@ def test_requests_wait_together(green: Place, kind: str) -> None:
 @BOTH
 @pytest.mark.parametrize("preload", tiers({"lazy": [], "preload": ["--preload"]}.items(), ["lazy"]))
 def test_patched_before_the_app_is_imported(green: Place, kind: str, preload: list[str]) -> None:
-    """What the app finds at its import waits in the library's way; as with gunicorn, it is multithreaded."""
+    """At its import the app finds the patched standard library; wsgi.multithread is true, as in gunicorn."""
     daemon = start(green, kind, "-w", "2", *preload)
     sleep, sockets = json.loads(daemon.get("/patched").text)
     assert sleep.startswith(kind)
@@ -192,7 +192,9 @@ def test_nothing_is_left_for_the_next_request(green: Place, kind: str) -> None:
 
 
 def test_a_time_out_that_was_left_behind(green: Place) -> None:
-    """gevent.Timeout that is never cancelled meets no other request, though greenlets serve more than one."""
+    """A gevent.Timeout that is never cancelled hits no other request,
+    although greenlets serve several requests.
+    """
     daemon = start(green, "gevent")
     client = daemon.connect()
     for _ in range(3):
@@ -203,7 +205,7 @@ def test_a_time_out_that_was_left_behind(green: Place) -> None:
 
 @GEVENT_FIRST
 def test_a_process_that_the_app_forks(green: Place, kind: str) -> None:
-    """It may wait in the hub that it has inherited; meanwhile its parent serves, and alone."""
+    """A child may wait in the hub that it has inherited; meanwhile only its parent serves."""
     daemon = start(green, kind)
     client = daemon.connect().asked("/fork")
     pids = {daemon.get("/pid").text for _ in range(20)}
@@ -213,7 +215,7 @@ def test_a_process_that_the_app_forks(green: Place, kind: str) -> None:
 
 @BOTH
 def test_slow_clients_delay_no_other(green: Place, kind: str) -> None:
-    """One takes nothing of a large answer, one sends its body in parts to an app that waits for it."""
+    """One client reads nothing of a large answer, one sends its body in parts to an app that waits for it."""
     daemon = start(green, kind, "--stream-request", "--buffer-response", "1K", "--buffer-response-file", "0")
     with (
         socket.create_connection(daemon.address) as taker,
@@ -240,7 +242,7 @@ def test_slow_clients_delay_no_other(green: Place, kind: str) -> None:
 
 @GEVENT_FIRST
 def test_tls(green: Place, kind: str) -> None:
-    """Encrypted connections wait together as plain ones do."""
+    """Encrypted connections wait at the same time, as plain ones do."""
     authority = Authority(green.folder)
     certificate = authority.issue("localhost")
     daemon = start(green, kind, "--certfile", str(certificate.cert), "--keyfile", str(certificate.key))
@@ -262,7 +264,7 @@ def test_tls(green: Place, kind: str) -> None:
 
 @BOTH
 def test_an_overdue_request_is_ended_alone(green: Place, kind: str) -> None:
-    """504 for the one whose time is over, with the stack of its greenlet; those beside it live on."""
+    """504 for the request whose time is over, with the stack of its greenlet; other requests continue."""
     daemon = start(green, kind, "-t", "1", "--timeout-grace", "30")
     (pid,) = daemon.pids()
     extended = daemon.connect().asked("/extended")
@@ -282,7 +284,7 @@ def test_an_overdue_request_is_ended_alone(green: Place, kind: str) -> None:
 
 @BOTH
 def test_hundreds_of_requests_at_once(green: Place, kind: str) -> None:
-    """All are visible while they are in the app, and none is afterwards."""
+    """All are visible while they are in the app, and none afterwards."""
     daemon = start(green, kind)
     clients = [daemon.connect(60).asked("/gate/many") for _ in range(300)]
     daemon.until(lambda: len(daemon.workers()[0].in_flight) == 300, "all are shown", within=60)
@@ -302,7 +304,7 @@ def test_many_overdue_at_once(green: Place, kind: str) -> None:
     assert {client.answer().status for client in clients} == {504}
     daemon.until(lambda: len(daemon.events("request_overdue")) == 300, "all are logged")
     stacks = [event["stack"] for event in daemon.events("request_overdue")]
-    # On a busy machine a greenlet's own comes too late, and the main thread's is shown.
+    # On a busy machine the greenlet's own stack comes too late, and that of the main thread is shown.
     assert all(stack.count("hread 0x") == 1 for stack in stacks)
     assert sum("in wait_at_gate" in stack for stack in stacks) >= 10
     assert daemon.get("/pid").text == str(pid)
@@ -310,7 +312,7 @@ def test_many_overdue_at_once(green: Place, kind: str) -> None:
 
 @BOTH
 def test_a_blocked_hub(green: Place, kind: str) -> None:
-    """A request that computes keeps all others waiting: the log says which code, and its deadline ends it."""
+    """A request that computes blocks all others: the log names the code, and its deadline ends it."""
     daemon = start(green, kind, "-t", "3", "--timeout-grace", "30")
     (pid,) = daemon.pids()
     client = daemon.connect().asked("/compute")
@@ -326,7 +328,7 @@ def test_a_blocked_hub(green: Place, kind: str) -> None:
 
 @GEVENT_FIRST
 def test_a_hub_that_stays_blocked(green: Place, kind: str) -> None:
-    """What is no request can't be ended alone: the worker is replaced."""
+    """Code outside of a request can't be ended alone: the worker is replaced."""
     daemon = start(green, kind, "-t", "1", "--timeout-grace", "0.2")
     victim = Process(daemon.pids()[0])
     daemon.get("/compute-behind")
@@ -339,7 +341,7 @@ def test_a_hub_that_stays_blocked(green: Place, kind: str) -> None:
 
 @GEVENT_FIRST
 def test_a_request_that_swallows_the_exception_costs_its_worker(green: Place, kind: str) -> None:
-    """After the grace the worker is replaced; requests beside it finish."""
+    """After the grace time the worker is replaced; requests beside it finish."""
     daemon = start(green, kind, "-t", "1", "--timeout-grace", "1")
     victim = Process(daemon.pids()[0])
     extended = daemon.connect().asked("/extended")
@@ -358,7 +360,7 @@ def test_a_request_that_swallows_the_exception_costs_its_worker(green: Place, ki
 @GEVENT_FIRST
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGQUIT])
 def test_signals_to_a_worker(green: Place, kind: str, signum: int) -> None:
-    """SIGTERM lets requests end, SIGQUIT does not; both end the worker at once if there is none."""
+    """SIGTERM lets requests end, SIGQUIT does not; without requests both end the worker at once."""
     daemon = start(green, kind)
     idle = Process(daemon.pids()[0])
     idle.send(signum)
@@ -382,7 +384,7 @@ def test_signals_to_a_worker(green: Place, kind: str, signum: int) -> None:
 
 @GEVENT_FIRST
 def test_reload_and_scale_lose_nothing(green: Place, kind: str) -> None:
-    """Connections that idle go to other workers, requests in the app are answered."""
+    """Idle connections move to other workers, requests in the app are answered."""
     daemon = start(green, kind, "-w", "2", "--max-requests", "400")
     daemon.settled(2)
     with Load(daemon.address, rate=300, connections=16) as load:
@@ -419,7 +421,7 @@ def test_refork(green: Place) -> None:
 @pytest.mark.parametrize("kind", ["itself", *thorough("gthread")])
 @pytest.mark.parametrize("preload", [True, *thorough(False)])
 def test_a_file_that_patches(place: Place, patch: str, kind: str, preload: bool) -> None:
-    """In the fork server everything waits for real all the same, with every worker class."""
+    """The fork server uses the original functions nevertheless, with every worker class."""
     library = patch.partition(".")[0]
     lines = [f"import {library}", "import gevent.monkey" if library == "gevent" else "", patch]
     place.add(
@@ -442,7 +444,7 @@ def test_a_file_that_patches(place: Place, patch: str, kind: str, preload: bool)
 
 @BOTH
 def test_a_package_that_is_missing(place: Place, kind: str) -> None:
-    """The one line that is said names what to install."""
+    """The error is one line that names what to install."""
     place.add(f"{kind}.py", f"raise ModuleNotFoundError(\"No module named '{kind}'\")")
     done = place.run("-k", kind, "plain:app")
     assert done.code == 1

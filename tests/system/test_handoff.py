@@ -1,4 +1,4 @@
-"""Connections outlive their worker, and do not wait for one that is busy while another is free."""
+"""Connections outlive their worker, and do not wait for a busy worker while another one is free."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.system
 PLAIN = (Path(__file__).parent / "apps" / "plain.py").read_text()
 KINDS = pytest.mark.parametrize("kind", [[], ["--threads", "3"]], ids=["sync", "gthread"])
 
-# What is long takes longer than the time by which a worker knows that it has long requests.
+# A long request takes longer than the time after which a worker treats a request as long.
 GATED = """
 import os, time
 from pathlib import Path
@@ -31,7 +31,7 @@ def app(environ, start_response):
 
 
 class Kept:
-    """Connections that are to stay open; what they ask must come over the same sockets."""
+    """Connections that stay open; their requests must use the same sockets."""
 
     def __init__(self, daemon: Daemon, number: int) -> None:
         self.connections = [daemon.connect() for _ in range(number)]
@@ -53,7 +53,7 @@ class Kept:
 
 @KINDS
 def test_connections_survive_reloads(place: Place, kind: list[str]) -> None:
-    """The same connection is answered by old code, and after a reload by new code."""
+    """The same connection is served by old code, and after a reload by new code."""
     place.add("page.py", page("0"))
     daemon = place.start("-w", "2", "--keep-alive", "60", *kind, "page:app")
     daemon.settled(2)
@@ -70,7 +70,7 @@ def test_connections_survive_reloads(place: Place, kind: list[str]) -> None:
 
 
 def test_connections_survive_recycling_and_scaling(place: Place) -> None:
-    """So it is when a worker leaves for another reason."""
+    """The same when a worker leaves for another reason."""
     place.add("plain.py", PLAIN)
     daemon = place.start("-w", "3", "--keep-alive", "60", "plain:app")
     daemon.settled(3)
@@ -85,7 +85,7 @@ def test_connections_survive_recycling_and_scaling(place: Place) -> None:
 
 
 def test_a_stop_closes_what_no_worker_can_have(place: Place) -> None:
-    """When all workers leave, idle connections end, and soon."""
+    """When all workers leave, idle connections are closed soon."""
     place.add("plain.py", PLAIN)
     daemon = place.start("-w", "2", "--keep-alive", "60", "plain:app")
     daemon.settled(2)
@@ -98,14 +98,14 @@ def test_a_stop_closes_what_no_worker_can_have(place: Place) -> None:
 
 @KINDS
 def test_quick_requests_do_not_wait_for_busy_workers(place: Place, kind: list[str]) -> None:
-    """Connections of a worker all of whose threads are in long requests are answered by the other worker."""
+    """If all threads of a worker are in long requests, the other worker answers its connections."""
     place.add("gated.py", GATED)
     daemon = place.start("-w", "2", "--keep-alive", "60", *kind, "gated:app")
     daemon.settled(2)
     each = 3 if kind else 1
 
     def occupy(gate: str, number: int) -> list[Connection]:
-        """So many requests in the app at once."""
+        """Put this many requests into the app at the same time."""
         asked = []
         for _ in range(number):
             asked.append(daemon.connect().asked(f"/gate/{gate}"))
@@ -120,10 +120,10 @@ def test_quick_requests_do_not_wait_for_busy_workers(place: Place, kind: list[st
             assert connection.answer().status == 200
             connection.close()
 
-    # Both workers have met a long request now.
+    # Both workers have had a long request now.
     release("first", occupy("first", 2 * each))
     kept = Kept(daemon, 8)
-    # All threads of both but one are busy: the worker that has it must answer all.
+    # All threads but one are busy: the worker that has it must answer all.
     asked = occupy("second", 2 * each - 1)
     assert len(set(kept.ask_again())) == 1
     release("second", asked)

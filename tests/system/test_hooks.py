@@ -1,4 +1,6 @@
-"""Server hooks of a real daemon: which are called, where, when, how often, and what their failures do."""
+"""Server hooks of a real daemon:
+which are called, where, when and how often, and the effects of their failures.
+"""
 
 import json
 import signal
@@ -32,7 +34,7 @@ def app(environ, start_response):
     return [environ.get("HTTP_X_ID", "none").encode()]
 """
 
-# Every hook writes its name, its process, and what it sees.
+# Every hook writes its name, its process, and its arguments.
 HOOKS = """\
 import json, os
 from pathlib import Path
@@ -72,12 +74,12 @@ def nworkers_changed(server, new_value, old_value):
 def on_exit(server):
     note("on_exit", workers=sorted(server.WORKERS))
 """
-# Without what keeps an old generation after a reload.
+# Without the settings that keep an old generation after a reload.
 PLAIN = ("--probation", "0", "--canary-time", "0", "--no-timeout-soft", "--timeout-grace", "0.2")
 
 
 class Notes:
-    """What hooks have written."""
+    """The lines that hooks have written."""
 
     def __init__(self, place: Place) -> None:
         self._path = place.app_folder / "notes"
@@ -108,7 +110,7 @@ def start(place: Place, *args: str, conf: str = HOOKS, serving: bool = True, **e
 
 
 def test_a_life(place: Place) -> None:
-    """All hooks of a start, a scaling and a graceful end: in the right process, in order, each just once."""
+    """All hooks of a start, a scaling and a graceful end: in the right process, in order, each once."""
     daemon, notes = start(place, "-w", "1")
     daemon.settled(1)
     server = fork_server(daemon).pid
@@ -158,7 +160,7 @@ def test_a_life(place: Place) -> None:
 
 
 def test_quick_end(place: Place) -> None:
-    """INT: worker_int in every worker, then worker_exit, child_exit, on_exit at last."""
+    """INT: worker_int in every worker, then worker_exit, child_exit, and on_exit at the end."""
     daemon, notes = start(place, "-w", "2")
     pids = {worker.pid for worker in daemon.settled(2)}
     assert daemon.stop(signal.SIGINT) == 0
@@ -185,7 +187,7 @@ def test_signals_to_a_worker(place: Place) -> None:
 
 @pytest.mark.parametrize(("path", "code"), [("/crash", -signal.SIGABRT), ("/leave", 7)])
 def test_child_exit_of_a_crash(place: Place, path: str, code: int) -> None:
-    """Workers that crash are reported, too, with the kernel's exit status."""
+    """Workers that crash are reported as well, with the kernel's exit status."""
     daemon, notes = start(place, "-w", "1")
     (worker,) = daemon.settled(1)
     daemon.connect().asked(path).ended_by_server()
@@ -196,7 +198,9 @@ def test_child_exit_of_a_crash(place: Place, path: str, code: int) -> None:
 
 @pytest.mark.parametrize("threads", ["1", "2"])
 def test_worker_abort(place: Place, threads: str) -> None:
-    """A worker over its deadline: worker_abort is called; its stacks and the cause are as without."""
+    """A worker over its deadline: worker_abort is called;
+    its stacks and the cause are the same as without the hook.
+    """
     daemon, notes = start(place, "-w", "1", "-t", "1", "--threads", threads)
     (worker,) = daemon.settled(1)
     daemon.connect().asked("/hang").ended_by_server()
@@ -212,7 +216,7 @@ def test_worker_abort(place: Place, threads: str) -> None:
 
 
 def test_abort_of_a_worker_that_hangs_in_c(place: Place) -> None:
-    """No Python runs there, so worker_abort can't be called; the stacks are logged all the same."""
+    """No Python code can run, so worker_abort is not called; the stacks are still logged."""
     daemon, notes = start(place, "-w", "1", "-t", "1")
     daemon.settled(1)
     daemon.connect().asked("/spin").ended_by_server()
@@ -233,7 +237,7 @@ def test_abort_of_a_worker_that_hangs_in_c(place: Place) -> None:
     ],
 )
 def test_worker_abort_cannot_save_the_worker(place: Place, hook: str) -> None:
-    """Whatever the hook does, the worker is gone soon, for the reason that it was."""
+    """Whatever the hook does, the worker ends soon, with the same cause."""
     daemon, _ = start(place, "-w", "1", "-t", "1", conf=hook)
     (worker,) = daemon.settled(1)
     assert worker.pid
@@ -247,7 +251,7 @@ def test_worker_abort_cannot_save_the_worker(place: Place, hook: str) -> None:
 
 
 def test_reload(place: Place) -> None:
-    """on_reload in the new fork server, and no other hook of a start; old workers' ends are reported."""
+    """on_reload in the new fork server, and no other hook of a start; ends of old workers are reported."""
     daemon, notes = start(place, "-w", "2")
     old = {worker.pid for worker in daemon.settled(2)}
     before = fork_server(daemon).pid
@@ -277,7 +281,7 @@ def test_another_number_after_a_reload(place: Place) -> None:
 
 
 def test_a_fork_server_that_died(place: Place) -> None:
-    """Its successor forks and reports ends; what belongs to a start or reload is not repeated."""
+    """Its successor forks and reports ends; hooks of a start or reload are not called again."""
     daemon, notes = start(place, "-w", "1")
     (worker,) = daemon.settled(1)
     assert worker.pid
@@ -287,7 +291,7 @@ def test_a_fork_server_that_died(place: Place) -> None:
     Process(worker.pid).send(signal.SIGKILL)
     (ended,) = notes.wait(daemon, "child_exit", pid=worker.pid)
     daemon.settled(2)
-    assert (ended["code"], ended["mark"]) == (-signal.SIGKILL, None)  # the successor has not forked it
+    assert (ended["code"], ended["mark"]) == (-signal.SIGKILL, None)  # the successor did not fork this one
     assert ended["process"] == fork_server(daemon).pid
     assert len(notes.all("pre_fork")) == 3
     assert daemon.stop() == 0
@@ -298,7 +302,7 @@ def test_a_fork_server_that_died(place: Place) -> None:
 
 
 def test_refork(place: Place) -> None:
-    """A worker that becomes the fork server has ended as a worker, and calls what a fork server calls."""
+    """A worker that becomes the fork server counts as ended, and calls the hooks of a fork server."""
     daemon, notes = start(place, "-w", "2")
     (zygote, other) = daemon.settled(2)
     assert daemon.ctl("refork", "--slot", "1").code == 0
@@ -319,7 +323,9 @@ def test_refork(place: Place) -> None:
 
 
 def test_a_rollback(place: Place) -> None:
-    """Each end of a worker of the rejected generation is reported once, by it or by the restored one."""
+    """The end of each worker of the rejected generation is reported once,
+    by its fork server or the restored one.
+    """
     place.add("site_app.py", APP)
     place.add("gunicorn.conf.py", HOOKS)
     daemon = place.start(
@@ -341,7 +347,9 @@ def test_a_rollback(place: Place) -> None:
 
 
 def test_upgrade(place: Place) -> None:
-    """pre_exec before the program is replaced, then a new generation that starts; nothing of the end."""
+    """pre_exec before the program is replaced, then the hooks of a start in a new generation;
+    none of the end.
+    """
     daemon, notes = start(place, "-w", "1")
     (worker,) = daemon.settled(1)
     daemon.send(signal.SIGUSR2)
@@ -359,7 +367,7 @@ def test_upgrade(place: Place) -> None:
 
 
 def test_pre_exec_that_hangs(place: Place) -> None:
-    """An upgrade goes on whatever the hook does."""
+    """An upgrade continues, whatever the hook does."""
     daemon, _ = start(place, "-w", "1", conf="import time\ndef pre_exec(server): time.sleep(1000)\n")
     daemon.settled(1)
     daemon.send(signal.SIGUSR2)
@@ -369,7 +377,7 @@ def test_pre_exec_that_hangs(place: Place) -> None:
 
 
 def test_check_config(place: Place) -> None:
-    """A check calls none of them."""
+    """A check calls none of the hooks."""
     place.add("site_app.py", APP)
     place.add("gunicorn.conf.py", HOOKS)
     assert place.run("--check-config", "site_app:app").code == 0
@@ -384,7 +392,7 @@ FAILING = ("pre_fork", "child_exit", "nworkers_changed", "on_exit", "worker_exit
 
 @pytest.mark.parametrize("error", ["ValueError('bad hook')", "SystemExit(4)", "KeyboardInterrupt()"])
 def test_hooks_that_raise(place: Place, error: str) -> None:
-    """Each is logged with its line, and everything else is as without them."""
+    """Each is logged with its line, and everything else works as without them."""
     conf = "".join(f"def {hook}(*args):\n    raise {error}\n" for hook in FAILING)
     daemon, _ = start(place, "-w", "1", conf=conf)
     (worker,) = daemon.settled(1)
@@ -406,7 +414,7 @@ def test_hooks_that_raise(place: Place, error: str) -> None:
 @pytest.mark.parametrize("hook", ["on_starting", "when_ready"])
 @pytest.mark.parametrize("error", ["ValueError('not today')", *thorough("SystemExit(1)")])
 def test_the_start_is_refused(place: Place, hook: str, error: str) -> None:
-    """What these raise ends the start, as in gunicorn, with their traceback and not with on_exit."""
+    """An exception of these hooks ends the start, as in gunicorn, with a traceback and without on_exit."""
     conf = f"{HOOKS}\ndef {hook}(server):\n    raise {error}\n"
     daemon, notes = start(place, conf=conf, serving=False)
     assert daemon.wait() in (1, 3)
@@ -419,7 +427,7 @@ def test_the_start_is_refused(place: Place, hook: str, error: str) -> None:
 @pytest.mark.parametrize("hook", ["post_fork", "post_worker_init"])
 @pytest.mark.parametrize("error", ["ValueError('not today')", *thorough("SystemExit(1)")])
 def test_no_worker_boots(place: Place, hook: str, error: str) -> None:
-    """A start whose workers' hooks raise fails like one whose app does, with all hooks of the end."""
+    """A start whose workers' hooks raise fails as if the app could not load, with all hooks of the end."""
     conf = f"{HOOKS}\ndef {hook}(*args):\n    raise {error}\n"
     daemon, notes = start(place, "-w", "1", conf=conf, serving=False)
     assert daemon.wait() == 3
@@ -430,7 +438,7 @@ def test_no_worker_boots(place: Place, hook: str, error: str) -> None:
 
 @pytest.mark.parametrize("hook", ["on_reload", "post_fork", "post_worker_init"])
 def test_a_reload_is_refused(place: Place, hook: str) -> None:
-    """The old generation serves on, and the command prints the traceback."""
+    """The old generation continues to serve, and the command prints the traceback."""
     daemon, notes = start(place, "-w", "1")
     before = daemon.settled(1)
     place.add("gunicorn.conf.py", f"{HOOKS}\ndef {hook}(*args):\n    raise ValueError('not today')\n")
@@ -444,7 +452,7 @@ def test_a_reload_is_refused(place: Place, hook: str) -> None:
 
 @pytest.mark.parametrize("hook", ["pre_fork", "child_exit", *thorough("nworkers_changed")])
 def test_a_hook_hangs_in_the_fork_server(place: Place, hook: str) -> None:
-    """It is interrupted, and the log has its line; workers are replaced all the same."""
+    """It is interrupted, and the log has its line; workers are still replaced."""
     conf = f"import time\ndef {hook}(*args):\n    if len(args) < 3 or args[2]: time.sleep(1000)\n"
     daemon, _ = start(place, "-w", "1", conf=conf)
     (worker,) = daemon.settled(1)
@@ -459,7 +467,7 @@ def test_a_hook_hangs_in_the_fork_server(place: Place, hook: str) -> None:
 
 
 def test_on_exit_hangs(place: Place) -> None:
-    """The daemon ends without it, in the time that it said."""
+    """The daemon ends without it, within the time that it has announced."""
     daemon, _ = start(place, "-w", "1", conf="import time\ndef on_exit(server): time.sleep(1000)\n")
     daemon.settled(1)
     assert daemon.stop(within=25) == 0
@@ -467,7 +475,7 @@ def test_on_exit_hangs(place: Place) -> None:
 
 
 def test_a_hook_hangs_in_c(place: Place) -> None:
-    """One that no signal interrupts costs its fork server, which the fleet replaces, and no worker."""
+    """If no signal can interrupt it, its fork server is killed and replaced; no worker is lost."""
     conf = """\
     import itertools
     from pathlib import Path
@@ -487,7 +495,9 @@ def test_a_hook_hangs_in_c(place: Place) -> None:
 
 
 def test_a_fork_server_that_its_hook_kills(place: Place) -> None:
-    """os._exit in child_exit: the fleet starts another one, which does not call it for the same worker."""
+    """os._exit in child_exit: the fleet starts another fork server,
+    which does not call the hook for the same worker.
+    """
     conf = """\
     import os
     from pathlib import Path
@@ -514,7 +524,7 @@ def test_a_fork_server_that_its_hook_kills(place: Place) -> None:
 
 
 def test_logs(place: Place) -> None:
-    """server.log and worker.log are lines of the error log, with level, text, and in workers slot and pid."""
+    """server.log and worker.log write to the error log, with level and text, and in workers slot and pid."""
     conf = """\
     def on_starting(server): server.log.info("starting %s", server.proc_name)
     def pre_fork(server, worker): server.log.warning("pid %s\\nforged", worker.pid)
@@ -523,7 +533,7 @@ def test_logs(place: Place) -> None:
         try:
             1 / 0
         except ZeroDivisionError:
-            worker.log.exception("odd")
+            worker.log.exception("unexpected")
         worker.log.debug("not at this level")
         print("printed")
     def when_ready(server): print("also printed")
@@ -536,7 +546,7 @@ def test_logs(place: Place) -> None:
         ("info", "starting shop"),
         ("warning", "pid [booting]\nforged"),
         ("info", f"spawned (pid: {worker.pid})"),
-        ("error", "odd"),
+        ("error", "unexpected"),
     ]
     assert ("slot" in lines[0], lines[0]["generation"]) == (False, 1)
     assert (lines[2]["slot"], lines[2]["pid"]) == (1, worker.pid)
@@ -545,7 +555,7 @@ def test_logs(place: Place) -> None:
 
 
 def test_hooks_by_name(place: Place) -> None:
-    """A text names a function elsewhere."""
+    """A text names a function in another module."""
     place.add("my_hooks.py", HOOKS)
     daemon, notes = start(place, "-w", "1", conf="when_ready = 'my_hooks.when_ready'\n")
     assert notes.names() == ["when_ready"]
@@ -572,7 +582,7 @@ def post_request(worker, req, environ, resp):
 
 @pytest.mark.parametrize("threads", ["1", "2"])
 def test_pre_request_is_within_the_deadline(place: Place, threads: str) -> None:
-    """A pre_request that hangs is ended like an app that does, and answered with 504; the worker lives on."""
+    """A pre_request that hangs is ended as an app is, and answered with 504; the worker continues."""
     conf = """\
     import time
     def pre_request(worker, req):
@@ -589,7 +599,7 @@ def test_pre_request_is_within_the_deadline(place: Place, threads: str) -> None:
 
 
 def test_a_worker_that_says_it_is_not_alive(place: Place) -> None:
-    """`worker.alive = False` is a wish for a successor: it is there before the worker leaves."""
+    """`worker.alive = False` asks for a successor, which is ready before the worker leaves."""
     conf = """\
     def post_request(worker, req):
         if req.path == "/last":
@@ -604,7 +614,7 @@ def test_a_worker_that_says_it_is_not_alive(place: Place) -> None:
 
 
 def test_an_app_that_a_hook_wraps(place: Place) -> None:
-    """What post_worker_init puts in the place of worker.wsgi is served; monitoring agents do so."""
+    """The app that post_worker_init assigns to worker.wsgi is served; monitoring agents do that."""
     conf = """\
     def post_worker_init(worker):
         inner = worker.wsgi
@@ -618,7 +628,7 @@ def test_an_app_that_a_hook_wraps(place: Place) -> None:
 
 
 def test_on_exit_without_a_fork_server(place: Place) -> None:
-    """Without a fork server to call it, the log has it as missed, and the daemon ends."""
+    """Without a fork server to call it, the log reports it as missed, and the daemon ends."""
     conf = f"{HOOKS}\nimport time\nif NOTES.with_name('stuck').exists(): time.sleep(1000)\n"
     daemon, notes = start(place, "-w", "1", conf=conf)
     daemon.settled(1)
@@ -632,7 +642,7 @@ def test_on_exit_without_a_fork_server(place: Place) -> None:
 
 @pytest.mark.parametrize("preload", tiers({"lazy": (), "preload": ("--preload",)}.items(), ["lazy"]))
 def test_a_hook_loads_the_app(place: Place, preload: tuple[str, ...]) -> None:
-    """server.app.wsgi() in the fork server loads the app there, once, and workers have that one."""
+    """server.app.wsgi() in the fork server loads the app there, once, and workers use that one."""
     place.add("site_app.py", f"import os\nPID = os.getpid()\nprint('loaded', flush=True)\n{APP}")
     place.add("gunicorn.conf.py", "def on_starting(server): server.app.wsgi()\n")
     daemon = place.start("-w", "2", *preload, "site_app:app")
@@ -644,8 +654,9 @@ def test_a_hook_loads_the_app(place: Place, preload: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("preload", tiers({"lazy": (), "preload": ("--preload",)}.items(), ["lazy"]))
 def test_a_thread_of_post_fork(place: Place, preload: tuple[str, ...]) -> None:
-    """The shape of Sentry's, New Relic's and OpenTelemetry's recipes: an exporter with a thread, made after
-    the fork, that the app uses, and that is flushed at the end."""
+    """The pattern of Sentry's, New Relic's and OpenTelemetry's recipes:
+    an exporter with a thread, made after the fork, which the app uses, and which is flushed at the end.
+    """
     conf = """\
     import atexit, queue, threading
     from pathlib import Path
@@ -713,7 +724,9 @@ def app(environ, start_response):
 
 
 def test_prometheus_multiprocess(place: Place) -> None:
-    """prometheus_client's recipe: counters of dead workers stay, live gauges go, after kill -9 as well."""
+    """prometheus_client's recipe:
+    counters of dead workers stay, live gauges are removed, also after kill -9.
+    """
     folder = place.folder / "metrics"
     folder.mkdir()
     place.add("counted.py", PROMETHEUS)
@@ -731,7 +744,7 @@ def test_prometheus_multiprocess(place: Place) -> None:
         return {int(path.stem.rpartition("_")[2]) for path in folder.glob("gauge_livesum_*.db")}
 
     def reach_all() -> set[int]:
-        """Ask until each worker has answered."""
+        """Send requests until each worker has answered."""
         nonlocal asked
         pids = {worker.pid for worker in daemon.settled(2)}
         seen: set[int] = set()
@@ -764,7 +777,7 @@ def test_prometheus_multiprocess(place: Place) -> None:
 
 
 def test_numbered_workers(place: Place) -> None:
-    """A recipe of large sites: pre_fork gives each worker a number that no live one has."""
+    """A recipe of large sites: pre_fork gives each worker a number that no other live worker has."""
     conf = """\
     import os
     def pre_fork(server, worker):
@@ -810,7 +823,7 @@ def on_exit(server):
 
 @pytest.mark.parametrize("how", ["reload", "refork", "upgrade"])
 def test_what_a_start_has_begun_lasts(place: Place, how: str) -> None:
-    """A server beside the app, begun by when_ready as people do for metrics, is there until on_exit."""
+    """A server beside the app that when_ready has started, for metrics for example, runs until on_exit."""
     daemon, notes = start(place, "-w", "1", conf=f"{HOOKS}\n{LASTING}")
     daemon.settled(1)
     server = fork_server(daemon).pid
@@ -825,7 +838,7 @@ def test_what_a_start_has_begun_lasts(place: Place, how: str) -> None:
         assert ask(url).text == str(server)
         assert not listening(daemon.port) & set(descriptors(server))
         if how == "upgrade":
-            break  # the next one would end it, and the new one has not got the port
+            break  # the next one would end it, and the new one does not have the port
     assert daemon.stop() == 0
     assert [(n["process"], n["began"]) for n in notes.all("on_exit")] == [(server, True)]
     assert notes.names()[-1] == "on_exit"
@@ -835,7 +848,7 @@ def test_what_a_start_has_begun_lasts(place: Place, how: str) -> None:
 
 
 def test_what_lasts_has_new_logs(place: Place) -> None:
-    """USR1 reaches the retired fork server as well: what runs in it writes to the file that is there now."""
+    """USR1 also reaches the retired fork server: what runs in it writes to the new file."""
     daemon, _ = start(
         place, "-w", "1", "--error-logfile", "error.log", conf=f"{HOOKS}\n{LASTING}", serving=False
     )
@@ -851,7 +864,7 @@ def test_what_lasts_has_new_logs(place: Place) -> None:
 
 
 def test_what_lasts_hangs_in_c_at_the_end(place: Place) -> None:
-    """A retired fork server whose on_exit no signal interrupts is not left behind."""
+    """A retired fork server is ended even if no signal can interrupt its on_exit."""
     hangs = "def on_exit(server):\n    import itertools\n    all(itertools.repeat(True))\n"
     daemon, _ = start(place, "-w", "1", conf=f"{HOOKS}\n{LASTING}\n{hangs}")
     daemon.settled(1)
@@ -873,8 +886,8 @@ def listening(port: int) -> set[str]:
     return found
 
 
-def test_nothing_lasts_without_need(place: Place) -> None:
-    """A fork server whose start has begun nothing that runs ends with its generation."""
+def test_a_fork_server_without_work_ends_with_its_generation(place: Place) -> None:
+    """A fork server ends with its generation if nothing runs that its start has begun."""
     daemon, _ = start(place, "-w", "1")
     daemon.settled(1)
     server = fork_server(daemon)

@@ -1,4 +1,4 @@
-"""Everyday HTTP through real sockets: a validated WSGI app and Flask, both kinds of worker."""
+"""Usual HTTP through real sockets: a validated WSGI app and Flask, both kinds of worker."""
 
 import json
 import socket
@@ -30,7 +30,7 @@ def shop(shared_place: Place) -> Daemon:
 
 
 def test_get(strict: Daemon) -> None:
-    """The query arrives, the length is sent, the connection stays open for a second request."""
+    """The app gets the query, the length is sent, the connection stays open for a second request."""
     connection = strict.connect()
     for query in ("a=1", "b=%20"):
         answer = connection.asked(f"/?{query}").answer()
@@ -41,7 +41,7 @@ def test_get(strict: Daemon) -> None:
 
 
 def test_head(strict: Daemon) -> None:
-    """HEAD has GET's header fields and no body, and the connection goes on behind it."""
+    """HEAD has GET's header fields and no body, and the connection continues."""
     connection = strict.connect()
     answer = connection.asked("/", "HEAD").answer()
     assert (answer.status, answer.headers["content-length"], answer.body) == (200, "5", b"")
@@ -49,7 +49,7 @@ def test_head(strict: Daemon) -> None:
 
 
 def test_post(strict: Daemon) -> None:
-    """A body of known length, small and larger than any buffer, comes back as it went."""
+    """A body of known length, small or larger than any buffer, comes back unchanged."""
     connection = strict.connect()
     for body in (b"x", b"", b"0123456789" * 100_000):
         answer = connection.asked("/echo", "POST", body=body).answer()
@@ -57,7 +57,7 @@ def test_post(strict: Daemon) -> None:
 
 
 def test_chunked_post(strict: Daemon) -> None:
-    """A chunked body reaches the app whole, and with lines that readline() finds."""
+    """A chunked body reaches the app completely, and readline() finds its lines."""
     connection = strict.connect()
     chunks = [b"line one\nli", b"ne two\n", b"x" * 70, b"\n"]
     answer = connection.asked("/lines", "POST", body=iter(chunks), encode_chunked=True).answer()
@@ -67,7 +67,7 @@ def test_chunked_post(strict: Daemon) -> None:
 
 
 def test_streaming(strict: Daemon) -> None:
-    """An iterable without a length is sent in chunks, to HTTP/1.0 up to the end of the connection."""
+    """An iterable without a length is sent in chunks; to HTTP/1.0 until the end of the connection."""
     answer = strict.get("/stream")
     expected = b"".join(b"part %d\n" % n for n in range(50))
     assert answer.headers["transfer-encoding"] == "chunked"
@@ -79,18 +79,18 @@ def test_streaming(strict: Daemon) -> None:
 
 
 def test_write_callable(strict: Daemon) -> None:
-    """What is written comes before what is returned."""
+    """Data of write() comes before the returned data."""
     assert strict.get("/write").text == "written, returned"
 
 
 def test_not_found(strict: Daemon) -> None:
-    """The app's own 404 goes through unchanged."""
+    """The app's own 404 is sent unchanged."""
     answer = strict.get("/nowhere")
     assert (answer.status, answer.text) == (404, "no such page\n")
 
 
 def test_pipelining(strict: Daemon) -> None:
-    """Requests that come in one packet are answered one after the other, in order."""
+    """Requests that arrive in one packet are answered one after the other, in order."""
     requests = b"".join(b"GET /?%d HTTP/1.1\r\nHost: x\r\n\r\n" % n for n in range(9))
     answers = speak(strict, requests + b"GET /?9 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     bodies = [part.rpartition(b"\r\n\r\n")[2][:5] for part in answers.split(b"HTTP/1.1 200 OK")[1:]]
@@ -98,14 +98,14 @@ def test_pipelining(strict: Daemon) -> None:
 
 
 def test_garbage_is_refused(strict: Daemon) -> None:
-    """What is no HTTP gets a 400 and the end, and the worker serves on."""
+    """Bytes that are not HTTP get a 400 and the connection is closed; the worker continues to serve."""
     answer = speak(strict, b"this is no request\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert strict.get("/").status == 200
 
 
 def test_head_in_pieces(strict: Daemon) -> None:
-    """A request that trickles in byte by byte is served as any other, and others do not wait for it."""
+    """A request that arrives byte by byte is served, and others do not wait for it."""
     with socket.create_connection(strict.address, timeout=PATIENCE) as slow:
         slow.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         request = b"GET /?slow HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
@@ -117,7 +117,7 @@ def test_head_in_pieces(strict: Daemon) -> None:
 
 
 def test_length_is_sent(shop: Daemon) -> None:
-    """An answer whose blocks are known needs no chunks, though its app said nothing of the length."""
+    """An answer whose blocks are known is not chunked, although the app gave no length."""
     answer = shop.get("/pid")
     assert answer.headers["content-length"] == str(len(answer.body))
     assert "transfer-encoding" not in answer.headers
@@ -132,7 +132,7 @@ def test_flask_json(shop: Daemon) -> None:
 
 
 def test_flask_chunked_upload(shop: Daemon) -> None:
-    """Werkzeug reads a body of unknown length because the server says where it ends."""
+    """Werkzeug reads a body of unknown length because the server marks its end."""
     answer = shop.get("/upload", method="POST", body=iter([b"x" * 9000] * 10), encode_chunked=True)
     assert (answer.status, answer.text) == (200, "90000 bytes")
 
@@ -144,7 +144,7 @@ def test_flask_stream_and_errors(shop: Daemon) -> None:
 
 
 def test_error_in_the_app(place: Place) -> None:
-    """An exception is a plain 500 to the client, a log event with the traceback, and no worker's death."""
+    """An exception is a plain 500 for the client and a log event with the traceback; the worker continues."""
     daemon = place.start("plain:app")
     pids = daemon.pids()
     answer = daemon.get("/fail")
@@ -160,7 +160,7 @@ def test_error_in_the_app(place: Place) -> None:
 
 
 def speak(daemon: Daemon, data: bytes) -> bytes:
-    """Send bytes, return all that comes until the server closes."""
+    """Send bytes; returns everything that arrives until the server closes."""
     with socket.create_connection(daemon.address, timeout=PATIENCE) as sock:
         sock.sendall(data)
         return everything(sock)

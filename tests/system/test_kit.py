@@ -1,4 +1,4 @@
-"""The test kit itself: what the other tests depend on."""
+"""Tests of the test kit itself."""
 
 import shutil
 import signal

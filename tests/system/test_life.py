@@ -1,8 +1,10 @@
-"""What replaces processes, under load: planned operations fail no request, deaths only what they held.
+"""Replacing processes under load: planned operations lose no request; deaths lose only requests on the dead
+process's connections.
 
 The client (tests/kit/load.py) accounts for every request. Of a few thousand in each test one in ten takes
-some milliseconds, and one in seven asks for its connection's end. A request that met a closed connection
-counts as lost here, also if its retry was answered. contrib/bench/life.py and chaos.py do the same at length.
+some milliseconds, and one in seven asks for the end of its connection. A request that met a closed connection
+counts as lost here, even if its retry was answered. contrib/bench/life.py and chaos.py do the same for
+longer.
 """
 
 import contextlib
@@ -41,7 +43,7 @@ def app(environ, start_response):
     start_response("200 OK", headers)
     return [body]
 """
-# The reloads follow each other as fast as they can.
+# The reloads follow each other without a pause.
 QUICK_CANARY = ("--canary-time", "0.05")
 RATE = 800
 CONNECTIONS = 24
@@ -66,7 +68,7 @@ def load(daemon: Daemon) -> Load:
 
 @contextlib.contextmanager
 def planned(daemon: Daemon) -> Iterator[Load]:
-    """A load in which nothing may be lost; in the end the server has counted what the client has."""
+    """A load of which no request may be lost; at the end the server's counts equal the client's."""
     with load(daemon) as client:
         client.wait_for(RATE // 4)
         yield client
@@ -78,7 +80,7 @@ def planned(daemon: Daemon) -> Iterator[Load]:
 
 
 def unexplained(report: Report, killed: Sequence[Killed]) -> list[Record]:
-    """Lost requests that none of these processes had in hand when it was killed."""
+    """Lost requests on connections that none of these processes held when it was killed."""
 
     def excused(port: int, at: float) -> bool:
         return any(port in kill.ports and 0 <= at - kill.at < NEWS_WITHIN for kill in killed)
@@ -88,7 +90,7 @@ def unexplained(report: Report, killed: Sequence[Killed]) -> list[Record]:
 
 @pytest.mark.parametrize(("kind", "times"), [("sync", 5), *thorough(("sync", 15), ("gthread", 5))])
 def test_reloads(place: Place, kind: str, times: int) -> None:
-    """Many reloads in a row: each ends with new code alone, and nothing is lost."""
+    """Many reloads in a row: each ends with new code only, and no request is lost."""
     daemon = fleet(place, "-k", kind, *(["--threads", "3"] if kind == "gthread" else []), *QUICK_CANARY)
     with planned(daemon) as client:
         for version in range(2, times + 2):
@@ -96,7 +98,7 @@ def test_reloads(place: Place, kind: str, times: int) -> None:
             assert daemon.client.call(RELOAD, ReloadBody(wait=True)).phase == "done"
             reloaded = client.ended
             client.wait_for(reloaded + 1 + CONNECTIONS)
-            # What was on its way when the reload ended was answered before.
+            # Requests that were under way when the reload ended may have been answered before.
             assert {record.body for record in client.records(reloaded + CONNECTIONS)} == {b"%d" % version}
     assert daemon.status().generation == times + 1
 
@@ -120,7 +122,7 @@ def test_scaling(place: Place) -> None:
 
 
 def test_killed_workers(place: Place) -> None:
-    """kill -9 of a worker each 300 ms: lost is at most what was on the connections that it held."""
+    """kill -9 of a worker each 300 ms: at most the requests on its connections are lost."""
     daemon = fleet(place)
     dice = random.Random(4)
     killed: list[Killed] = []
@@ -136,13 +138,13 @@ def test_killed_workers(place: Place) -> None:
         report = client.finish()
     assert unexplained(report, killed) == [], report.summary()
     assert len(killed) == daemon.status().totals.deaths == 10
-    # All kept connections are held by some worker; without any the test would prove nothing.
+    # Each kept connection is held by some worker; if there were none the test would prove nothing.
     assert any(kill.ports for kill in killed)
 
 
 @pytest.mark.thorough
 def test_killed_fork_servers(place: Place) -> None:
-    """kill -9 of the fork server: nothing is lost, and its successor forks as it did."""
+    """kill -9 of the fork server: no request is lost, and its successor forks."""
     daemon = fleet(place, workers=2)
     with planned(daemon):
         for number, workers in enumerate(itertools.islice(itertools.cycle([3, 2]), 4)):
@@ -174,7 +176,7 @@ def test_deadlines(place: Place) -> None:
 
 @pytest.mark.thorough
 def test_refork(place: Place) -> None:
-    """A warmed-up worker becomes the others' zygote, again and again, and nothing is lost."""
+    """A warmed-up worker becomes the zygote of the others, again and again, and no request is lost."""
     daemon = fleet(place)
     with planned(daemon) as client:
         for _ in range(3):
@@ -190,7 +192,7 @@ def test_refork(place: Place) -> None:
 
 
 def test_upgrade(place: Place) -> None:
-    """The supervisor's program is replaced in place, twice: same pid, other workers, nothing lost."""
+    """The supervisor's program is replaced in place, twice: same pid, other workers, no request is lost."""
     daemon = fleet(place, *QUICK_CANARY)
     with planned(daemon):
         for number in range(2):
@@ -202,7 +204,7 @@ def test_upgrade(place: Place) -> None:
 
 
 def all_of(daemon: Daemon, generation: int) -> None:
-    """Wait until four workers of one generation are all there is."""
+    """Wait until the fleet consists of four workers of one generation."""
 
     def look() -> bool:
         return {worker.generation for worker in daemon.settled(4)} == {generation}
@@ -211,14 +213,16 @@ def all_of(daemon: Daemon, generation: int) -> None:
 
 
 def test_rollback(place: Place) -> None:
-    """A release that crashes on probation is undone: the old code serves, although the disk has the new one;
-    lost is only what the crashed workers held."""
+    """A release that crashes on probation is rolled back:
+    the old code serves, although the disk has the new code; only requests in the crashed workers are lost.
+    """
     daemon = fleet(place, *QUICK_CANARY, "--probation", "30", "--rollback-crashes", "2")
     with load(daemon) as client:
         client.wait_for(RATE // 4)
         write(place, 2)
         assert daemon.client.call(RELOAD, ReloadBody(wait=True)).phase == "done"
-        # A signal of the kind that only a program itself is to blame for, and that nothing in it catches.
+        # A signal that counts as a crash, because programs usually cause it themselves, and that no handler
+        # catches.
         killed = [kill_holding(pid, daemon.port, signal.SIGSYS) for pid in daemon.pids()[:2]]
         daemon.event("reload_rolled_back")
         all_of(daemon, 1)
@@ -233,13 +237,13 @@ def test_rollback(place: Place) -> None:
 
 @pytest.mark.thorough
 def test_rollback_for_errors(place: Place) -> None:
-    """A release whose answers are errors is undone on probation; nothing else went wrong."""
+    """A release that answers errors is rolled back on probation; no other request fails."""
     daemon = fleet(place, *QUICK_CANARY, "--probation", "30", "--rollback-error-rate", "0.2")
     with load(daemon) as client:
         client.wait_for(RATE // 4)
         broken = APP.replace('"200 OK"', '"500 Internal Server Error"').format(version=2)
         place.add("life.py", broken)
-        daemon.client.call(RELOAD)  # on a busy machine it is rolled back before it is done
+        daemon.client.call(RELOAD)  # on a busy machine it is rolled back before the reload is done
         assert "of its answers are errors" in daemon.event("reload_rolled_back")["reason"]
         all_of(daemon, 1)
         ended = client.ended

@@ -30,7 +30,7 @@ REQUEST = b"GET /environ HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
 class Raw:
-    """A connection on which bytes are sent as they are."""
+    """A connection on which arbitrary bytes are sent."""
 
     def __init__(self, daemon: Daemon) -> None:
         url = daemon.url
@@ -48,7 +48,7 @@ class Raw:
             self.sock.sendall(piece)
 
     def _unread(self) -> int:
-        """Bytes that lie in the other end's queue (proc_pid_net(5), rx_queue); over loopback none travel."""
+        """Bytes in the other end's queue (proc_pid_net(5), rx_queue); over loopback none are in transit."""
         if self.sock.family == socket.AF_UNIX:
             return 0
         here, there = (f":{address[1]:04X}" for address in (self.sock.getsockname(), self.sock.getpeername()))
@@ -94,7 +94,9 @@ Connect = Callable[[Daemon], Raw]
 
 @pytest.mark.parametrize("kind", [[], ["--threads", "3"]])
 def test_proxy_headers(place: Place, raw: Connect, kind: list[str]) -> None:
-    """Both versions name the client, in one piece with the request or in many, for all its requests."""
+    """Both versions name the client, in one piece with the request or in many,
+    for all requests of the connection.
+    """
     daemon = place.start("--proxy-protocol", *kind, "plain:app")
     for pieces in [(V1 + REQUEST,), (V1, REQUEST), (V1[:3], V1[3:20], V1[20:] + REQUEST)]:
         connection = raw(daemon)
@@ -112,7 +114,9 @@ def test_proxy_headers(place: Place, raw: Connect, kind: list[str]) -> None:
 
 
 def test_proxy_speaks_for_itself(place: Place, raw: Connect) -> None:
-    """LOCAL, UNKNOWN and no header at all leave the peer's own address, whatever it looked like at first."""
+    """LOCAL, UNKNOWN and a missing header keep the peer's own address,
+    even if the first bytes look like a header.
+    """
     daemon = place.start("--proxy-protocol", "plain:app")
     ways = [
         (LOCAL + REQUEST,),
@@ -129,7 +133,7 @@ def test_proxy_speaks_for_itself(place: Place, raw: Connect) -> None:
 
 
 def test_only_proxies_may_say(place: Place, raw: Connect) -> None:
-    """A header from any other address is no HTTP and is refused; so is the version that is not expected."""
+    """A header from any other address is not HTTP and is refused; so is the version that is not expected."""
     strangers = place.start("--proxy-protocol", "v1", "--proxy-allow-from", "10.0.0.0/8", "plain:app")
     connection = raw(strangers)
     connection.send(V1 + REQUEST)
@@ -144,7 +148,9 @@ def test_only_proxies_may_say(place: Place, raw: Connect) -> None:
 
 
 def test_malformed_proxy_header(place: Place, raw: Connect) -> None:
-    """What begins like a header and is none is refused; one that never ends is cut off by the time-out."""
+    """Bytes that begin like a header and are malformed are refused;
+    an endless one is cut off by the time-out.
+    """
     daemon = place.start("--proxy-protocol", "auto", "--header-timeout", "1", "plain:app")
     connection = raw(daemon)
     connection.send(b"PROXY TCP4 192.0.2.1 here 1 2\r\n" + REQUEST)
@@ -158,7 +164,7 @@ def test_malformed_proxy_header(place: Place, raw: Connect) -> None:
 
 
 def test_unix_socket_behind_a_proxy(place: Place, raw: Connect) -> None:
-    """A peer on a Unix socket may name the client, whatever the list of addresses is."""
+    """A peer on a Unix socket may name the client, whatever addresses are listed."""
     path = place.folder / "app.sock"
     args = ("--proxy-protocol", "--proxy-allow-from", "192.0.2.77", "plain:app")
     daemon = place.start(*args, bind=f"unix:{path}")
@@ -179,7 +185,7 @@ def environ(daemon: Daemon, **headers: str) -> dict[str, Any]:
 
 
 def test_forwarded_scheme(place: Place) -> None:
-    """A proxy that is trusted says https; another's word counts for nothing."""
+    """The scheme https from a trusted proxy counts; that from other peers does not."""
     https = {"X__Forwarded__Proto": "https"}
     daemon = place.start("plain:app")
     assert environ(daemon, **https)["wsgi.url_scheme"] == "https"
@@ -225,7 +231,7 @@ def mode_of(path: Path) -> str:
 
 
 def test_mode_of_a_unix_socket(place: Place) -> None:
-    """The mode is as asked, a reload changes it, and the socket itself stays the same."""
+    """The mode is as set, a reload changes it, and the socket itself stays the same."""
     path = place.folder / "app.sock"
     place.add("conf.py", f"bind = 'unix:{path}'\nsocket_mode = 0o640\n")
     daemon = place.start("-c", "conf.py", "plain:app", bind=None)
@@ -244,7 +250,7 @@ def test_mode_of_a_unix_socket(place: Place) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives a socket to others, which takes privileges")
 def test_owner_of_a_unix_socket(place: Place) -> None:
-    """A socket for the web server's group alone."""
+    """A socket for the web server's group only."""
     path = place.folder / "app.sock"
     args = ("--socket-mode", "0660", "--socket-owner", ":65534", "plain:app")
     place.start(*args, bind=f"unix:{path}")
@@ -253,14 +259,16 @@ def test_owner_of_a_unix_socket(place: Place) -> None:
 
 
 def test_spellings_of_addresses(place: Place) -> None:
-    """tcp://HOST:PORT and unix://PATH as in gunicorn's files; relative paths count from where we started."""
+    """tcp://HOST:PORT and unix://PATH as in gunicorn's files;
+    relative paths are relative to the initial folder.
+    """
     daemon = place.start("-b", "unix://app.sock", "plain:app", bind="tcp://127.0.0.1:0")
     assert daemon.urls == [f"http://127.0.0.1:{daemon.port}", "unix:app.sock"]
     assert ask(f"unix:{place.app_folder}/app.sock").text == "one"
 
 
 def test_folder_of_temporary_files_is_looked_at(place: Place) -> None:
-    """A missing folder is reported at the start, not to the first client with a large body."""
+    """A missing folder is reported at the start, not at the first large body."""
     done = place.run("-b", "127.0.0.1:0", "--tmp-upload-dir", "nowhere", "plain:app")
     assert done.code == 1
     assert (

@@ -1,4 +1,4 @@
-"""Logging and metrics as gunicorn's users have set them up, with the real daemon."""
+"""Logging and metrics as gunicorn users configure them, with the real daemon."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from tests.kit.waiting import until
 
 pytestmark = pytest.mark.system
 
-# A configuration file as many have it, with classes of its own.
+# A typical configuration file, with classes of its own.
 CONFIG = """
 import json, logging
 class Json(logging.Formatter):
@@ -71,7 +71,7 @@ def app(environ, start_response):
 
 
 def serve(place: Place, *args: str, app: str = "talks:app") -> Daemon:
-    """Start without waiting for a line in the usual log: lines go elsewhere."""
+    """Start without waiting for a line in the usual log, because lines go elsewhere."""
     place.add("talks.py", TALKS)
     daemon = place.start(*args, app, serving=False)
     daemon.settled(1)
@@ -79,7 +79,7 @@ def serve(place: Place, *args: str, app: str = "talks:app") -> Daemon:
 
 
 def url_of(daemon: Daemon) -> None:
-    """The daemon's address from its status, for logs without a line that has it."""
+    """The daemon's address from its status, for logs that do not contain it."""
     daemon.urls = list(daemon.status().listeners)
 
 
@@ -103,7 +103,7 @@ def udp() -> Iterator[socket.socket]:
 
 
 def collect(udp: socket.socket, enough: Callable[[list[str]], bool]) -> list[str]:
-    """What comes until it is enough."""
+    """Collect lines until there are enough."""
     got: list[str] = []
 
     def look() -> bool:
@@ -121,8 +121,10 @@ def collect(udp: socket.socket, enough: Callable[[list[str]], bool]) -> list[str
 
 
 def test_the_usual_configuration(place: Place) -> None:
-    """Rotating files with formatters and filters of the file's own, for events of every process and requests;
-    what is printed goes to the errorlog; nothing stands twice, nothing on standard error but a warning."""
+    """Rotating files with formatters and filters of the configuration file, for events of every process and
+    for requests. Printed output goes to the errorlog. No line is written twice, and standard error has only a
+    warning.
+    """
     folder = place.app_folder
     (folder / "gunicorn.py").write_text(CONFIG)
     daemon = serve(place, "-c", "gunicorn.py")
@@ -141,7 +143,7 @@ def test_the_usual_configuration(place: Place) -> None:
     (failed,) = [json.loads(line) for line in error.splitlines() if "request_failed" in line]
     assert "the app's own mistake" in failed["trace"]
     assert failed["process"] == daemon.pids()[0]
-    # What the file itself is warned of comes before it has loggers.
+    # Warnings about the file itself come before its loggers exist.
     warning, *printed = (folder / "output.log").read_text().splitlines()
     assert json.loads(warning)["event"] == "configuration"
     assert printed == ["printed", "raw", "child"]
@@ -157,7 +159,7 @@ def test_the_usual_configuration(place: Place) -> None:
 
 
 def test_a_mistake_in_it(place: Place) -> None:
-    """At start one line with setting and place; at a reload the old generation serves on with its logs."""
+    """At the start one line with setting and place; at a reload the old generation keeps its logs."""
     folder = place.app_folder
     bad = CONFIG.replace("logging.handlers.RotatingFileHandler", "logging.handlers.NoSuchHandler")
     (folder / "gunicorn.py").write_text(bad)
@@ -180,7 +182,7 @@ def test_a_mistake_in_it(place: Place) -> None:
 
 
 def test_a_new_fork_server_has_the_same_loggers(place: Place) -> None:
-    """Its workers' lines go through the file's own classes as before."""
+    """Lines of its workers go through the file's classes as before."""
     folder = place.app_folder
     (folder / "gunicorn.py").write_text(CONFIG)
     daemon = serve(place, "-c", "gunicorn.py")
@@ -198,7 +200,7 @@ def test_a_new_fork_server_has_the_same_loggers(place: Place) -> None:
 
 
 def test_an_upgrade_in_place(place: Place) -> None:
-    """The new program's first lines go to the loggers of the fork server that it has found."""
+    """The first lines of the new program go to the loggers of the fork server that it has taken over."""
     folder = place.app_folder
     (folder / "gunicorn.py").write_text(CONFIG)
     daemon = serve(place, "-c", "gunicorn.py")
@@ -207,7 +209,7 @@ def test_an_upgrade_in_place(place: Place) -> None:
 
 
 def test_only_checked(place: Place) -> None:
-    """A check leaves none of the logs that it has tried to make, and leaves alone those that are there."""
+    """A check removes the logs that it has created, and does not change existing ones."""
     folder = place.app_folder
     place.add("talks.py", TALKS)
     (folder / "gunicorn.py").write_text(CONFIG)
@@ -219,7 +221,7 @@ def test_only_checked(place: Place) -> None:
 
 
 def test_a_fork_server_that_hangs(place: Place) -> None:
-    """The supervisor's lines then stand in its own log, each once."""
+    """The supervisor's lines are then in its own log, each once."""
     folder = place.app_folder
     (folder / "gunicorn.py").write_text(CONFIG)
     daemon = serve(place, "-c", "gunicorn.py")
@@ -237,7 +239,9 @@ def test_a_fork_server_that_hangs(place: Place) -> None:
 
 @pytest.mark.parametrize("preload", [False, *thorough(True)])
 def test_the_recipe_of_apps(place: Place, preload: bool) -> None:
-    """Handlers and level of `gunicorn.error`: the app's lines come with slot and pid of the worker."""
+    """Handlers and level of `gunicorn.error` for the app's logger:
+    its lines have slot and pid of the worker.
+    """
     place.add(
         "recipe.py",
         "import logging\n"
@@ -260,7 +264,7 @@ def test_the_recipe_of_apps(place: Place, preload: bool) -> None:
 
 
 def test_configured_by_the_app(place: Place) -> None:
-    """An app that gives `gunicorn.error` handlers of its own, as Django's settings may, gets events."""
+    """An app that gives `gunicorn.error` handlers of its own, as Django's settings may, gets the events."""
     place.add(
         "own.py",
         "import logging.config\n"
@@ -280,7 +284,7 @@ def test_configured_by_the_app(place: Place) -> None:
 
 
 def test_a_file_for_logging(place: Place) -> None:
-    """--log-config, with standard output as handler."""
+    """--log-config, with standard output as the handler."""
     (place.app_folder / "log.ini").write_text(
         "[loggers]\nkeys=root,error\n[handlers]\nkeys=h\n[formatters]\nkeys=f\n[logger_root]\nhandlers=\n"
         "[logger_error]\nqualname=gunicorn.error\nhandlers=h\nlevel=INFO\npropagate=0\n"
@@ -290,15 +294,16 @@ def test_a_file_for_logging(place: Place) -> None:
     daemon = serve(place, "--log-config", "log.ini")
     wait_for(daemon.out, "INI INFO serving listeners=")
     assert daemon.stop() == 0
-    assert daemon.log.read_text().count('"event"') <= 1  # the last word is its own
+    assert daemon.log.read_text().count('"event"') <= 1  # the last field is the line's own
 
 
 # -- rotation ------------------------------------------------------------------------------------------------
 
 
 def test_rotation(place: Place) -> None:
-    """Moved and USR1: access log, captured output and the files of loggers are new, also for workers that
-    are forked afterwards. Emptied in place: what follows begins the file."""
+    """The files are moved and USR1 is sent: access log, captured output and the files of loggers are new,
+    also for workers that are forked afterwards. A file that is emptied in place continues from its beginning.
+    """
     folder = place.app_folder
     (folder / "gunicorn.py").write_text(CONFIG.replace('["access_file"]', "[]") + 'accesslog = "plain.log"\n')
     daemon = serve(place, "-c", "gunicorn.py")
@@ -331,7 +336,7 @@ def test_rotation(place: Place) -> None:
 
 
 def test_one_file_for_both(place: Place) -> None:
-    """errorlog and accesslog may be the same file, also while a reload and a rotation are under way."""
+    """errorlog and accesslog may be the same file, also during a reload and a rotation."""
     folder = place.app_folder
     both = folder / "both.log"
     args = ("--error-logfile", "both.log", "--access-logfile", "both.log", "--access-logformat", "%(U)s")
@@ -359,7 +364,9 @@ def test_one_file_for_both(place: Place) -> None:
 
 
 def test_syslog(place: Place, udp: socket.socket) -> None:
-    """Lines of supervisor and workers and the access log, besides where they go anyway; no forgery."""
+    """Lines of supervisor and workers and the access log go there in addition to their usual places;
+    none can be forged.
+    """
     address = f"udp://127.0.0.1:{udp.getsockname()[1]}"
     place.add("talks.py", TALKS)
     more = ("--log-syslog-to", address, "--log-syslog-facility", "local0")
@@ -383,7 +390,7 @@ def test_syslog(place: Place, udp: socket.socket) -> None:
 
 
 def test_syslog_without_the_access_log(place: Place, udp: socket.socket) -> None:
-    """--disable-redirect-access-to-syslog; the prefix is the user's."""
+    """--disable-redirect-access-to-syslog, and a prefix of the user."""
     address = f"udp://127.0.0.1:{udp.getsockname()[1]}"
     more = ("--log-syslog-prefix", "shop", "--disable-redirect-access-to-syslog")
     place.add("talks.py", TALKS)
@@ -395,7 +402,7 @@ def test_syslog_without_the_access_log(place: Place, udp: socket.socket) -> None
 
 
 def test_a_syslog_that_is_not_there(place: Place) -> None:
-    """It costs a warning in each process and no answer."""
+    """One warning in each process, and all requests are answered."""
     place.add("talks.py", TALKS)
     daemon = place.start("--log-syslog", "--log-syslog-to", "unix:///nowhere/log", "talks:app")
     for _ in range(20):
@@ -442,8 +449,8 @@ def test_statsd(place: Place, udp: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("kind", ["gthread", "asgi", *thorough("gevent", "eventlet", "meinheld")])
-def test_statsd_hears_of_the_last_request(place: Place, udp: socket.socket, kind: str) -> None:
-    """What waits for more to send together is sent although no other request comes, in each worker class."""
+def test_statsd_gets_the_last_request(place: Place, udp: socket.socket, kind: str) -> None:
+    """Buffered metrics are sent although no other request comes, in each worker class."""
     if kind == "meinheld":
         pytest.importorskip("meinheld.server", reason="meinheld is not installed", exc_type=ImportError)
     host = f"127.0.0.1:{udp.getsockname()[1]}"
@@ -454,7 +461,7 @@ def test_statsd_hears_of_the_last_request(place: Place, udp: socket.socket, kind
 
 
 def test_a_statsd_that_is_not_there(place: Place) -> None:
-    """It serves as usual."""
+    """The daemon serves as usual."""
     place.add("talks.py", TALKS)
     daemon = place.start("--statsd-host", "unix:///nowhere/statsd", "talks:app")
     for _ in range(20):
@@ -467,7 +474,7 @@ def test_a_statsd_that_is_not_there(place: Place) -> None:
 
 
 def test_unknown_atoms(place: Place) -> None:
-    """One warning; in the log they are `-`."""
+    """One warning; in the log their value is `-`."""
     daemon = place.start("--access-logfile", "-", "--access-logformat", "%(m)s %(nope)s", "plain:app")
     daemon.get()
     assert until(lambda: daemon.out.read_text(), "a line") == "GET -\n"
@@ -475,7 +482,7 @@ def test_unknown_atoms(place: Place) -> None:
 
 
 def test_threads_write_whole_lines_to_wsgi_errors(place: Place) -> None:
-    """Into the errorlog, from several threads at once."""
+    """Several threads write to the errorlog at the same time."""
     place.add(
         "errors.py",
         "def app(environ, start_response):\n"
@@ -495,7 +502,9 @@ def test_threads_write_whole_lines_to_wsgi_errors(place: Place) -> None:
 
 
 def test_nothing_changes_without_a_file(place: Place) -> None:
-    """--capture-output with the errorlog on standard error: prints stay where they were, as in gunicorn."""
+    """--capture-output with the errorlog on standard error:
+    printed output stays where it was, as in gunicorn.
+    """
     place.add("talks.py", TALKS)
     daemon = place.start("--capture-output", "talks:app")
     daemon.get("/print")

@@ -1,4 +1,4 @@
-"""What is written where, in which form."""
+"""Where log lines are written, and in which format."""
 
 import json
 import re
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.system
 
 
 def test_access_log_to_stdout(place: Place) -> None:
-    """--access-logfile -: gunicorn's default format on stdout, one line a request, nothing else there."""
+    """--access-logfile -: gunicorn's default format on stdout, one line per request, nothing else."""
     daemon = place.start("-w", "2", "--access-logfile", "-", "plain:app")
     daemon.get("/path?query=1", headers={"User-Agent": "probe/1.0", "Referer": "http://from.example/"})
     line = daemon.until(lambda: daemon.out.read_text(), "a line").rstrip("\n")
@@ -49,7 +49,7 @@ def test_access_log_format(place: Place) -> None:
 
 
 def test_json_lines(place: Place) -> None:
-    """Not on a terminal every line is a JSON object with time, level and event, from every process."""
+    """When not on a terminal every line is a JSON object with time, level and event, from every process."""
     daemon = place.start("-w", "2", "plain:app")
     daemon.get("/fail")
     daemon.event("request_failed")
@@ -80,7 +80,7 @@ def test_console(place: Place) -> None:
 
 
 def test_log_level(place: Place) -> None:
-    """--log-level warning: nothing while all is well."""
+    """--log-level warning: no line while there is no problem."""
     daemon = place.start("--log-level", "warning", "plain:app", serving=False)
     daemon.settled(1)
     assert daemon.ctl("reload").code == 0
@@ -102,7 +102,7 @@ def test_quiet_in_everyday_operation(place: Place) -> None:
 
 
 def test_app_prints(place: Place) -> None:
-    """What an app writes to stdout and stderr comes out unchanged."""
+    """Output of an app to stdout and stderr is unchanged."""
     place.add("talks.py", "import sys\nprint('at import', flush=True)\nfrom plain import app\n")
     daemon = place.start("talks:app")
     assert daemon.out.read_text() == "at import\n"

@@ -1,4 +1,4 @@
-"""The worker class meinheld: its C server, with everything around it that other worker classes have."""
+"""The worker class meinheld: its C server, with the same features around it as other worker classes."""
 
 import signal
 import socket
@@ -19,8 +19,8 @@ pytestmark = pytest.mark.system
 
 MEINHELD = ("-k", "meinheld")
 
-# An app of its own: what requests do that end otherwise than others.
-ODD = """
+# An app whose requests end in special ways.
+SPECIAL = """
 import os
 import time
 
@@ -64,8 +64,8 @@ def half(start_response):
 
 
 @pytest.fixture
-def odd(place: Place) -> Place:
-    place.add("odd.py", ODD)
+def special(place: Place) -> Place:
+    place.add("special.py", SPECIAL)
     return place
 
 
@@ -74,7 +74,7 @@ def odd(place: Place) -> Place:
     ["meinheld", *thorough("egg:meinheld#gunicorn_worker", "meinheld.gmeinheld.MeinheldWorker")],
 )
 def test_all_its_names(place: Place, name: str) -> None:
-    """Under each name it is its own server that answers."""
+    """Under each name meinheld's own server answers."""
     daemon = place.start("-k", name, "plain:app")
     answer = daemon.get()
     assert answer.text == "one"
@@ -84,7 +84,9 @@ def test_all_its_names(place: Place, name: str) -> None:
 
 
 def test_environ(place: Place) -> None:
-    """The app learns the address that clients came to, and theirs, on all connections that stay open."""
+    """The app gets the address that clients have connected to, and theirs,
+    on all connections that stay open.
+    """
     daemon = place.start(*MEINHELD, "-b", "0.0.0.0:0", "plain:app")
     ports = [int(url.rpartition(":")[2]) for url in daemon.urls]
     first = daemon.connect()
@@ -97,7 +99,7 @@ def test_environ(place: Place) -> None:
         while b'"REMOTE_ADDR": "127.0.0.2"' not in received:
             received += (data := second.recv(65536))
             assert data, received
-        # The server itself would say what the newest connection has.
+        # meinheld's own value would be that of the newest connection.
         environ = first.asked("/environ").answer().text
     assert '"REMOTE_ADDR": "127.0.0.1"' in environ
     assert f'"SERVER_PORT": "{ports[0]}"' in environ
@@ -110,9 +112,9 @@ def test_unix_socket(place: Place) -> None:
     assert '"REMOTE_ADDR": ""' in environ
 
 
-def test_bodies(odd: Place) -> None:
-    """Small and large, in memory and in a temporary file, whole and in parts."""
-    daemon = odd.start(*MEINHELD, "--buffer-request", "10000", "odd:app")
+def test_bodies(special: Place) -> None:
+    """Small and large bodies, in memory and in a temporary file, whole and in parts."""
+    daemon = special.start(*MEINHELD, "--buffer-request", "10000", "special:app")
     for size in (0, 1, 9_999, 300_000, 20_000_000):
         answer = daemon.get("/echo", method="POST", body=b"x" * size)
         assert answer.headers["x-length"] == str(size)
@@ -120,19 +122,19 @@ def test_bodies(odd: Place) -> None:
     assert daemon.get("/parts").text == "some parts"
 
 
-def test_a_body_that_is_too_large(odd: Place) -> None:
-    """`limit_request_body` holds."""
-    daemon = odd.start(*MEINHELD, "--limit-request-body", "1000", "odd:app")
+def test_a_body_that_is_too_large(special: Place) -> None:
+    """`limit_request_body` applies."""
+    daemon = special.start(*MEINHELD, "--limit-request-body", "1000", "special:app")
     assert daemon.get("/echo", method="POST", body=b"x" * 1000).status == 200
-    # Without the body: meinheld closes at once, and bytes that it has not read would make that a reset.
+    # The body is not sent: meinheld closes at once, and unread bytes would cause a reset.
     with socket.create_connection(daemon.address, PATIENCE) as client, client.makefile("rb") as answer:
         client.sendall(b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 1001\r\n\r\n")
         assert answer.readline().split()[1] == b"413"
 
 
-def test_slow_clients_get_whole_answers(odd: Place) -> None:
-    """A client that waits before it reads gets what was sent, and nothing behind it; three in turn."""
-    daemon = odd.start(*MEINHELD, "odd:app")
+def test_slow_clients_get_whole_answers(special: Place) -> None:
+    """A client that waits before it reads gets the whole answer and nothing else; three in a row."""
+    daemon = special.start(*MEINHELD, "special:app")
     for _ in range(3):
         with socket.create_connection(daemon.address, PATIENCE) as client, client.makefile("rb") as answer:
             client.sendall(b"GET /large HTTP/1.0\r\n\r\n")
@@ -142,9 +144,9 @@ def test_slow_clients_get_whole_answers(odd: Place) -> None:
         assert body == bytes(range(256)) * 40_000
 
 
-def test_counts(odd: Place) -> None:
+def test_counts(special: Place) -> None:
     """Answers by class, bytes, and times, as for any worker class; refused requests count as well."""
-    daemon = odd.start(*MEINHELD, "odd:app")
+    daemon = special.start(*MEINHELD, "special:app")
     for _ in range(5):
         assert daemon.get().text == "one"
     assert daemon.get("/fail").status == 500
@@ -159,15 +161,17 @@ def test_counts(odd: Place) -> None:
     assert "ostler/workers" not in event["traceback"]
 
 
-def test_access_log(odd: Place) -> None:
-    """Gunicorn's format, with header fields of both sides; USR1 reopens; each line is there soon."""
-    log = odd.app_folder / "access.log"
+def test_access_log(special: Place) -> None:
+    """Gunicorn's format, with header fields of both directions; USR1 reopens; each line is written soon."""
+    log = special.app_folder / "access.log"
     form = '%(h)s "%(r)s" %(s)s %(B)s "%({x-length}o)s" "%({x-ask}i)s" %(q)s %(U)s'
-    daemon = odd.start(*MEINHELD, "--access-logfile", "access.log", "--access-logformat", form, "odd:app")
+    daemon = special.start(
+        *MEINHELD, "--access-logfile", "access.log", "--access-logformat", form, "special:app"
+    )
     daemon.get("/echo?a=b%20c", method="POST", body=b"12345", headers={"X-Ask": "me\\"})
     line = '127.0.0.1 "POST /echo?a=b%20c HTTP/1.1" 200 5 "5" "me\\\\" a=b%20c /echo'
     daemon.until(lambda: log.read_text().splitlines() == [line], "the line")
-    log.rename(odd.app_folder / "access.log.1")
+    log.rename(special.app_folder / "access.log.1")
     daemon.send(signal.SIGUSR1)
     daemon.until(log.exists, "a new log")
 
@@ -180,7 +184,7 @@ def test_access_log(odd: Place) -> None:
 
 
 def test_keep_alive(place: Place) -> None:
-    """As long as the setting says; with 0 each answer ends its connection."""
+    """Connections stay open as long as the setting says; with 0 each answer ends its connection."""
     daemon = place.start(*MEINHELD, "--keep-alive", "30", "plain:app")
     connection = daemon.connect()
     pids = {connection.asked("/pid").answer().text for _ in range(3)}
@@ -191,9 +195,9 @@ def test_keep_alive(place: Place) -> None:
 
 
 @pytest.mark.parametrize("path", ["/sleep", "/gate/never"])
-def test_a_request_is_ended_alone(odd: Place, path: str) -> None:
-    """504 at the time-out, and the worker serves on."""
-    daemon = odd.start(*MEINHELD, "-t", "0.5", "--timeout-grace", "30", "odd:app")
+def test_a_request_is_ended_alone(special: Place, path: str) -> None:
+    """504 at the time-out, and the worker continues to serve."""
+    daemon = special.start(*MEINHELD, "-t", "0.5", "--timeout-grace", "30", "special:app")
     (pid,) = daemon.pids()
     answer = daemon.connect().asked(path).answer()
     assert (answer.status, answer.text) == (504, "Gateway Timeout\n")
@@ -203,9 +207,11 @@ def test_a_request_is_ended_alone(odd: Place, path: str) -> None:
     assert daemon.events("request_failed") == []
 
 
-def test_a_client_that_takes_nothing(odd: Place) -> None:
-    """It has its worker to itself for `timeout`, and is cut then; the worker serves on."""
-    daemon = odd.start(*MEINHELD, "-t", "0.5", "--timeout-grace", "30", "odd:app")
+def test_a_client_that_takes_nothing(special: Place) -> None:
+    """A client that reads nothing blocks its worker for `timeout`, and is then cut off;
+    the worker continues to serve.
+    """
+    daemon = special.start(*MEINHELD, "-t", "0.5", "--timeout-grace", "30", "special:app")
     (pid,) = daemon.pids()
     with socket.create_connection(daemon.address, PATIENCE) as client:
         client.sendall(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -214,9 +220,9 @@ def test_a_client_that_takes_nothing(odd: Place) -> None:
 
 
 @pytest.mark.parametrize("path", ["/half", "/begun"])
-def test_a_begun_answer_is_cut(odd: Place, path: str) -> None:
-    """No 504 can be sent any more: the client sees an error, and the worker serves on."""
-    daemon = odd.start(*MEINHELD, "-t", "0.5", "--timeout-grace", "30", "odd:app")
+def test_a_begun_answer_is_cut(special: Place, path: str) -> None:
+    """504 can't be sent any more: the client sees an error, and the worker continues to serve."""
+    daemon = special.start(*MEINHELD, "-t", "0.5", "--timeout-grace", "30", "special:app")
     (pid,) = daemon.pids()
     with socket.create_connection(daemon.address, PATIENCE) as client:
         client.sendall(b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n" % path.encode())
@@ -230,20 +236,20 @@ def test_a_begun_answer_is_cut(odd: Place, path: str) -> None:
     assert daemon.get("/pid").text == str(pid)
 
 
-def test_more_time(odd: Place) -> None:
+def test_more_time(special: Place) -> None:
     """A request that asks for it may take longer."""
-    daemon = odd.start(*MEINHELD, "-t", "0.5", "odd:app")
+    daemon = special.start(*MEINHELD, "-t", "0.5", "special:app")
     connection = daemon.connect().asked("/extended")
     daemon.until(
         lambda: [r for w in daemon.workers() for r in w.in_flight if r.age > 1], "older than the time-out"
     )
-    (odd.app_folder / "extended.open").touch()
+    (special.app_folder / "extended.open").touch()
     assert connection.answer().status == 200
 
 
 @pytest.mark.thorough
 def test_recycling(place: Place) -> None:
-    """`max_requests` with jitter replaces workers without a lost request, all of them at their number."""
+    """`max_requests` with jitter replaces workers without a lost request, each at its own number."""
     daemon = place.start(
         *MEINHELD, "-w", "2", "--max-requests", "100", "--max-requests-jitter", "20", "plain:app"
     )
@@ -256,7 +262,7 @@ def test_recycling(place: Place) -> None:
 
 @pytest.mark.thorough
 def test_reload_under_load(place: Place) -> None:
-    """New code without a lost request; connections that idle are closed, not waited for."""
+    """New code without a lost request; idle connections are closed, not waited for."""
     daemon = place.start(*MEINHELD, "-w", "2", "--keep-alive", "60", "plain:app")
     before = set(daemon.pids())
     idle = daemon.connect()
@@ -272,7 +278,7 @@ def test_reload_under_load(place: Place) -> None:
 
 
 def test_term_finishes_what_is_in_flight(place: Place) -> None:
-    """A request in the app is answered; then it ends at once, whatever idles."""
+    """A request in the app is answered; then the worker ends at once, even with idle connections."""
     daemon = place.start(*MEINHELD, "--keep-alive", "60", "plain:app")
     idle = daemon.connect()
     idle.asked("/").answer()
@@ -286,8 +292,8 @@ def test_term_finishes_what_is_in_flight(place: Place) -> None:
     assert daemon.events("worker_exited")[-1]["status"] == "exit code 0"
 
 
-# The server's own time-outs are cut down, so that a test can outlast them. How long a body may take to come
-# is what it takes for its keep-alive.
+# meinheld's own time-outs are shortened, so that a test can exceed them. The time-out for a body
+# is its keep-alive time-out.
 SHORT_TIMEOUTS = """\
 import ostler.workers.meinheld.worker as worker
 worker._LONGEST, worker._RENEW_AT = 5, 4
@@ -296,7 +302,7 @@ PATIENT = ("--keep-alive", "60")
 
 
 def upload_slowly(daemon: Daemon, seconds: float) -> bytes:
-    """Have the worker drain, and send it a body for that long; its answer."""
+    """Make the worker drain, and send it a body for that long; returns its answer."""
     with socket.create_connection(daemon.address, PATIENCE) as client:
         count = int(seconds / 0.25)
         client.sendall(b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % count)
@@ -307,7 +313,7 @@ def upload_slowly(daemon: Daemon, seconds: float) -> bytes:
         answer = b""
         try:
             for _ in range(count - 1):
-                time.sleep(0.25)  # a client that is slow
+                time.sleep(0.25)  # a slow client
                 client.sendall(b"x")
             while part := client.recv(1000):
                 answer += part
@@ -317,19 +323,21 @@ def upload_slowly(daemon: Daemon, seconds: float) -> bytes:
 
 
 @pytest.mark.parametrize("bind", [(), ("-b", "127.0.0.1:0", "-b", "[::1]:0")])
-def test_draining_longer_than_the_servers_timeouts(odd: Place, bind: tuple[str, ...]) -> None:
-    """The server's time-outs reach 127 s, graceful_timeout may be longer: a request has all of it."""
-    odd.add("conf.py", SHORT_TIMEOUTS)
-    daemon = odd.start(*MEINHELD, "-c", "conf.py", *bind, *PATIENT, "--graceful-timeout", "60", "odd:app")
+def test_draining_longer_than_the_servers_timeouts(special: Place, bind: tuple[str, ...]) -> None:
+    """meinheld's time-outs are at most 127 s, graceful_timeout may be longer: a request may use all of it."""
+    special.add("conf.py", SHORT_TIMEOUTS)
+    daemon = special.start(
+        *MEINHELD, "-c", "conf.py", *bind, *PATIENT, "--graceful-timeout", "60", "special:app"
+    )
     assert upload_slowly(daemon, 10.0).endswith(b"x" * 40)
     assert daemon.wait() == 0
     assert daemon.event("worker_exited")["status"] == "exit code 0"
 
 
-def test_draining_is_over_when_its_time_is(odd: Place) -> None:
-    """Connections that are left then are cut, and the worker ends by itself."""
-    odd.add("conf.py", SHORT_TIMEOUTS)
-    daemon = odd.start(*MEINHELD, "-c", "conf.py", *PATIENT, "--graceful-timeout", "4", "odd:app")
+def test_draining_is_over_when_its_time_is(special: Place) -> None:
+    """After graceful_timeout remaining connections are cut, and the worker ends by itself."""
+    special.add("conf.py", SHORT_TIMEOUTS)
+    daemon = special.start(*MEINHELD, "-c", "conf.py", *PATIENT, "--graceful-timeout", "4", "special:app")
     began = time.monotonic()
     assert upload_slowly(daemon, 12.0) == b""
     assert time.monotonic() - began > 3.9
@@ -338,7 +346,9 @@ def test_draining_is_over_when_its_time_is(odd: Place) -> None:
 
 
 def test_idle_workers_are_prompt(place: Place) -> None:
-    """A loop that waits for clients notices the supervisor's messages and signals without waiting for one."""
+    """A loop that waits for clients handles the supervisor's messages and signals without waiting for a
+    client.
+    """
     daemon = place.start(*MEINHELD, "-w", "3", "plain:app")
     daemon.settled(3)
     for number in range(2):
@@ -351,13 +361,13 @@ def test_idle_workers_are_prompt(place: Place) -> None:
         victim.send(signal.SIGTERM)
         assert victim.ended()
         took.append(time.monotonic() - began)
-    # Its loop wakes once a second by itself. On a busy machine not each end is prompt.
+    # Its loop wakes up once a second by itself. On a busy machine not every end is prompt.
     assert min(took) < 0.5, took
 
 
 @pytest.mark.parametrize("path", ["/", "/gate/never"])
 def test_quit(place: Place, path: str) -> None:
-    """QUIT ends it at once, from its loop and from within the app."""
+    """QUIT ends the worker at once, both in its loop and in the app."""
     daemon = place.start(*MEINHELD, "--keep-alive", "60", "plain:app")
     connection = daemon.connect().asked(path)
     if path == "/":
@@ -369,7 +379,7 @@ def test_quit(place: Place, path: str) -> None:
 
 
 def test_lost_supervisor(place: Place) -> None:
-    """Without its supervisor it finishes and leaves, and its address is free at once."""
+    """Without its supervisor it finishes and ends, and its address is free at once."""
     daemon = place.start(*MEINHELD, "plain:app")
     worker = Process(daemon.pids()[0])
     busy = daemon.connect().asked("/gate/orphan")
@@ -384,9 +394,9 @@ def test_lost_supervisor(place: Place) -> None:
         again.bind(("127.0.0.1", port))
 
 
-def test_a_crash_costs_its_worker_only(odd: Place) -> None:
-    """Whatever ends its process, the other worker serves, and there is a new one soon."""
-    daemon = odd.start(*MEINHELD, "-w", "2", "odd:app")
+def test_a_crash_costs_its_worker_only(special: Place) -> None:
+    """Whatever ends its process, the other worker serves, and there is soon a new one."""
+    daemon = special.start(*MEINHELD, "-w", "2", "special:app")
     daemon.settled(2)
     try:
         daemon.get("/abort")
@@ -398,7 +408,7 @@ def test_a_crash_costs_its_worker_only(odd: Place) -> None:
 
 
 def test_preload_and_refork(place: Place) -> None:
-    """It starts in a process that has loaded the app, and again in a child of a worker that has served."""
+    """It starts in a process that has loaded the app, and in a child of a worker that has served."""
     daemon = place.start(*MEINHELD, "--preload", "-w", "2", "plain:app")
     assert daemon.get().text == "one"
     daemon.settled(2)
@@ -416,7 +426,9 @@ def test_preload_and_refork(place: Place) -> None:
     ],
 )
 def test_what_it_can_not_do(place: Place, options: list[str], words: str) -> None:
-    """Said when the configuration is checked, in a line that names the setting."""
+    """Unsupported settings are reported when the configuration is checked,
+    in one line that names the setting.
+    """
     done = place.run("--check-config", *MEINHELD, *options, "plain:app")
     assert done.code == 1
     assert words in done.error
@@ -425,7 +437,7 @@ def test_what_it_can_not_do(place: Place, options: list[str], words: str) -> Non
 
 @pytest.mark.thorough
 def test_no_descriptor_is_left(place: Place) -> None:
-    """Connections that come and go, signals and seconds: the process holds what it held before."""
+    """After many connections and signals the process has the same descriptors as before."""
     daemon = place.start(*MEINHELD, "plain:app")
     (pid,) = daemon.pids()
 
@@ -438,5 +450,5 @@ def test_no_descriptor_is_left(place: Place) -> None:
         daemon.get()
     for _ in range(20):
         daemon.send(signal.SIGUSR1)
-    # The connection to itself may be two for a moment.
+    # The connection to itself may exist twice for a moment.
     until(lambda: count() <= before + 2, "as many descriptors as before")

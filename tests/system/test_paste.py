@@ -1,4 +1,4 @@
-"""`paste`, and `spew`, with real daemons."""
+"""`paste` and `spew` with real daemons."""
 
 import sys
 
@@ -58,7 +58,7 @@ def test_reload(site: Place) -> None:
 
 
 def test_mistakes(site: Place) -> None:
-    """An app that is not in the file, and a file that is not there: one line each."""
+    """An app that is not in the file, and a missing file: one line each."""
     done = site.run("--paste", "site.ini#none", "--check-config")
     assert done.code == 3
     assert "No section 'none'" in done.err
@@ -71,7 +71,7 @@ def test_mistakes(site: Place) -> None:
 
 
 def test_by_a_server_runner(site: Place) -> None:
-    """Called by a command that has loaded the file, as pserve does, it is the same daemon."""
+    """Called by a command that has loaded the file, as pserve does, the daemon works the same."""
     code = (
         "from paste.deploy import loadapp\n"
         "from ostler.cli.paste import serve\n"
@@ -85,7 +85,7 @@ def test_by_a_server_runner(site: Place) -> None:
 
 @pytest.mark.parametrize("more", [[], ["--threads", "2"], ["--preload"]])
 def test_spew(place: Place, more: list[str]) -> None:
-    """Each line that the app runs is in the log, whatever thread runs it; one warning at the start."""
+    """Each line that the app runs is in the log, in any thread; one warning at the start."""
     daemon = place.start("--spew", *more, "plain:app")
     assert daemon.get().text == "one"
     lines = daemon.events("line", file="plain.py", function="app")

@@ -1,6 +1,6 @@
 """Apps that run as another account than the supervisor: settings user, group, initgroups, umask.
 
-They need root, which plays both.
+They need root, which acts as the administrator here.
 """
 
 import ast
@@ -28,14 +28,14 @@ def app(environ, start_response):
     umask = os.umask(0)
     os.umask(umask)
     nice = os.getpriority(os.PRIO_PROCESS, 0)
-    facts = [*os.getresuid(), *os.getresgid(), sorted(os.getgroups()), oct(umask), nice, os.environ["HOME"]]
+    ids = [*os.getresuid(), *os.getresgid(), sorted(os.getgroups()), oct(umask), nice, os.environ["HOME"]]
     try:
         os.setuid(0)
-        facts.append("way back")
+        ids.append("way back")
     except OSError:
         pass
     start_response("200 OK", [("Content-Type", "text/plain")])
-    return [repr(facts).encode()]
+    return [repr(ids).encode()]
 """
 
 
@@ -61,7 +61,7 @@ def start(place: Place, *args: str, before: str = "", **more: object) -> Daemon:
     return place.start("who:app", *args, argv=[*shown(before), *OSTLER], **more)  # type: ignore[arg-type]
 
 
-def facts(daemon: Daemon) -> list[object]:
+def credentials(daemon: Daemon) -> list[object]:
     found: list[object] = ast.literal_eval(daemon.get("/").text)
     return found
 
@@ -70,13 +70,13 @@ UID, GID = NOBODY.pw_uid, NOBODY.pw_gid
 
 
 def test_user(open_place: Place) -> None:
-    """A user brings its group and no others, for good; the supervisor stays root; HOME is as before."""
+    """A user brings its group and no others, permanently; the supervisor stays root; HOME is unchanged."""
     daemon = start(open_place, "-u", "nobody", "-m", "027")
     nice = os.getpriority(os.PRIO_PROCESS, daemon.pid)
-    assert facts(daemon) == [UID, UID, UID, GID, GID, GID, [GID], "0o27", nice, os.environ["HOME"]]
+    assert credentials(daemon) == [UID, UID, UID, GID, GID, GID, [GID], "0o27", nice, os.environ["HOME"]]
     assert Path(f"/proc/{daemon.pid}").stat().st_uid == 0
     server = fork_server(daemon).pid
-    # It may have seen what only root may see: no other process of the user may look into it (prctl(2)).
+    # It may contain data that only root may read: no other process of the user may inspect it (prctl(2)).
     assert {Path(f"/proc/{pid}/mem").stat().st_uid for pid in (server, *daemon.pids())} == {0}
     assert "Uid:\t" + f"{UID}\t" * 3 in Path(f"/proc/{server}/status").read_text()
     assert daemon.stop() == 0
@@ -93,9 +93,11 @@ def test_user(open_place: Place) -> None:
     ],
 )
 def test_numbers_and_groups(open_place: Place, args: tuple[str, ...], ids: list[object]) -> None:
-    """Numbers need no account; their group has the same number, which is warned of, as is root's group."""
+    """Numbers need no account;
+    the group of a number is the same number, with a warning, as there is for root's group.
+    """
     daemon = start(open_place, *args)
-    assert facts(daemon)[:7] == ids
+    assert credentials(daemon)[:7] == ids
     warned = [event["problem"] for event in daemon.events("configuration")]
     expected = {("-u", "12345"): ["no account"], ("-u", "12345", "-g", "0"): ["root's group"]}.get(args, [])
     assert len(warned) == len(expected)
@@ -104,13 +106,13 @@ def test_numbers_and_groups(open_place: Place, args: tuple[str, ...], ids: list[
 
 
 def test_group_alone(open_place: Place) -> None:
-    """A group alone leaves the user, which is root, as it is."""
+    """A group without a user leaves the user as it is, which is root."""
     daemon = start(open_place, "-g", "23456")
-    assert facts(daemon)[:6] == [0] * 3 + [23456] * 3
+    assert credentials(daemon)[:6] == [0] * 3 + [23456] * 3
     assert daemon.stop() == 0
 
 
-def test_who_is_not_there(open_place: Place) -> None:
+def test_unknown_accounts(open_place: Place) -> None:
     """Unknown names end the start with one line."""
     for args, problem in (
         (("-u", "no_such_user"), "user (command line): there is no user 'no_such_user'"),
@@ -121,7 +123,7 @@ def test_who_is_not_there(open_place: Place) -> None:
 
 
 def test_without_privileges(open_place: Place) -> None:
-    """Without root, the process's own account may be named, and no other."""
+    """Without root, only the process's own account may be named."""
     before = f"setpriv --reuid {UID} --regid {GID} --clear-groups"
     runtime = open_place.folder / "mine"
     done = open_place.run(
@@ -135,12 +137,12 @@ def test_without_privileges(open_place: Place) -> None:
     assert (done.code, "only root can become 'daemon'" in done.error) == (0, True)
     os.chown(open_place.runtime, UID, GID)
     daemon = start(open_place, "-u", "nobody", "-g", str(GID), before=before)
-    assert facts(daemon)[0] == UID
+    assert credentials(daemon)[0] == UID
     assert daemon.stop() == 0
 
 
 def test_logs(open_place: Place) -> None:
-    """Logs in root's own folder are made for the workers, also again after logrotate moved them away."""
+    """Logs in root's own folder are made for the workers, also after logrotate has moved them away."""
     logs = open_place.folder / "logs"
     logs.mkdir()
     names = [logs / "error.log", logs / "access.log"]
@@ -177,7 +179,7 @@ def test_logs(open_place: Place) -> None:
 
 
 def test_log_behind_a_link(open_place: Place) -> None:
-    """The owner of a log's folder can't make root write into, or give away, a file of root's."""
+    """The owner of a log's folder can't make root write to a file of root, or change its owner."""
     victim = open_place.folder / "victim"
     victim.write_text("root's\n")
     victim.chmod(0o600)
@@ -194,7 +196,7 @@ def test_log_behind_a_link(open_place: Place) -> None:
 
 
 def test_check_of_a_log_that_root_makes(open_place: Place) -> None:
-    """A log in a folder of root's that the user can't remove again is no reason to fail a check."""
+    """A check must not fail because of a log in a folder of root where the user can't remove it again."""
     log = open_place.folder / "access.log"
     done = open_place.run(
         *("who:app", "--check-config", "-u", "nobody", "--access-logfile", str(log)),
@@ -220,7 +222,9 @@ from who import app
 
 
 def test_an_app_can_not_say_what_to_bind(open_place: Place) -> None:
-    """The app's process says what the configuration is, but not once the app runs in it: that is its end."""
+    """The fork server reports the configuration, but not once the app runs in it:
+    then it is killed for that.
+    """
     wanted = open_place.folder / "roots.sock"
     open_place.add("forger.py", FORGER.format(wanted))
     words = ("forger:app", "-u", "nobody", "--preload")
@@ -232,7 +236,7 @@ def test_an_app_can_not_say_what_to_bind(open_place: Place) -> None:
 
 
 def test_standard_descriptors_by_name(open_place: Place) -> None:
-    """/dev/stderr as a log works, though the pipe behind it is root's."""
+    """/dev/stderr as a log works, although the pipe behind it belongs to root."""
     daemon = start(
         open_place, "-u", "nobody", "--error-logfile", "/dev/stderr", "--access-logfile", "/dev/stdout"
     )
@@ -242,7 +246,7 @@ def test_standard_descriptors_by_name(open_place: Place) -> None:
 
 
 def test_everything_that_forks(open_place: Place) -> None:
-    """Scaling, a reload, a new fork server, a refork and an upgrade in place all keep to the user."""
+    """Scaling, a reload, a new fork server, a refork and an upgrade in place all run workers as the user."""
     daemon = start(open_place, "-u", "nobody", "-w", "1")
 
     def all_are_nobody() -> bool:
@@ -265,7 +269,7 @@ def test_everything_that_forks(open_place: Place) -> None:
     assert done.code == 0, done
     daemon.settled(2)
     assert all_are_nobody()
-    assert facts(daemon)[0] == UID
+    assert credentials(daemon)[0] == UID
     daemon.send(signal.SIGUSR2)
     daemon.event("upgraded")
     daemon.settled(2)
@@ -274,7 +278,9 @@ def test_everything_that_forks(open_place: Place) -> None:
 
 
 def test_daemon(open_place: Place) -> None:
-    """A daemon whose pid file and logs are in folders of root's: these are the workers', that is root's."""
+    """A daemon whose pid file and logs are in folders of root:
+    the logs belong to the workers, the pid file to root.
+    """
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
@@ -294,7 +300,9 @@ def test_daemon(open_place: Place) -> None:
 
 
 def test_unix_socket(open_place: Place) -> None:
-    """A listener's socket is the workers', with what the umask leaves; settings of its own go before."""
+    """A listener's socket belongs to the workers, with a mode from the umask;
+    its own settings have precedence.
+    """
     path = open_place.folder / "app.sock"
     for args, mode, uid, gid in (
         ((), 0o777, UID, GID),
@@ -304,12 +312,12 @@ def test_unix_socket(open_place: Place) -> None:
         daemon = start(open_place, "-u", "nobody", *args, bind=f"unix:{path}")
         info = path.stat()
         assert (stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid) == (mode, uid, gid)
-        assert facts(daemon)[0] == UID
+        assert credentials(daemon)[0] == UID
         assert daemon.stop() == 0
 
 
 def test_control_socket_for_others(open_place: Place) -> None:
-    """Accounts that the mode admits may operate, the app's own user only read; the default admits none."""
+    """Accounts that the mode admits may operate, the app's user may only read; the default admits none."""
     path = open_place.folder / "control.sock"
     args = ["-u", "nobody", "--control-socket", str(path)]
 

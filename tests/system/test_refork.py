@@ -1,4 +1,6 @@
-"""Reforking: a warmed-up worker becomes the fork server, and its successors share what it has learnt."""
+"""Reforking: a warmed-up worker becomes the fork server,
+and its successors share the memory of what it has cached.
+"""
 
 import signal
 import socket
@@ -18,7 +20,7 @@ from tests.kit.tiers import tiers
 
 pytestmark = pytest.mark.system
 
-# What it learns at its first request is 32 MiB large and takes an import.
+# The first request makes a cache of 32 MiB and imports a module.
 LAZY = """\
 import os, socket, threading, time
 
@@ -50,12 +52,12 @@ def lazy(place: Place) -> Place:
 
 
 def refork(daemon: Daemon, slot: int | None = None) -> None:
-    """Ask for it; its outcome is in the log."""
+    """Ask for a refork; the log has its outcome."""
     daemon.client.call(REFORK, ReforkBody(slot))
 
 
 def reforked(daemon: Daemon, workers: int, times: int = 1) -> tuple[Process, list[WorkerView]]:
-    """Wait until all workers are of the newest zygote; it, and they."""
+    """Wait until all workers are children of the newest zygote; returns it, and them."""
     zygote = daemon.event("refork_done", after=times - 1)["pid"]
     only_fork_server(daemon, zygote)
     daemon.until(
@@ -66,7 +68,7 @@ def reforked(daemon: Daemon, workers: int, times: int = 1) -> tuple[Process, lis
 
 
 def only_fork_server(daemon: Daemon, pid: int) -> None:
-    """Wait until this one is and the one before it has ended."""
+    """Wait until this is the only fork server and the one before has ended."""
 
     def look() -> bool:
         try:
@@ -79,14 +81,14 @@ def only_fork_server(daemon: Daemon, pid: int) -> None:
 
 
 def born_after(daemon: Daemon, zygote: int) -> list[int]:
-    """Workers that were ready after the zygote was."""
+    """Workers that became ready after the zygote."""
     events = daemon.events()
     done = next(n for n, e in enumerate(events) if e["event"] == "refork_done" and e["pid"] == zygote)
     return [event["pid"] for event in events[done:] if event["event"] == "worker_ready"]
 
 
 def private(pid: int) -> int:
-    """Bytes that a process has for itself alone (proc(5), smaps_rollup)."""
+    """Bytes that only this process has (proc(5), smaps_rollup)."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     sizes = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
     return sizes["Private_Clean"] + sizes["Private_Dirty"]
@@ -118,14 +120,14 @@ def test_refork_under_load(lazy: Place, threads: str, preload: list[str]) -> Non
     assert first.ended()
     assert (report.failed, report.unasked) == (0, 0), report.summary()
     assert daemon.status().totals.deaths == 0
-    # All know what the first zygote's worker has learnt, two generations of zygotes ago.
+    # All have the cache of the first zygote's worker, two generations of zygotes ago.
     teachers = {record.body.split()[1] for record in report.records[-50:]}
     assert len(teachers) == 1
     assert teachers <= {str(event["pid"]).encode() for event in daemon.events("refork_done")[:1]}
 
 
 def test_successors_share_memory(lazy: Place) -> None:
-    """What each worker had for itself, 32 MiB of it, is there once."""
+    """32 MiB that each worker had separately exist once."""
     daemon = lazy.start("-w", "3", "--warmup-request", "/", "lazy:app")
     before = [private(worker.pid or 0) for worker in daemon.settled(3)]
     assert min(before) > 32 * MIB
@@ -135,7 +137,7 @@ def test_successors_share_memory(lazy: Place) -> None:
 
 
 def test_an_audit_refuses_with_names(lazy: Place) -> None:
-    """A thread and a connection of the app's are reported, no worker is replaced; `force` overrides it."""
+    """A thread and a connection of the app are reported, no worker is replaced; `force` overrides it."""
     daemon = lazy.start("-w", "1", "lazy:app")
     before = daemon.pids()
     with socket.create_server(("127.0.0.1", 0)) as database:
@@ -161,7 +163,7 @@ def test_an_audit_refuses_with_names(lazy: Place) -> None:
 
 
 def test_what_is_found_when_it_is_drained(lazy: Place) -> None:
-    """A thread that a request made after the first look: the worker ends like any other, and says why."""
+    """A request makes a thread after the first audit: the worker ends like any other, and logs the reason."""
     daemon = lazy.start("-w", "2", "--threads", "2", "lazy:app")
     daemon.settled(2)
     late = daemon.connect().asked("/late")
@@ -190,7 +192,7 @@ def test_it_begins_by_itself(lazy: Place) -> None:
 
 
 def test_a_zygote_may_die(lazy: Place) -> None:
-    """SIGKILL for the zygote: a new fork server loads the app again, and workers serve on."""
+    """SIGKILL for the zygote: a new fork server loads the app again, and workers continue to serve."""
     daemon = lazy.start("-w", "2", "lazy:app")
     daemon.settled(2)
     refork(daemon)
@@ -219,7 +221,7 @@ def test_a_zygote_ends_with_its_generation(lazy: Place) -> None:
 
 
 def test_a_zygote_ends_without_its_supervisor(lazy: Place) -> None:
-    """As any fork server: when the daemon is killed, no process is left."""
+    """When the daemon is killed, no process is left."""
     daemon = lazy.start("-w", "2", "lazy:app")
     daemon.settled(2)
     refork(daemon)
@@ -241,7 +243,7 @@ def test_descriptors_do_not_grow(lazy: Place) -> None:
         zygote, workers = reforked(daemon, 1, times)
         kinds = (daemon.pid, zygote.pid, workers[0].pid or 0)
         counts.append([len(descriptors(pid)) for pid in kinds])
-    # Those of a process that has just ended are closed a moment later.
+    # The descriptors of a process that has just ended are closed a moment later.
     daemon.until(
         lambda: all(len(descriptors(pid)) <= count for pid, count in zip(kinds, counts[1], strict=True)),
         f"no more than {counts[1]}",
@@ -263,7 +265,7 @@ def test_descriptors_do_not_grow(lazy: Place) -> None:
     ),
 )
 def test_scoreboards_are_not_handed_on(lazy: Place, words: tuple[str, ...]) -> None:
-    """Three in a row: a zygote has no worker's numbers in memory, and a worker its own alone."""
+    """Three in a row: a zygote has no worker's scoreboard cell in memory, and a worker only its own."""
     for package in ("gevent", "eventlet", "meinheld"):
         # Not imported here: eventlet would warn of each fork of this process.
         if package in words and find_spec(package) is None:
@@ -285,8 +287,8 @@ def test_scoreboards_are_not_handed_on(lazy: Place, words: tuple[str, ...]) -> N
     assert daemon.stop() == 0
 
 
-def test_none_while_a_reload_runs(lazy: Place) -> None:
-    """The two would replace the same workers: the request is refused."""
+def test_no_refork_during_a_reload(lazy: Place) -> None:
+    """Both would replace the same workers, so the request is refused."""
     daemon = lazy.start("-w", "1", "--canary-time", "30", "lazy:app")
     daemon.settled(1)
     daemon.send(signal.SIGHUP)
@@ -296,7 +298,7 @@ def test_none_while_a_reload_runs(lazy: Place) -> None:
 
 
 def test_refork_with_reload(place: Place) -> None:
-    """The thread that reports which files a worker has loaded is no reason against it."""
+    """The thread that reports which files a worker has loaded does not make the audit fail."""
     daemon = place.start("--reload", "plain:app")
     (worker,) = daemon.settled(1)
     done = daemon.ctl("refork")

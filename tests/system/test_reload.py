@@ -1,4 +1,4 @@
-"""Reloads: without a failed request, with new code, and a canary that spares the old generation."""
+"""Reloads: without a failed request, with new code, and with a canary that protects the old generation."""
 
 import os
 import signal
@@ -21,7 +21,9 @@ pytestmark = pytest.mark.system
 @pytest.mark.parametrize("kind", ["sync", "gthread"])
 @pytest.mark.parametrize("preload", tiers({"lazy": [], "preload": ["--preload"]}.items(), ["lazy"]))
 def test_reload_under_load(place: Place, preload: list[str], kind: str) -> None:
-    """Steady keep-alive load, an app that takes a while to import: no failure, old code, then only new."""
+    """Steady keep-alive load, and an app that takes long to import:
+    no failure, first old code, then only new code.
+    """
     source = "import time\ntime.sleep(0.3)\n"
     place.add("page.py", source + page("old"))
     threads = ["--threads", "3"] if kind == "gthread" else []
@@ -45,7 +47,7 @@ def test_reload_under_load(place: Place, preload: list[str], kind: str) -> None:
 
 @pytest.mark.thorough
 def test_reloads_in_a_row_under_load(place: Place) -> None:
-    """One reload after the other, some overtaking the one before: the last one wins, no request fails."""
+    """One reload after the other, some while the one before runs: the last one wins, no request fails."""
     place.add("page.py", page("0"))
     daemon = place.start("-w", "2", "--canary-time", "0.1", "page:app")
     with Load(daemon.address, rate=300, connections=8) as load:
@@ -75,7 +77,9 @@ BROKEN = {
 
 @pytest.mark.parametrize("preload", tiers({"lazy": [], "preload": ["--preload"]}.items(), ["lazy"]))
 def test_broken_code(place: Place, preload: list[str]) -> None:
-    """Whatever the new code does at import, `ctl reload` exits 1 with the reason and the old serves on."""
+    """Whatever the new code does at import, `ctl reload` exits with 1 and the reason,
+    and the old code serves.
+    """
     place.add("page.py", page("old"))
     daemon = place.start("-w", "2", *preload, "page:app")
     before = [worker.pid for worker in daemon.settled(2)]
@@ -87,7 +91,7 @@ def test_broken_code(place: Place, preload: list[str]) -> None:
         assert last.startswith("ostler ctl: error: the reload failed, the old generation serves on: "), kind
         assert words in last, kind
         if kind in ("syntax", "import", "raise", "exit"):
-            # Python shows no traceback of its own for a file that it can't parse, only the line.
+            # For a file that it can't parse Python shows no traceback, only the line.
             assert "Traceback (most recent call last):" in done.err or kind == "syntax"
             assert f'{place.app_folder}/page.py", line ' in done.err, kind
             assert "/ostler/" not in done.err, kind
@@ -100,7 +104,7 @@ def test_broken_code(place: Place, preload: list[str]) -> None:
 
 
 def test_crash_at_import_leaves_its_stack(place: Place) -> None:
-    """A segfault in the new code: the log has the stack, so that one knows where."""
+    """A segfault in the new code: the log has the stack, which shows where."""
     place.add("page.py", page("old"))
     daemon = place.start("page:app")
     place.add("page.py", "import ctypes\ndef blow_up():\n    ctypes.string_at(0)\nblow_up()\n")
@@ -122,7 +126,7 @@ def test_crash_at_import_leaves_its_stack(place: Place) -> None:
     ],
 )
 def test_broken_configuration(place: Place, source: str | None, words: str) -> None:
-    """A file that can't be used any more: one line, exit code 1, the old generation serves on."""
+    """A configuration that became invalid: one line, exit code 1, the old generation continues to serve."""
     place.add("conf.py", "workers = 1\nbind = '127.0.0.1:0'\n")
     daemon = place.start("-c", "conf.py", "plain:app", bind=None)
     before = daemon.pids()
@@ -139,7 +143,7 @@ def test_broken_configuration(place: Place, source: str | None, words: str) -> N
 
 
 def test_hanging_canary(place: Place) -> None:
-    """New code that hangs at import is given up at boot_timeout; the old generation serves on."""
+    """New code that hangs at import is given up at boot_timeout; the old generation continues to serve."""
     place.add("page.py", page("old"))
     daemon = place.start("--boot-timeout", "2", "page:app")
     place.add("page.py", "import time\ntime.sleep(1000)\n")
@@ -151,7 +155,7 @@ def test_hanging_canary(place: Place) -> None:
 
 
 def test_slow_request_over_a_reload(place: Place) -> None:
-    """A request that was in the app before the reload is answered by the old worker, which then leaves."""
+    """A request that was in the app before the reload is answered by the old worker, which then ends."""
     daemon = place.start("--probation", "0", "plain:app")
     old = Process(daemon.pids()[0])
     slow = daemon.connect().asked("/gate/slow")
@@ -167,7 +171,7 @@ def test_slow_request_over_a_reload(place: Place) -> None:
 
 
 def test_release_by_link(place: Place) -> None:
-    """Started in a folder that is a link to the newest release: a reload follows the link, as gunicorn's."""
+    """Started in a folder that is a link to the newest release: a reload follows the link, as in gunicorn."""
     for number in ("1", "2"):
         place.add(f"releases/{number}/page.py", page(f"release {number}"))
     current = place.app_folder / "current"
@@ -181,8 +185,10 @@ def test_release_by_link(place: Place) -> None:
     assert daemon.get().text == "release 2"
 
 
-def test_workers_that_wait_are_not_forgotten(place: Place) -> None:
-    """Two clients that wait for one reload both get its outcome; one for an older reload gets that."""
+def test_clients_that_wait_for_a_reload(place: Place) -> None:
+    """Two clients that wait for one reload both get its outcome;
+    a client that waits for an older one gets that.
+    """
     place.add(
         "page.py",
         "import pathlib, time\nwhile pathlib.Path('hold').exists():\n    time.sleep(0.01)\n" + page("x"),
@@ -214,7 +220,7 @@ def test_descriptors_do_not_grow(place: Place) -> None:
     """Four reloads and ten recycled workers leave no zombie and no descriptor behind."""
     daemon = place.start("-w", "2", "--probation", "0", "--canary-time", "0", "plain:app")
     daemon.settled(2)
-    # What is opened once is open now, our own connection included.
+    # By now everything is open that is opened only once, including the connection of this client.
     daemon.client.call(RELOAD, ReloadBody(wait=True))
     daemon.until(lambda: len(children(daemon.pid)) == 3, "no child but a fork server and two workers")
     before = kinds(daemon)
@@ -227,7 +233,7 @@ def test_descriptors_do_not_grow(place: Place) -> None:
     daemon.settled(2)
     daemon.until(lambda: len(children(daemon.pid)) == 3, "no child but a fork server and two workers")
     daemon.until(
-        # One of a child that has just ended may have been among those of before.
+        # A descriptor of a child that had just ended may have been counted before.
         lambda: all(count <= before.get(kind, 0) for kind, count in kinds(daemon).items()),
         f"the descriptors of before: {before}",
     )
@@ -237,7 +243,7 @@ def test_descriptors_do_not_grow(place: Place) -> None:
 
 
 def kinds(daemon: Daemon) -> dict[str, int]:
-    """How many descriptors of each kind the supervisor has, connections of ctl apart."""
+    """How many descriptors of each kind the supervisor has, without connections of ctl."""
     found: dict[str, int] = {}
     for target in descriptors(daemon.pid):
         kind = target.partition(":")[0] if ":[" in target else target
@@ -250,7 +256,7 @@ def descriptors_of_fork_server(daemon: Daemon) -> int:
 
 
 def test_roll_back_restores_the_supervisors_settings(place: Place) -> None:
-    """After a roll-back within probation the log has the level of the generation that serves again."""
+    """After a roll-back within probation the log level is that of the generation that serves again."""
     place.add("plain.py", page("1"))
     place.add("conf.py", "workers = 1\nprobation = 60\nrollback_crashes = 1\n")
     daemon = place.start("-c", "conf.py", "--canary-time", "0", "plain:app")
@@ -258,7 +264,8 @@ def test_roll_back_restores_the_supervisors_settings(place: Place) -> None:
     place.add("conf.py", "workers = 1\nprobation = 60\nrollback_crashes = 1\nloglevel = 'error'\n")
     assert daemon.client.call(RELOAD, ReloadBody(wait=True)).phase == "done"
     daemon.send(signal.SIGUSR1)
-    # A signal that only a program itself causes, and that nothing in it catches.
+    # A signal that counts as a crash, because programs usually cause it themselves, and that no handler
+    # catches.
     os.kill(daemon.pids()[0], signal.SIGSYS)
     daemon.event("reload_rolled_back")
     assert daemon.events("logs_reopened") == []
@@ -269,7 +276,7 @@ def test_roll_back_restores_the_supervisors_settings(place: Place) -> None:
 
 @pytest.mark.parametrize("second", [signal.SIGHUP, signal.SIGTERM], ids=["reload", "stop"])
 def test_signals_during_the_first_configuration(place: Place, second: signal.Signals) -> None:
-    """Two reloads, or a reload and a stop, while the first configuration is evaluated, are no error."""
+    """Two reloads, or a reload and a stop, while the first configuration is evaluated, are not an error."""
     place.add("plain.py", page("1"))
     wait = "while not os.path.exists('go'):\n    time.sleep(0.01)\n"
     place.add("conf.py", f"import os\nimport time\nopen(f'begun-{{os.getpid()}}', 'w').close()\n{wait}")
@@ -295,7 +302,7 @@ def test_signals_during_the_first_configuration(place: Place, second: signal.Sig
 
 
 def test_reload_that_overtakes_the_first_configuration(place: Place) -> None:
-    """A reload's configuration is known before the first one and its app fails: the daemon begins once."""
+    """A reload's configuration is known before the first one, whose app fails: the daemon starts once."""
     wait = "while not os.path.exists('go'):\n    time.sleep(0.01)\n"
     place.add("conf.py", f"import os\nimport time\nopen('begun', 'w').close()\n{wait}")
     place.add("plain.py", "raise LookupError('not today')\n")

@@ -1,4 +1,6 @@
-"""Rows of the settings table in a running daemon: worker classes that use them, and when a change counts."""
+"""Rows of the settings table in a running daemon:
+which worker classes use them, and when a change takes effect.
+"""
 
 import signal
 import time
@@ -19,7 +21,7 @@ CLASSES = {
 
 @pytest.mark.parametrize("kind", CLASSES)
 def test_longer_graceful_timeout(place: Place, kind: str) -> None:
-    """After a reload that makes graceful_timeout longer, an old worker has the new time for its requests."""
+    """After a reload that makes graceful_timeout longer, the new time applies to requests of old workers."""
     place.add("conf.py", "graceful_timeout = 0.5\n")
     daemon = place.start("-c", "conf.py", "--preload", *CLASSES[kind])
     slow = daemon.connect().asked("/gate/slow")
@@ -27,7 +29,7 @@ def test_longer_graceful_timeout(place: Place, kind: str) -> None:
     place.add("conf.py", "graceful_timeout = 30\n")
     daemon.send(signal.SIGHUP)
     daemon.until(lambda: daemon.status().draining == 1, "the old worker drains")
-    later = time.monotonic() + 2.5  # the old value, the fleet's extra second, and one more
+    later = time.monotonic() + 2.5  # the old value, the extra second of the fleet (drain_grace), and one more
     until(lambda: time.monotonic() > later, "both old limits are over")
     (place.app_folder / "slow.open").touch()
     answer = slow.answer()
@@ -38,7 +40,7 @@ def test_longer_graceful_timeout(place: Place, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", CLASSES)
 def test_shorter_graceful_timeout(place: Place, kind: str) -> None:
-    """After a reload that makes it shorter old workers end requests before they would be killed."""
+    """After a reload that makes it shorter, old workers end requests before they would be killed."""
     place.add("conf.py", "graceful_timeout = 30\n")
     daemon = place.start("-c", "conf.py", "--preload", *CLASSES[kind])
     slow = daemon.connect().asked("/gate/never")
@@ -51,7 +53,7 @@ def test_shorter_graceful_timeout(place: Place, kind: str) -> None:
         slow.ended_by_server()
     exited = daemon.event("worker_exited")
     if kind == "sync":
-        # Its one thread is in the app: nothing but a signal can end that.
+        # Its only thread is in the app: only a signal can end that.
         assert exited["status"] == "signal 9"
         assert daemon.events("drain_timeout")
     else:
@@ -74,7 +76,7 @@ def test_settings_without_effect(place: Place, kind: str, unused: str | None) ->
 
 @pytest.mark.parametrize("kind", ["gthread", "asgi"])
 def test_shorter_timeout(place: Place, kind: str) -> None:
-    """A reload that makes the time-out shorter ends a request that an old worker has in the app."""
+    """A reload that makes the time-out shorter ends a request that is in the app of an old worker."""
     place.add("conf.py", "timeout = 0\ngraceful_timeout = 60\n")
     daemon = place.start("-c", "conf.py", "--preload", *CLASSES[kind])
     slow = daemon.connect().asked("/gate/never")

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.system
 
 
 def test_ttin_and_ttou(place: Place) -> None:
-    """TTIN adds a worker, TTOU takes one away, never the last."""
+    """TTIN adds a worker, TTOU removes one, but never the last."""
     daemon = place.start("plain:app")
     for workers in (2, 3):
         daemon.send(signal.SIGTTIN)
@@ -28,7 +28,7 @@ def test_ttin_and_ttou(place: Place) -> None:
 
 
 def test_many_signals_at_once(place: Place) -> None:
-    """Signals of one kind may merge, of different kinds none is lost; the fleet ends settled."""
+    """Signals of one kind may merge, but no kind is lost; the fleet is settled in the end."""
     daemon = place.start("plain:app")
     for signum in [signal.SIGTTIN, signal.SIGUSR1, signal.SIGHUP, signal.SIGTTIN] * 4:
         daemon.send(signum)
@@ -42,7 +42,7 @@ def test_many_signals_at_once(place: Place) -> None:
 
 @pytest.mark.parametrize("preload", [[], ["--preload"]])
 def test_hup_serves_new_code(place: Place, preload: list[str]) -> None:
-    """HUP loads the app again, also with --preload; no old worker stays."""
+    """HUP loads the app again, also with --preload; no old worker is left."""
     place.add("page.py", page("old"))
     daemon = place.start("-w", "2", *preload, "page:app")
     assert daemon.get().text == "old"
@@ -55,8 +55,8 @@ def test_hup_serves_new_code(place: Place, preload: list[str]) -> None:
     assert {worker.generation for worker in daemon.settled(2)} == {2}
 
 
-def test_hup_reads_the_configuration_anew(place: Place) -> None:
-    """Numbers of workers and threads, addresses: what the file says now counts."""
+def test_hup_reads_the_configuration_again(place: Place) -> None:
+    """Numbers of workers and threads, and addresses, are those of the changed file."""
     place.add("conf.py", "workers = 1\nbind = ['127.0.0.1:0']\n")
     daemon = place.start("-c", "conf.py", "plain:app", bind=None)
     path = place.folder / "more.sock"
@@ -75,7 +75,7 @@ def test_hup_reads_the_configuration_anew(place: Place) -> None:
 
 
 def test_usr1_reopens_logs(place: Place) -> None:
-    """After logrotate has moved the files, supervisor and workers write to new ones; the old are let go."""
+    """After logrotate has moved the files, supervisor and workers write new ones and close the old ones."""
     log, access = place.folder / "error.log", place.folder / "access.log"
     daemon = place.start(
         "-w", "2", "--error-logfile", str(log), "--access-logfile", str(access), "plain:app", serving=False
@@ -119,7 +119,7 @@ def test_term_is_graceful(place: Place, threads: str) -> None:
     (place.app_folder / "slow.open").touch()
     answer = slow.answer()
     assert (answer.status, answer.text) == (200, "slow passed")
-    # What still arrives on the open connection is answered too, until an answer says that it is the last.
+    # Requests on the open connection are still answered, until an answer has `Connection: close`.
     until(lambda: slow.asked("/").answer().headers.get("connection") == "close", "the last answer")
     assert daemon.wait() == 0
     with pytest.raises(ConnectionRefusedError):
@@ -127,7 +127,7 @@ def test_term_is_graceful(place: Place, threads: str) -> None:
 
 
 def test_term_ends_at_graceful_timeout(place: Place) -> None:
-    """A request that does not end in time is lost, by name in the log."""
+    """A request that does not end in time is lost, and the log names it."""
     daemon = place.start("--graceful-timeout", "0.5", "plain:app")
     slow = daemon.connect().asked("/gate/never")
     daemon.in_app("/gate/never")
@@ -146,7 +146,7 @@ def test_int_and_quit_are_quick(place: Place, signum: int, threads: str) -> None
     daemon.in_app("/gate/never")
     assert daemon.stop(signum, within=25) == 0
     slow.ended_by_server()
-    # They ended by themselves: what does not is killed two seconds later.
+    # They ended by themselves: otherwise they would have been killed two seconds later.
     assert [event["status"] for event in daemon.events("worker_exited")] == ["exit code 0"] * 2
 
 
@@ -165,7 +165,9 @@ def test_second_signal_makes_it_quick(place: Place, second: int) -> None:
 
 
 def test_term_while_an_app_is_loaded_that_catches_all(place: Place) -> None:
-    """What ends a booting worker may be caught by the code that is being imported; it leaves all the same."""
+    """The code that is being imported may catch the exception that ends a booting worker;
+    the worker ends nevertheless.
+    """
     place.add(
         "deaf.py",
         "import time\nfrom pathlib import Path\nfrom plain import app\n"
@@ -179,7 +181,7 @@ def test_term_while_an_app_is_loaded_that_catches_all(place: Place) -> None:
 
 
 def test_winch_drains_all_and_ttin_brings_back(place: Place) -> None:
-    """WINCH leaves the daemon and its socket without workers; later clients are served after TTIN."""
+    """WINCH drains all workers and keeps daemon and socket; later clients are served after TTIN."""
     daemon = place.start("-w", "2", "plain:app")
     daemon.send(signal.SIGWINCH)
     daemon.event("pause")
@@ -191,8 +193,8 @@ def test_winch_drains_all_and_ttin_brings_back(place: Place) -> None:
     daemon.settled(1, state="ready")
 
 
-def test_a_resized_terminal_is_no_pause(place: Place) -> None:
-    """A terminal sends WINCH when its window changes: the workers of a daemon in the foreground stay."""
+def test_a_resized_terminal_does_not_pause(place: Place) -> None:
+    """A terminal sends WINCH when its window changes: a daemon in the foreground keeps its workers."""
     ours, theirs = pty.openpty()
     try:
         control = (
@@ -215,7 +217,7 @@ def test_a_resized_terminal_is_no_pause(place: Place) -> None:
 
 
 def test_signals_to_a_worker(place: Place) -> None:
-    """TERM and INT to one worker end it; it is replaced, and a terminal's signals do not reach it."""
+    """TERM and INT to one worker end it and it is replaced; signals of the terminal do not reach it."""
     daemon = place.start("-w", "2", "plain:app")
     for signum in (signal.SIGHUP, signal.SIGWINCH, signal.SIGUSR2, signal.SIGTTIN):
         for pid in daemon.pids():
@@ -232,7 +234,7 @@ def test_signals_to_a_worker(place: Place) -> None:
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_the_whole_group_is_signalled(place: Place, signum: signal.Signals) -> None:
-    """INT as a terminal sends it, TERM as timeout(1) does: a clean end for all processes."""
+    """INT as a terminal sends it, TERM as timeout(1) does: all processes end cleanly."""
     daemon = place.start("-w", "2", "plain:app")
     os.killpg(daemon.pid, signum)
     assert daemon.wait() == 0

@@ -1,4 +1,4 @@
-"""Starting: addresses, ways to name the app, where settings come from, what a running daemon looks like."""
+"""Starting: addresses, names of apps, sources of settings, and what a running daemon looks like."""
 
 import json
 import os
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.system
 
 
 def test_flask_answers_and_nothing_is_left(place: Place) -> None:
-    """The main job: a Flask app, three workers, requests answered, TERM ends all with exit code 0."""
+    """A Flask app, three workers, requests are answered, TERM ends all processes with exit code 0."""
     daemon = place.start("-w", "3", "shop:app")
     daemon.settled(3)
     answer = daemon.get("/")
@@ -37,7 +37,7 @@ def test_flask_answers_and_nothing_is_left(place: Place) -> None:
 
 
 def test_several_addresses(place: Place) -> None:
-    """TCP over both families and a Unix socket at once; each is reported as really bound and each answers."""
+    """TCP over both families and a Unix socket at once; each is reported as bound, and each answers."""
     path = place.folder / "app.sock"
     daemon = place.start("-b", "[::1]:0", "-b", f"unix:{path}", "plain:app")
     assert len(daemon.urls) == 3
@@ -92,7 +92,9 @@ def test_app_spec(place: Place, spec: str, body: str) -> None:
 
 
 def test_configuration_file(place: Place) -> None:
-    """A gunicorn-style file gives app, addresses and numbers; the command line beats it; ctl says which."""
+    """A gunicorn-style file sets app, addresses and numbers; the command line has precedence;
+    ctl shows both.
+    """
     place.add(
         "conf.py",
         "import multiprocessing\n"
@@ -114,7 +116,7 @@ def test_configuration_file(place: Place) -> None:
 
 
 def test_gunicorn_conf_py_is_found(place: Place) -> None:
-    """Without -c a gunicorn.conf.py in the folder counts."""
+    """Without -c a gunicorn.conf.py in the working folder is used."""
     place.add("gunicorn.conf.py", "workers = 2\nbind = '127.0.0.1:0'\n")
     daemon = place.start("plain:app", bind=None)
     assert daemon.status().wanted == 2
@@ -122,13 +124,13 @@ def test_gunicorn_conf_py_is_found(place: Place) -> None:
 
 @pytest.mark.parametrize(("args", "wanted"), [([], 3), (["-w", "2"], 2)])
 def test_web_concurrency(place: Place, args: list[str], wanted: int) -> None:
-    """WEB_CONCURRENCY is the default of -w, no more."""
+    """WEB_CONCURRENCY is only the default of -w."""
     daemon = place.start(*args, "plain:app", WEB_CONCURRENCY="3")
     daemon.settled(wanted, wanted=wanted)
 
 
 def test_workers_auto_honours_affinity(place: Place) -> None:
-    """`--workers auto` is twice the CPUs that this process may use plus one, not the machine's."""
+    """`--workers auto` is twice the CPUs that this process may use plus one, not the CPUs of the machine."""
     cpu = min(os.sched_getaffinity(0))
     daemon = place.start(
         "-w", "auto", "plain:app", popen={"preexec_fn": lambda: os.sched_setaffinity(0, {cpu})}
@@ -137,7 +139,7 @@ def test_workers_auto_honours_affinity(place: Place) -> None:
 
 
 def test_chdir_and_pythonpath(place: Place) -> None:
-    """--chdir moves before the app is imported; --pythonpath adds folders to the path."""
+    """--chdir takes effect before the app is imported; --pythonpath adds folders to the path."""
     place.add("deep/inside.py", "from helper import app\n")
     place.add("lib/helper.py", "from plain import app\n")
     daemon = place.start(
@@ -147,7 +149,9 @@ def test_chdir_and_pythonpath(place: Place) -> None:
 
 
 def test_relative_paths_with_chdir(place: Place) -> None:
-    """As in gunicorn they count from the folder of --chdir, but -c from where we were started."""
+    """As in gunicorn they are relative to the folder of --chdir, except -c,
+    which is relative to the initial folder.
+    """
     deep = place.app_folder / "deep"
     place.add("deep/inside.py", "from plain import app\n")
     place.add("conf.py", "chdir = 'deep'\npythonpath = '..'\n")
@@ -173,7 +177,7 @@ def test_version(place: Place) -> None:
 
 
 def test_check_config(place: Place) -> None:
-    """A good app passes silently; nothing is bound, so a taken address is no obstacle."""
+    """A valid app passes silently; nothing is bound, so a taken address does not matter."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         assert place.run("--check-config", "-b", address, "shop:app") == (0, "", "")
@@ -192,7 +196,7 @@ def test_check_config_broken_app(place: Place) -> None:
 
 
 def test_check_config_broken_file(place: Place) -> None:
-    """A configuration file that does not parse: file, line, mistake in one line, exit code 1."""
+    """A configuration file that does not parse: file, line and mistake in one line, exit code 1."""
     place.add("conf.py", "workers = 2\nbind = = 3\n")
     done = place.run("--check-config", "-c", "conf.py", "plain:app")
     assert done.code == 1
@@ -214,7 +218,7 @@ def test_print_config(place: Place) -> None:
 
 
 def test_pidfile(place: Place) -> None:
-    """-p writes the supervisor's pid, a TTIN sent to it adds a worker, and the file goes with the daemon."""
+    """-p writes the supervisor's pid, a TTIN sent to it adds a worker, and the file is removed at the end."""
     path = place.folder / "daemon.pid"
     daemon = place.start("-p", str(path), "plain:app")
     assert path.read_text() == f"{daemon.pid}\n"
@@ -225,7 +229,7 @@ def test_pidfile(place: Place) -> None:
 
 
 def test_stale_pidfile_is_taken_over(place: Place) -> None:
-    """A pid file whose process is dead is no obstacle, nor is one with rubbish in it."""
+    """A pid file whose process has ended is no obstacle, nor is one without a pid in it."""
     path = place.folder / "daemon.pid"
     for rubbish in ("2147483646\n", "rubbish"):
         path.write_text(rubbish)
@@ -235,7 +239,9 @@ def test_stale_pidfile_is_taken_over(place: Place) -> None:
 
 
 def test_process_titles(place: Place) -> None:
-    """ps shows the roles: supervisor, fork server, workers with slot and generation, each with the name."""
+    """ps shows the roles: supervisor, fork server, workers with slot and generation,
+    each with the instance's name.
+    """
     daemon = place.start("-w", "2", "-n", "till", "plain:app")
     first, second = daemon.settled(2)
     assert title(daemon.pid) == "ostler: supervisor [till]"
@@ -246,7 +252,7 @@ def test_process_titles(place: Place) -> None:
 
 @pytest.mark.parametrize("preload", [[], ["--preload"]])
 def test_workers_stay_lean(place: Place, preload: list[str]) -> None:
-    """A worker of a stdlib app has none of the supervisor's big modules, which would cost each its memory."""
+    """A worker of a stdlib app has none of the supervisor's large modules, which would use memory."""
     daemon = place.start(*preload, "plain:app")
     modules = set(json.loads(daemon.get("/modules").body))
     heavy = {"aiohttp", "asyncio", "rich", "psutil", "structlog", "click", "ssl", "logging", "typer"}
@@ -255,7 +261,7 @@ def test_workers_stay_lean(place: Place, preload: list[str]) -> None:
 
 
 def test_app_sees_the_command_line_and_the_folder(place: Place) -> None:
-    """sys.argv is as it was typed, as apps that look at it expect; the folder is importable."""
+    """sys.argv is the command line as typed, which some apps read; the folder is importable."""
     place.add(
         "look.py",
         "import sys, os, json\n"
@@ -270,7 +276,7 @@ def test_app_sees_the_command_line_and_the_folder(place: Place) -> None:
 
 
 def test_a_package_of_our_name_in_the_app_folder(place: Place) -> None:
-    """A user's own package `ostler/` beside the app hides nothing of ours, started as `ostler`."""
+    """A package `ostler/` of the user beside the app hides nothing of ours, when started as `ostler`."""
     place.add("ostler/__init__.py", "raise RuntimeError('the wrong one')\n")
     place.add("ostler/daemon.py", "")
     ostler = Path(sys.executable).with_name("ostler")
@@ -283,7 +289,7 @@ def test_a_package_of_our_name_in_the_app_folder(place: Place) -> None:
 
 
 def test_demo(place: Place) -> None:
-    """--demo serves three workers and a dashboard, prints both addresses, and INT ends it cleanly."""
+    """--demo serves with three workers and a dashboard, prints both addresses, and INT ends it cleanly."""
     daemon = place.start("--demo", "--control-bind", "127.0.0.1:0")
     daemon.settled(3)
     out = daemon.until(lambda: text if "Ctrl-C" in (text := daemon.out.read_text()) else None, "the greeting")

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.system
 
 @pytest.mark.parametrize("abstract", [False, True])
 def test_notification(place: Place, abstract: bool) -> None:
-    """READY=1 when the first worker serves, STOPPING=1 at the end; no child is given the socket's name."""
+    """READY=1 when the first worker serves, STOPPING=1 at the end; no child gets the socket's name."""
     name = f"ostler-test-{place.folder.name}" if abstract else str(place.folder / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         notify.bind(f"\0{name}" if abstract else name)
@@ -36,7 +36,7 @@ def test_notification(place: Place, abstract: bool) -> None:
 
 
 def test_not_ready_before_the_first_worker(place: Place) -> None:
-    """An app that can't be loaded never says READY=1."""
+    """With an app that can't be loaded READY=1 is never sent."""
     place.add("broken.py", "raise RuntimeError\n")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         path = str(place.folder / "notify")
@@ -53,7 +53,7 @@ def test_not_ready_before_the_first_worker(place: Place) -> None:
 
 
 def test_runtime_directory(place: Place) -> None:
-    """RUNTIME_DIRECTORY= of the unit is where the control socket is, and ctl finds it there."""
+    """The control socket is in the unit's RUNTIME_DIRECTORY=, and ctl finds it there."""
     folder = place.folder / "unit"
     folder.mkdir()
     place.start("plain:app", RUNTIME_DIRECTORY=str(folder))
@@ -65,7 +65,9 @@ def test_runtime_directory(place: Place) -> None:
     not shutil.which("systemd-socket-activate"), reason="systemd-socket-activate is not installed"
 )
 def test_socket_activation(place: Place) -> None:
-    """The first connection starts the daemon on systemd's listener and is answered; a reload keeps it."""
+    """The first connection starts the daemon on systemd's listener and is answered;
+    a reload keeps the listener.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -84,7 +86,7 @@ def test_socket_activation(place: Place) -> None:
 
 
 def test_listen_fds_of_another_process(place: Place) -> None:
-    """LISTEN_FDS for another process are ignored, and not handed on."""
+    """LISTEN_FDS for another process are ignored, and not passed on."""
     place.add("look.py", "import os\nassert 'LISTEN_FDS' not in os.environ\nfrom plain import app\n")
     daemon = place.start("look:app", LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
     assert daemon.get().text == "one"

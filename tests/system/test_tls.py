@@ -1,4 +1,4 @@
-"""https as clients see it: certificates that change, clients that show theirs, clients that speak no TLS."""
+"""https for clients: certificates that change, client certificates, clients that do not use TLS."""
 
 import http.client
 import json
@@ -30,7 +30,7 @@ def server(authority: Authority) -> Certificate:
 
 
 class Https(http.client.HTTPSConnection):
-    """To the daemon's port, as `localhost`; what was sent before the handshake is `first`."""
+    """A connection to the daemon's port, as `localhost`; `first` is sent before the handshake."""
 
     def __init__(self, daemon: Daemon, context: ssl.SSLContext, first: bytes = b"") -> None:
         super().__init__("localhost", daemon.port, timeout=PATIENCE, context=context)
@@ -66,7 +66,7 @@ def files(certificate: Certificate) -> tuple[str, ...]:
 
 @pytest.mark.parametrize("kind", [[], ["--threads", "3"]])
 def test_requests(place: Place, authority: Authority, server: Certificate, kind: list[str]) -> None:
-    """Requests on one connection, small and large; apps know that it is https and what protects it."""
+    """Small and large requests on one connection; the environ shows https, protocol and cipher."""
     source = (
         "def app(environ, start_response):\n"
         "    body = environ['wsgi.input'].read()[::-1]\n"
@@ -94,7 +94,7 @@ def test_requests(place: Place, authority: Authority, server: Certificate, kind:
 
 
 def test_large_file(place: Place, authority: Authority, server: Certificate) -> None:
-    """wsgi.file_wrapper, which the kernel can't send here, arrives whole."""
+    """A file by wsgi.file_wrapper, which the kernel can't send under TLS, arrives completely."""
     data = bytes(range(251)) * 10_000
     (place.app_folder / "data.bin").write_bytes(data)
     source = (
@@ -112,7 +112,9 @@ def test_large_file(place: Place, authority: Authority, server: Certificate) -> 
 
 
 def test_certificate_is_reread_at_a_reload(place: Place, authority: Authority) -> None:
-    """A renewed certificate counts from the reload on; an unusable one fails it and harms no client."""
+    """A renewed certificate is used from the reload on;
+    an unusable one makes the reload fail and affects no client.
+    """
     cert, key = place.app_folder / "cert.pem", place.app_folder / "key.pem"
 
     def install(certificate: Certificate) -> None:
@@ -147,7 +149,7 @@ def test_certificate_is_reread_at_a_reload(place: Place, authority: Authority) -
 
 
 def test_broken_certificate_at_the_start(place: Place, server: Certificate) -> None:
-    """One line that names the setting, the file and the reason; --check-config says it too."""
+    """One line names the setting, the file and the reason; --check-config prints the same."""
     for check in ([], ["--check-config"]):
         done = place.run("-b", "127.0.0.1:0", "--certfile", "no.pem", *check, "plain:app")
         assert done.code == 1
@@ -157,7 +159,7 @@ def test_broken_certificate_at_the_start(place: Place, server: Certificate) -> N
 
 
 def test_client_certificates(place: Place, authority: Authority, server: Certificate) -> None:
-    """A client without a required certificate is refused; the app learns the certificate of others."""
+    """A client without a required certificate is refused; the app gets the certificate of others."""
     daemon = place.start(*files(server), "--ca-certs", authority.cert, "--cert-reqs", "2", "plain:app")
     connection = Https(daemon, authority.client_context(authority.issue("alice")))
     seen = connection.environ()
@@ -173,7 +175,9 @@ def test_client_certificates(place: Place, authority: Authority, server: Certifi
 
 
 def test_hook(place: Place, authority: Authority, server: Certificate) -> None:
-    """ssl_context in the configuration file makes the context; its mistakes fail a reload with their line."""
+    """ssl_context in the configuration file makes the context;
+    its exceptions fail a reload, with the line.
+    """
     source = (
         "import ssl\n"
         f"certfile, keyfile = {server.cert!r}, {server.key!r}\n"
@@ -195,7 +199,9 @@ def test_hook(place: Place, authority: Authority, server: Certificate) -> None:
 
 
 def test_hook_without_certificate(place: Place) -> None:
-    """gunicorn's files that define the hook always and a certificate only sometimes serve plain HTTP then."""
+    """Files for gunicorn may always define the hook and only sometimes a certificate;
+    without one they serve plain HTTP.
+    """
     place.add("gunicorn.conf.py", "def ssl_context(conf, factory):\n    return factory()\n")
     daemon = place.start("plain:app")
     assert daemon.get().text == "one"
@@ -219,7 +225,7 @@ def ssl_context(conf, factory):
 def test_hook_alone(
     place: Place, authority: Authority, server: Certificate, worker_class: str, app: str
 ) -> None:
-    """A hook that makes a context without certfile: clients are served TLS, and the API shows https."""
+    """A hook that makes a context without certfile: clients are served over TLS, and the API shows https."""
     place.add("gunicorn.conf.py", HOOK_ALONE.format(cert=server.cert, key=server.key))
     daemon = place.start("-k", worker_class, f"{app}:app")
     connection = Https(daemon, authority.client_context())
@@ -234,7 +240,9 @@ def test_hook_alone(
 @pytest.mark.parametrize("worker_class", ["meinheld", "reference.ReferenceWorker"])
 @pytest.mark.parametrize("by", ["certfile", "ssl_context"])
 def test_classes_that_speak_no_tls(place: Place, server: Certificate, worker_class: str, by: str) -> None:
-    """They are refused where TLS is configured, in a line that says by what; they would serve plain HTTP."""
+    """They are refused where TLS is configured, with the setting in the line,
+    because they would serve plain HTTP.
+    """
     if worker_class == "meinheld":
         pytest.importorskip("meinheld.server", exc_type=ImportError)
     source = HOOK_ALONE if by == "ssl_context" else "\ncertfile, keyfile = {cert!r}, {key!r}\n"
@@ -260,13 +268,13 @@ def test_curl(place: Place, authority: Authority, server: Certificate) -> None:
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.replace("}{", "}\n{").splitlines()
     assert json.loads(first)["SERVER_PROTOCOL"] == "HTTP/1.1"
-    # On one connection: nothing of it may have changed.
+    # On one connection, for the whole transfer: nothing of it may have changed.
     assert json.loads(first)["REMOTE_PORT"] == json.loads(second)["REMOTE_PORT"]
     assert json.loads(first)["SSL_SESSION_ID"] == json.loads(second)["SSL_SESSION_ID"]
 
 
-def test_who_speaks_no_tls(place: Place, authority: Authority, server: Certificate) -> None:
-    """Plain HTTP gets a plain 400, nonsense and silence cost nothing, and others are served meanwhile."""
+def test_clients_without_tls(place: Place, authority: Authority, server: Certificate) -> None:
+    """Plain HTTP gets a plain 400, garbage and silence have no effect, and others are served meanwhile."""
     daemon = place.start(*files(server), "--header-timeout", "1", "plain:app")
     silent = socket.create_connection(daemon.address, PATIENCE)
     assert ask(daemon.url.replace("https:", "http:")).status == 400
@@ -300,14 +308,14 @@ def test_proxy_header_before_tls(place: Place, authority: Authority, server: Cer
 
 
 def test_listeners_are_shown_as_https(place: Place, server: Certificate) -> None:
-    """What the log and the status call the address can be given to a browser."""
+    """The address in the log and the status can be opened in a browser."""
     daemon = place.start(*files(server), "plain:app")
     assert daemon.urls == [f"https://127.0.0.1:{daemon.port}"]
     assert daemon.status().listeners == daemon.urls
 
 
 def test_plain_http_does_without_openssl(place: Place) -> None:
-    """Workers that serve plain HTTP do not carry OpenSSL, which takes some megabytes."""
+    """Workers that serve plain HTTP do not load OpenSSL, which takes some megabytes."""
     daemon = place.start("plain:app")
     assert "ssl" not in json.loads(daemon.get("/modules").body)
     assert Path(f"/proc/{daemon.pids()[0]}/maps").read_text().count("libssl") == 0

@@ -1,4 +1,4 @@
-"""Upgrades in place: the supervisor becomes the program on the disk, and no request is lost."""
+"""Upgrades in place: the supervisor executes the program that is on the disk, and no request is lost."""
 
 import os
 import shutil
@@ -38,7 +38,7 @@ def app(environ, start_response):
 """
 
 
-# Runs some lines before `python -m ostler` would go on as usual.
+# Runs some lines before `python -m ostler` continues as usual.
 CHANGED = """\
 import os
 import signal
@@ -50,7 +50,7 @@ main()
 
 
 def start(place: Place, *args: str, lines: str = "", **options: Any) -> Daemon:
-    """Start two workers; `lines`: what to change in each program of the daemon beforehand."""
+    """Start two workers; `lines`: code that each program of the daemon runs first."""
     place.add("up.py", APP)
     if lines:
         options["argv"] = (sys.executable, "-c", CHANGED.format(lines))
@@ -68,7 +68,7 @@ def upgrade(daemon: Daemon, times: int = 1) -> None:
 
 
 def test_nothing_is_lost(place: Place) -> None:
-    """Twice in a row under load: same pid, no failed request, totals and history go on, workers are new."""
+    """Twice in a row under load: same pid, no failed request, totals and history stay, workers are new."""
     daemon = start(place)
     before, workers = daemon.status(), daemon.pids()
     client = Load(daemon.address, rate=300, connections=8)
@@ -106,8 +106,8 @@ def test_descriptors_do_not_grow(place: Place) -> None:
         daemon.event("reload_done", after=number)
     daemon.until(lambda: len(children(daemon.pid)) == 3, "a fork server and two workers")
 
-    # Not the same number: a connection of `ctl` that was just being closed may have been counted before. What
-    # an upgrade does not close is more than that after two of them.
+    # At most, because a connection of `ctl` that was just being closed may have been counted before.
+    # Descriptors that an upgrade leaves open would be more than that after two upgrades.
     def as_before() -> bool:
         return all(now <= then for now, then in zip(held(), before, strict=True))
 
@@ -126,7 +126,7 @@ def test_request_in_flight(place: Place) -> None:
 
 
 def test_new_code_is_served(place: Place) -> None:
-    """After the program, workers and app are replaced as by a reload."""
+    """After the program, workers and app are replaced as in a reload."""
     daemon = start(place)
     place.add("up.py", APP.replace('b"%d" % os.getpid()', 'b"new"'))
     upgrade(daemon)
@@ -134,7 +134,7 @@ def test_new_code_is_served(place: Place) -> None:
 
 
 def test_broken_app(place: Place) -> None:
-    """The program is tried first: its failure is reported, and nothing was touched."""
+    """The program is tried first: its failure is reported, and nothing has changed."""
     daemon = start(place)
     workers = daemon.pids()
     place.add("up.py", "import nowhere_to_be_found\n")
@@ -148,7 +148,7 @@ def test_broken_app(place: Place) -> None:
 
 
 def test_half_installed(place: Place) -> None:
-    """The trial loads all that would serve: a module that can't be imported is reported, nothing changes."""
+    """The trial loads all modules that would serve: one that can't be imported is reported, no change."""
     package = place.folder / "new" / "ostler"
     shutil.copytree(Path(ostler.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
     place.add("up.py", APP)
@@ -164,7 +164,7 @@ def test_half_installed(place: Place) -> None:
 
 
 def test_program_is_gone(place: Place) -> None:
-    """An interpreter that can't be executed any more is one line; the old program goes on."""
+    """An interpreter that can't be executed any more is one line; the old program continues."""
     python = place.folder / "python"
     python.symlink_to(sys.executable)
     place.add("up.py", APP)
@@ -178,7 +178,7 @@ def test_program_is_gone(place: Place) -> None:
 
 
 def test_scale_and_wishes_go_on(place: Place) -> None:
-    """A number set by hand survives, and the new program obeys signals and the API as the old one did."""
+    """A number set by hand survives, and the new program handles signals and the API as the old one did."""
     daemon = start(place)
     daemon.client.call(SCALE, Scale(workers=3))
     daemon.settled(3)
@@ -191,7 +191,7 @@ def test_scale_and_wishes_go_on(place: Place) -> None:
 
 
 def test_worker_dies_meanwhile(place: Place) -> None:
-    """A worker that ends while the program is replaced is reaped by the new one and gets a successor."""
+    """The new program reaps a worker that ended while it was being executed, and replaces it."""
     daemon = start(place)
     victim = daemon.pids()[0]
     daemon.send(signal.SIGUSR2)
@@ -204,7 +204,7 @@ def test_worker_dies_meanwhile(place: Place) -> None:
 
 
 def test_signal_just_before(place: Place) -> None:
-    """A signal that the old program has received but not handled is obeyed by the new one."""
+    """The new program handles a signal that the old one has received but not handled."""
     daemon = start(
         place,
         lines="""
@@ -223,7 +223,7 @@ Daemon._upgrade_soon = signalled
 
 
 def test_signal_during(place: Place) -> None:
-    """A signal that comes after the old program's last look is obeyed by the new one."""
+    """The new program handles a signal that arrives after the old one's last check for signals."""
     daemon = start(
         place,
         lines="""
@@ -242,7 +242,9 @@ upgrade_state.replace_program = signalled
 
 
 def test_stop_during_the_check(place: Place) -> None:
-    """The child that tries, and what it has started, end with the daemon, however long the app would load."""
+    """The child that tries the program, and its children, end with the daemon,
+    however long the app would load.
+    """
     daemon = start(place)
     place.add("up.py", f"import time\nopen('loading', 'w').close()\ntime.sleep(60)\n{APP}")
     daemon.send(signal.SIGUSR2)
@@ -254,7 +256,7 @@ def test_stop_during_the_check(place: Place) -> None:
 
 
 def test_asked_twice(place: Place) -> None:
-    """A second request during an upgrade is refused; `ctl` does not take that for the end of its own."""
+    """A second request during an upgrade is refused; `ctl` does not treat that as the end of its own."""
     daemon = start(place)
     wait = "while not os.path.exists('go'):\n    open('loading', 'w').close()\n    time.sleep(0.01)\n"
     place.add("up.py", f"import os\nimport time\n{wait}{APP}")
@@ -268,7 +270,7 @@ def test_asked_twice(place: Place) -> None:
 
 
 def test_what_only_the_daemon_needs(place: Place) -> None:
-    """The check also finds that a library is broken which neither configuration nor app needs."""
+    """The check also finds a broken library that neither configuration nor app needs."""
     libraries = place.folder / "libraries"
     libraries.mkdir()
     path = os.pathsep.join([str(libraries), *(path for path in sys.path if path)])
@@ -280,7 +282,7 @@ def test_what_only_the_daemon_needs(place: Place) -> None:
 
 
 def test_old_log_is_gone(place: Place) -> None:
-    """The new program takes over although what the old configuration names is there no more."""
+    """The new program takes over even if files that the old configuration names do not exist any more."""
     place.add("up.py", APP)
     (place.app_folder / "old").mkdir()
     place.add("conf.py", "workers = 2\nerrorlog = 'old/log'\n")
@@ -296,7 +298,7 @@ def test_old_log_is_gone(place: Place) -> None:
 
 
 def test_token_can_not_be_written(place: Place) -> None:
-    """The dashboard's listener goes on although the token's file can't be put in its place again."""
+    """The dashboard's listener continues even if the token's file can't be written again."""
     daemon = start(place, "--control-bind", "127.0.0.1:0")
     url = daemon.event("control")["url"]
     (token,) = place.runtime.glob("ostler/*.token")
@@ -309,7 +311,7 @@ def test_token_can_not_be_written(place: Place) -> None:
 
 @pytest.mark.thorough
 def test_few_descriptors(place: Place) -> None:
-    """An upgrade takes hardly more descriptors than the daemon has open anyway."""
+    """An upgrade needs hardly more descriptors than the daemon has open."""
     place.add("up.py", APP)
 
     def limited(descriptors: int) -> Daemon:
@@ -338,7 +340,9 @@ def test_few_descriptors(place: Place) -> None:
     ids=["reading", "building", "taking over"],
 )
 def test_new_program_fails(place: Place, broken: str) -> None:
-    """However far it came: workers serve on without it, SIGTERM ends them and it, and nothing is left."""
+    """At whatever point it fails, workers continue to serve;
+    SIGTERM ends them and it, and no process is left.
+    """
     daemon = start(place, "-p", "up.pid", lines=f"if 'OSTLER_UPGRADE' in os.environ:\n    {broken}")
     workers = daemon.pids()
     daemon.send(signal.SIGUSR2)
@@ -350,7 +354,7 @@ def test_new_program_fails(place: Place, broken: str) -> None:
 
 
 def test_new_program_fails_and_workers_end(place: Place) -> None:
-    """Without workers it ends: a service manager can start another one."""
+    """Without workers it ends, so that a service manager can start a new one."""
     broken = "import ostler.daemon.upgrade_state as module; module._format = bytes"
     daemon = start(place, lines=f"if 'OSTLER_UPGRADE' in os.environ:\n    {broken}")
     workers = daemon.pids()
@@ -362,8 +366,8 @@ def test_new_program_fails_and_workers_end(place: Place) -> None:
 
 
 @pytest.mark.parametrize("value", ["99", *thorough("0", "1:0", "nothing")])
-def test_variable_of_somebody_else(place: Place, value: str) -> None:
-    """What an older program left is only believed if it was in this very process."""
+def test_upgrade_variable_of_another_process(place: Place, value: str) -> None:
+    """State of an older program is only used if that program ran in this very process."""
     daemon = start(place, OSTLER_UPGRADE=value, OSTLER_UPGRADE_CHECK=value)
     assert daemon.get().status == 200
     done = place.run("--check-config", "up:app", OSTLER_UPGRADE_CHECK=value)
@@ -371,7 +375,7 @@ def test_variable_of_somebody_else(place: Place, value: str) -> None:
 
 
 def test_what_can_not_be_read(tmp_path: Path) -> None:
-    """A program that can't read what was left keeps all channels open until SIGTERM, and hands that on."""
+    """A program that can't read the state keeps all channels open until SIGTERM, and passes them on."""
     ours, theirs = socket.socketpair()
     (tmp_path / "state").write_text('["another format"]\n')
     code = f"""\

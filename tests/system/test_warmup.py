@@ -1,4 +1,4 @@
-"""Warm-up requests decide whether a worker, a reload or a whole daemon comes up."""
+"""Warm-up requests decide whether a worker, a reload or a daemon starts."""
 
 import pytest
 
@@ -26,7 +26,7 @@ REASON = "warmup_request GET /health was answered with 500 Internal Server Error
 
 @pytest.mark.parametrize("preload", [[], ["--preload"]])
 def test_a_reload_whose_canary_is_not_warm(place: Place, preload: list[str]) -> None:
-    """`ctl reload` exits 1 with the request, the status and the app's traceback; the old serves on."""
+    """`ctl reload` exits with 1, the request, the status and the app's traceback; the old workers serve."""
     place.add("shop.py", APP)
     daemon = place.start("-w", "2", *preload, "--warmup-request", "/health", "shop:app")
     before = [worker.pid for worker in daemon.settled(2)]
@@ -42,7 +42,7 @@ def test_a_reload_whose_canary_is_not_warm(place: Place, preload: list[str]) -> 
 
 
 def test_a_daemon_that_can_not_be_warmed_up(place: Place) -> None:
-    """At the very start it is as if the app could not be loaded: exit code 3, and why."""
+    """At the start it is as if the app could not be loaded: exit code 3, and the reason."""
     place.add("shop.py", APP)
     (place.app_folder / "broken").touch()
     done = place.run("-b", "127.0.0.1:0", "--warmup-request", "/health", "shop:app")
@@ -52,7 +52,7 @@ def test_a_daemon_that_can_not_be_warmed_up(place: Place) -> None:
 
 
 def test_each_worker_is_warmed_up_unseen(place: Place) -> None:
-    """Under TLS as well, where the app sees https; neither counted nor in the access log."""
+    """The requests are neither counted nor in the access log; under TLS the app sees https."""
     server = Authority(place.folder).issue("localhost")
     place.add("shop.py", APP)
     tls = ("--certfile", server.cert, "--keyfile", server.key)
@@ -65,7 +65,7 @@ def test_each_worker_is_warmed_up_unseen(place: Place) -> None:
 
 
 def test_an_answer_that_warms_little(place: Place) -> None:
-    """A 404, of a path that is misspelt perhaps, is no failure, but it is logged."""
+    """A 404, perhaps of a misspelt path, is not a failure, but it is logged."""
     place.add("shop.py", APP.replace('"200 OK"', '"404 Not Found"'))
     daemon = place.start("--warmup-request", "/helth", "shop:app")
     assert "GET /helth was answered with 404 Not Found" in daemon.event("warmup_request")["problem"]
@@ -73,7 +73,9 @@ def test_an_answer_that_warms_little(place: Place) -> None:
 
 
 def test_it_is_part_of_booting(place: Place) -> None:
-    """An app that does not answer it is ended at boot_timeout, like one that does not load."""
+    """A warm-up request that is not answered in boot_timeout ends the worker,
+    like an app that does not load.
+    """
     place.add("shop.py", APP.replace("seen.append", "import time; time.sleep(1000); seen.append"))
     done = place.run("-b", "127.0.0.1:0", "--warmup-request", "/health", "--boot-timeout", "1", "shop:app")
     assert done.code == 3

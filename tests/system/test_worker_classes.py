@@ -1,4 +1,4 @@
-"""Worker classes that others bring: found, checked, and everything around them done for them."""
+"""Third-party worker classes: they are found and checked, and have the same features as built-in ones."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ def distribution(folder: Path, name: str, value: str) -> None:
 
 
 def test_by_an_entry_point(place: Place) -> None:
-    """The name that an installed distribution gives it is enough; status and log say it."""
+    """The name from an installed distribution is enough; status and log show it."""
     distribution(place.app_folder, "reference", "reference:ReferenceWorker")
     daemon = place.start("-k", "reference", "plain:app")
     assert daemon.get().text == "one"
@@ -34,20 +34,20 @@ def test_by_an_entry_point(place: Place) -> None:
 
 
 def test_by_its_path(place: Place) -> None:
-    """A class of the app's own code needs no entry point; it is found where the app is."""
+    """A class in the app's own code needs no entry point; it is found beside the app."""
     daemon = place.start(*REFERENCE, "--chdir", str(place.app_folder), "plain:app")
     assert daemon.get().text == "one"
     assert daemon.status().worker_class == "reference.ReferenceWorker"
 
 
 def test_as_a_class_in_a_file(place: Place) -> None:
-    """A configuration file may give the class itself."""
+    """A configuration file may contain the class itself."""
     place.add("conf.py", "from reference import ReferenceWorker\nworker_class = ReferenceWorker\n")
     assert place.start("-c", "conf.py", "plain:app").get().text == "one"
 
 
 def test_it_is_counted_logged_and_shown(place: Place) -> None:
-    """What a class writes to the scoreboard reaches the API; its access log is ours."""
+    """The API shows what the class writes to the scoreboard; its access log is Ostler's."""
     form = "%(m)s %(U)s %(s)s %(B)s"
     daemon = place.start(*REFERENCE, "--access-logfile", "a.log", "--access-logformat", form, "plain:app")
     daemon.get()
@@ -64,7 +64,7 @@ def test_it_is_counted_logged_and_shown(place: Place) -> None:
 
 
 def test_recycling_and_reload(place: Place) -> None:
-    """Its workers are replaced at their number of requests and at a reload; no request is lost."""
+    """Its workers are replaced at max_requests and at a reload; no request is lost."""
     daemon = place.start(*REFERENCE, "-w", "2", "--max-requests", "50", "plain:app")
     with Load(daemon.address, rate=100, connections=4, close_every=1) as load:
         daemon.event("worker_exited", after=2, cause="recycle")
@@ -87,7 +87,7 @@ def test_term(place: Place) -> None:
 
 
 def test_a_hanging_request(place: Place) -> None:
-    """A class that ends no requests itself loses the worker of one that hangs; its stack is logged."""
+    """If the class can't end a request itself, the worker is replaced; the stack is logged."""
     daemon = place.start(*REFERENCE, "-t", "0.5", "--timeout-grace", "0.3", "plain:app")
     daemon.connect().asked("/gate/never")
     assert "wait_at_gate" in daemon.event("request_overdue", path="/gate/never")["stack"]
@@ -126,7 +126,7 @@ def test_what_can_not_be_used(place: Place, name: str, words: str) -> None:
 
 @pytest.mark.parametrize("name", ["gthread", "gevent", "eventlet", "asgi", "reference.ReferenceWorker"])
 def test_hooks_that_a_class_does_not_call(place: Place, name: str) -> None:
-    """Hooks about requests are a warning with a class that never calls them, and only there."""
+    """Request hooks cause a warning only with a class that never calls them."""
     place.add("conf.py", "def pre_request(worker, req): ...\ndef post_request(worker, req): ...\n")
     done = place.run("--check-config", "-c", "conf.py", "-k", name, "plain:app")
     warned = f"pre_request, post_request: without effect in {name} workers" in done.out + done.err
@@ -134,7 +134,7 @@ def test_hooks_that_a_class_does_not_call(place: Place, name: str) -> None:
 
 
 def test_threads_of_a_class_by_its_path(place: Place) -> None:
-    """A class that serves in threads has as many request slots as threads, whatever it is called."""
+    """A class that serves in threads has as many request slots as threads, whatever its name."""
     daemon = place.start(*REFERENCE, "--threads", "3", "plain:app")
     assert daemon.status().threads == 3
     assert daemon.get().text == "one"

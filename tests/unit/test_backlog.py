@@ -25,7 +25,7 @@ def listening(stack: ExitStack, family: int, address: object, backlog: int) -> s
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6, socket.AF_UNIX])
 def test_connections_wait_until_they_are_accepted(stack: ExitStack, tmp_path: Path, family: int) -> None:
-    """Each that comes counts, each that is accepted no more; the limit is that of listen()."""
+    """Each new connection counts until it is accepted; the limit is that of listen()."""
     address = {
         socket.AF_INET: ("127.0.0.1", 0),
         socket.AF_INET6: ("::1", 0),
@@ -42,13 +42,13 @@ def test_connections_wait_until_they_are_accepted(stack: ExitStack, tmp_path: Pa
 
 
 def test_an_abstract_unix_socket(stack: ExitStack) -> None:
-    """It has no path, but an inode like others."""
+    """It has no path, but an inode like other sockets."""
     sock = listening(stack, socket.AF_UNIX, "", 3)
     assert accept_queue(sock) == (0, 3)
 
 
 def test_what_has_no_queue(stack: ExitStack) -> None:
-    """A socket that is closed, or no stream: None, and no exception."""
+    """A closed socket, or one that is not a stream: None, without an exception."""
     sock = listening(stack, socket.AF_UNIX, "", 3)
     sock.close()
     assert accept_queue(sock) is None
@@ -56,7 +56,7 @@ def test_what_has_no_queue(stack: ExitStack) -> None:
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX])
-def test_a_kernel_that_does_not_tell(stack: ExitStack, monkeypatch: pytest.MonkeyPatch, family: int) -> None:
+def test_a_kernel_without_sock_diag(stack: ExitStack, monkeypatch: pytest.MonkeyPatch, family: int) -> None:
     """If the request is refused, e.g. in a sandbox, the result is None."""
 
     class Mute(socket.socket):

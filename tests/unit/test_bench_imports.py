@@ -1,4 +1,4 @@
-"""Programs in contrib/bench use names that exist: nothing else runs most of them."""
+"""Programs in contrib/bench use existing names: no other test runs most of them."""
 
 import ast
 import importlib

@@ -19,6 +19,7 @@ def modules() -> dict[str, ast.Module]:
 
 
 def test_a_class_name_is_used_once() -> None:
+    """No two classes of the package have the same name, except in the namespaces."""
     names = Counter(
         node.name
         for path, module in modules().items()

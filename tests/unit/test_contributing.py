@@ -119,7 +119,7 @@ SETTING = Example(
 """,
             before="    chdir: Annotated[",
         ),
-        # What reads it, in a worker.
+        # The code that reads it, in a worker.
         Edit(
             "supervisor/ostler/demo/greeting.py",
             """
@@ -376,7 +376,7 @@ def test_four_files_at_most(example: Example) -> None:
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.heading)
 def test_the_example_works(example: Example, tmp_path: Path) -> None:
-    """What the guide's recipe adds to a copy of the package is there for all who should see it."""
+    """What the recipe adds to a copy of the package works everywhere it should."""
     copy, folder = tmp_path / "copy", tmp_path / "folder"
     shutil.copytree(
         ROOT / "supervisor/ostler",

@@ -1,4 +1,4 @@
-"""Usable CPUs: affinity cut by the quotas of fake cgroup trees."""
+"""Usable CPUs: affinity, reduced by the quotas of fake cgroup trees."""
 
 import os
 from pathlib import Path
@@ -30,26 +30,26 @@ def tree(root: Path, membership: str, files: dict[str, str]) -> int:
     [
         ("max 100000", 8),
         ("200000 100000", 2),
-        ("150000 100000", 2),  # what is begun counts
+        ("150000 100000", 2),  # a part of a CPU counts as one
         ("10000 100000", 1),
-        ("1600000 100000", 8),  # more than there are
+        ("1600000 100000", 8),  # more than exist
         ("nonsense", 8),
         ("", 8),
     ],
 )
 def test_v2_quota(tmp_path: Path, quota: str, cpus: int) -> None:
-    """cpu.max cuts the CPUs by affinity, rounded up, to one at least."""
+    """cpu.max limits the CPUs of the affinity, rounded up, at least one."""
     assert tree(tmp_path, "0::/app\n", {"app/cpu.max": quota + "\n"}) == cpus
 
 
 def test_v2_nearest_limit_wins(tmp_path: Path) -> None:
-    """A parent's quota binds its children, whichever is the smallest."""
+    """A parent's quota applies to its children; the smallest one counts."""
     files = {"a/b/cpu.max": "max 100000", "a/cpu.max": "300000 100000", "a/b/c/cpu.max": "500000 100000"}
     assert tree(tmp_path, "0::/a/b/c\n", files) == 3
 
 
 def test_v2_in_a_container(tmp_path: Path) -> None:
-    """When the path is the host's and does not exist here, the visible root has the quota."""
+    """If the path is the host's and does not exist here, the quota is in the visible root."""
     assert tree(tmp_path, "0::/docker/0123\n", {"cpu.max": "400000 100000"}) == 4
 
 
@@ -77,7 +77,7 @@ def test_v1_mounted_as_cpu(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("quota", "period"), [("-1", "100000"), ("0", "100000"), ("100000", "0"), ("", "")])
 def test_v1_without_a_limit(tmp_path: Path, quota: str, period: str) -> None:
-    """-1 is no limit in v1, and what makes no sense limits nothing."""
+    """-1 is no limit in v1, and invalid values limit nothing."""
     files = {"cpu/x/cpu.cfs_quota_us": quota, "cpu/x/cpu.cfs_period_us": period}
     assert tree(tmp_path, "4:cpu:/x\n", files) == 8
 
@@ -99,5 +99,5 @@ def test_affinity_below_the_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_here() -> None:
-    """On the machine that runs this there is at least one, and no more than affinity allows."""
+    """On this machine there is at least one, and no more than affinity allows."""
     assert 1 <= usable_cpus() <= 8

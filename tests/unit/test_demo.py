@@ -1,4 +1,4 @@
-"""The demo app, called through wsgiref's validator: what the validator accepts, every server can serve."""
+"""The demo app, called through wsgiref's validator, so that every server can serve it."""
 
 import io
 import json
@@ -60,7 +60,7 @@ def ask(
 
 @pytest.fixture
 def empty_memory(monkeypatch: pytest.MonkeyPatch) -> routes.KeptMemory:
-    """Memory that the test's own end sets free."""
+    """Memory that is freed at the end of the test."""
     memory = routes.KeptMemory()
     monkeypatch.setattr(routes, "kept", memory)
     return memory
@@ -71,7 +71,7 @@ QUICK = ["/", "/slow?seconds=0", "/cpu?ms=1", "/json", "/stream?lines=2&interval
 
 @pytest.mark.parametrize("target", QUICK)
 def test_get_answers_with_its_length(target: str) -> None:
-    """Each page answers 200 and announces exactly the bytes it sends, unless it streams."""
+    """Each page answers 200 and its Content-Length is correct, unless it streams."""
     reply = ask(target)
     assert reply.status == 200
     assert reply.body
@@ -81,7 +81,7 @@ def test_get_answers_with_its_length(target: str) -> None:
 
 @pytest.mark.parametrize("target", [*QUICK, "/no-such-page"])
 def test_head_has_the_headers_of_get_and_no_body(target: str) -> None:
-    """HEAD differs from GET in the body alone (RFC 9110, 9.3.2)."""
+    """HEAD differs from GET only in the body (RFC 9110, 9.3.2)."""
     got, head = ask(target), ask(target, "HEAD")
     assert head.body == b""
     assert head.status == got.status
@@ -90,7 +90,7 @@ def test_head_has_the_headers_of_get_and_no_body(target: str) -> None:
 
 
 def test_home_names_the_worker_and_what_to_try() -> None:
-    """The page shows the pid that made it, links every page and gives the commands."""
+    """The page shows the pid that made it, links every page and shows the commands."""
     text = ask("/").text
     assert f"<strong>{os.getpid()}</strong>" in text
     for path in routes.ROUTES:
@@ -109,7 +109,7 @@ def test_home_gives_the_supervisors_pid_only_under_ostler() -> None:
 def test_commands_are_named_as_they_can_be_typed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: "os.PathLike[str]"
 ) -> None:
-    """A command outside PATH is shown with the way to it, one on PATH by its bare name."""
+    """A command outside PATH is shown with its folder, one on PATH by its name."""
     folder = os.path.join(tmp_path, "venv", "bin")  # noqa: PTH118
     os.makedirs(folder)  # noqa: PTH103
     ctl = os.path.join(folder, "ctl")  # noqa: PTH118
@@ -126,20 +126,20 @@ def test_commands_are_named_as_they_can_be_typed(
 
 
 def test_slow_sleeps_as_long_as_asked() -> None:
-    """The sleep is real: it is what makes a request visible in flight."""
+    """It really sleeps, so that a request is visible in flight."""
     before = time.monotonic()
     assert ask("/slow?seconds=0.05").status == 200
     assert time.monotonic() - before >= 0.05
 
 
 def test_fail_raises_to_the_server() -> None:
-    """The exception leaves the app, so that the server's own handling is what one sees."""
+    """The exception leaves the app, so that the server's error handling is visible."""
     with pytest.raises(routes.DeliberateDemoError, match="GET /fail always raises"):
         ask("/fail")
 
 
 def test_cpu_burns_what_was_asked() -> None:
-    """The time is CPU time of the serving thread, not time on the wall."""
+    """The time is CPU time of the serving thread, not wall clock time."""
     before = time.thread_time()
     assert "used 20 ms" in ask("/cpu?ms=20").text
     assert time.thread_time() - before >= 0.02
@@ -147,7 +147,7 @@ def test_cpu_burns_what_was_asked() -> None:
 
 def test_leak_keeps_memory_and_says_how_much() -> None:
     """Two calls add up, and the memory is resident, not only reserved (proc(5), statm)."""
-    # In a process of its own: what earlier tests have left behind may be given back in the middle of it.
+    # In a process of its own, because memory of earlier tests may be freed in the middle of it.
     code = (
         "from pathlib import Path\n"
         "from tests.unit.test_demo import ask, routes\n"
@@ -164,7 +164,7 @@ def test_leak_keeps_memory_and_says_how_much() -> None:
 
 
 def test_leak_stops_at_its_bound(empty_memory: routes.KeptMemory) -> None:
-    """What would pass the bound is refused with a line and nothing is kept."""
+    """A call that would exceed the bound is refused with a line, and nothing is kept."""
     empty_memory.megabytes = routes.MAX_HELD - 1
     reply = ask("/leak?mb=2")
     assert reply.status == 409
@@ -173,7 +173,7 @@ def test_leak_stops_at_its_bound(empty_memory: routes.KeptMemory) -> None:
 
 
 def test_echo_gives_body_and_type_back() -> None:
-    """Bytes come back as they were, under the type they came with."""
+    """Bytes come back unchanged, with the type that they were sent with."""
     body = bytes(range(256)) * 1000
     reply = ask("/echo", "POST", body, CONTENT_TYPE="application/x-test")
     assert (reply.status, reply.body) == (200, body)
@@ -181,26 +181,26 @@ def test_echo_gives_body_and_type_back() -> None:
 
 
 def test_echo_without_a_body() -> None:
-    """No length means no body: the input is not read, as reading might wait for ever."""
+    """No length means no body: the input is not read, because reading might wait for ever."""
     reply = ask("/echo", "POST")
     assert (reply.status, reply.body) == (200, b"")
     assert reply.headers["Content-Type"] == "application/octet-stream"
 
 
 def test_echo_reads_chunked_input_to_its_end() -> None:
-    """Where the server marks the input's end, a body without a length comes back, too."""
+    """If the server marks the input's end, a body without a length comes back as well."""
     extra: dict[str, Any] = {"wsgi.input": io.BytesIO(b"chunks"), "wsgi.input_terminated": True}
     assert ask("/echo", "POST", **extra).body == b"chunks"
 
 
 def test_echo_refuses_more_than_its_bound() -> None:
-    """The announced length is enough to refuse; nothing is read."""
+    """A Content-Length beyond the bound is refused; nothing is read."""
     reply = ask("/echo", "POST", b"x", length=str(routes.MAX_ECHO + 1))
     assert reply.status == 413
 
 
 def test_echo_bounds_a_body_without_a_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A chunked body past the bound is refused and not kept on being read."""
+    """A chunked body beyond the bound is refused and not read further."""
     monkeypatch.setattr(routes, "MAX_ECHO", 10)
     source = io.BytesIO(b"x" * 100)
     extra: dict[str, Any] = {"wsgi.input": source, "wsgi.input_terminated": True}
@@ -217,7 +217,7 @@ def test_json_is_json() -> None:
 
 
 def test_stream_yields_line_by_line() -> None:
-    """The lines come one by one and without an announced length."""
+    """The lines are yielded one by one, without a Content-Length."""
     reply = ask("/stream?lines=3&interval=0")
     assert "Content-Length" not in reply.headers
     assert [line.split(" from ")[0] for line in reply.text.splitlines()] == [
@@ -228,7 +228,7 @@ def test_stream_yields_line_by_line() -> None:
 
 
 def test_headers_come_back_as_bytes_on_the_wire() -> None:
-    """Non-ASCII header bytes survive WSGI's one-byte-a-character strings."""
+    """Non-ASCII header bytes survive WSGI's latin-1 strings."""
     wire = "grün".encode().decode("latin-1")
     assert "X-Colour: grün\n" in ask("/headers", HTTP_X_COLOUR=wire).text
 
@@ -251,14 +251,14 @@ def test_headers_come_back_as_bytes_on_the_wire() -> None:
     ],
 )
 def test_bad_parameters_are_one_clear_line(target: str, line: str) -> None:
-    """What is wrong comes back as 400 and a single line of plain text."""
+    """A wrong parameter is a 400 with a single line of plain text."""
     reply = ask(target)
     assert reply.status == 400
     assert reply.text == line + "\n"
     assert reply.headers["Content-Type"].startswith("text/plain")
 
 
-def test_unknown_paths_and_methods_are_told() -> None:
+def test_unknown_paths_and_methods() -> None:
     """404 lists the pages; 405 has the allowed methods, also in Allow (RFC 9110, 15.5.6)."""
     assert ask("/nowhere").status == 404
     assert "/slow" in ask("/nowhere").text
@@ -268,7 +268,7 @@ def test_unknown_paths_and_methods_are_told() -> None:
 
 
 def test_imports_stay_lean() -> None:
-    """The demo must not make a worker heavier than the app a user would bring."""
+    """The demo must not make a worker use more memory than a user's app."""
     code = "import sys, ostler.demo; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
     loaded = run.stdout.split()

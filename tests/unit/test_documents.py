@@ -1,7 +1,7 @@
-"""Documents name what there is: files, functions, tests, links.
+"""Documents name only things that exist: files, functions, tests, links.
 
 In documents a name of the code is written in backticks as `folder/file.py`, as `folder/file.py:Name` or
-`folder/file.py:Class.method`, or as `module.Name`. Paths are from the root, from the package, or from the
+`folder/file.py:Class.method`, or as `module.Name`. Paths are relative to the root, the package, or the
 document's own folder.
 """
 
@@ -18,7 +18,7 @@ from ostler.cli.ctl import cli
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "supervisor/ostler"
 SECURITY = ROOT / "contrib/docs/security.md"
-# Of the changelog only links count: it tells of what was.
+# Only the links of the changelog are checked: it also names things of the past.
 CHANGELOG = ROOT / "CHANGELOG.md"
 DOCUMENTS = sorted(
     [
@@ -31,7 +31,7 @@ DOCUMENTS = sorted(
 )
 NAMING = [document for document in DOCUMENTS if document != CHANGELOG]
 OF_USERS = sorted([ROOT / "README.md", *ROOT.glob("contrib/docs/*.md"), *ROOT.glob("contrib/systemd/*.md")])
-# What a path in a document begins with if it is one of ours.
+# The first folders of paths in documents that are paths of this repository.
 FOLDERS = {
     *(folder.name for folder in PACKAGE.iterdir() if folder.is_dir()),
     *("supervisor", "tests", "contrib", "web", "src"),
@@ -45,7 +45,7 @@ def _relative(document: Path) -> str:
 
 
 def test_security_names_tests_that_exist() -> None:
-    """Each row of the attack table names tests; all of them are there."""
+    """Each row of the attack table names tests, and all of them exist."""
     rows = re.findall(r"^\| .* \| (.*test_.*) \|$", SECURITY.read_text(), re.MULTILINE)
     assert len(rows) > 30
     for row in rows:
@@ -60,14 +60,14 @@ def test_security_names_tests_that_exist() -> None:
 
 @pytest.mark.parametrize("document", NAMING, ids=_relative)
 def test_names_of_the_code_exist(document: Path) -> None:
-    """Each file, class and function that a document names is there."""
+    """Each file, class and function that a document names exists."""
     missing = [name for name in _quoted(document) if not _exists(document, name)]
     assert not missing
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=_relative)
 def test_links_lead_somewhere(document: Path) -> None:
-    """Links between documents name files that exist, and headings that these have."""
+    """Links between documents name existing files, and existing headings in them."""
     for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", _prose(document))):
         if "://" in target:
             continue
@@ -80,13 +80,13 @@ def test_links_lead_somewhere(document: Path) -> None:
 
 @pytest.mark.parametrize("document", OF_USERS, ids=_relative)
 def test_flags_exist(document: Path) -> None:
-    """Each flag that a document for users names is one of `ostler` or `ctl`."""
+    """Each flag in a document for users is a flag of `ostler` or `ctl`."""
     named = [re.split(r"[ =]", text)[0] for text in _quoted(document) if text.startswith("--")]
     assert [flag for flag in named if flag not in _flags()] == []
 
 
 def test_each_document_is_in_the_index() -> None:
-    """contrib/docs/README.md lists all documents beside it."""
+    """contrib/docs/README.md lists all documents in its folder."""
     folder = ROOT / "contrib/docs"
     index = (folder / "README.md").read_text()
     assert [
@@ -95,7 +95,7 @@ def test_each_document_is_in_the_index() -> None:
 
 
 def test_the_readme_is_short() -> None:
-    """What is longer belongs into contrib/docs."""
+    """Longer texts belong in contrib/docs."""
     assert len((ROOT / "README.md").read_text().splitlines()) <= 90
 
 
@@ -111,7 +111,7 @@ def test_the_readme_is_short() -> None:
         ("fleet/machine.py:Fleet.no_such", False),
         ("messages.Spawn", True),
         ("messages.NoSuch", False),
-        # Not ours to check: settings' files, paths of a machine, other programs' names, code.
+        # Not checked: configuration files, paths of a machine, names of other programs, code.
         *(
             ("gunicorn.conf.py", True),
             ("/run/ostler/NAME.sock", True),
@@ -121,7 +121,7 @@ def test_the_readme_is_short() -> None:
     ],
 )
 def test_the_check_itself(name: str, exists: bool) -> None:
-    """It sees what is missing, and lets alone what names no code of ours."""
+    """It finds missing names, and ignores texts that are not names of this repository."""
     assert _exists(ROOT / "README.md", name) is exists
 
 
@@ -132,7 +132,7 @@ def _flags() -> set[str]:
 
 
 def _prose(document: Path) -> str:
-    """The text without its blocks of code."""
+    """The text without its code blocks."""
     return re.sub(r"^```.*?^```", "", document.read_text(), flags=re.DOTALL | re.MULTILINE)
 
 
@@ -141,7 +141,9 @@ def _quoted(document: Path) -> list[str]:
 
 
 def _exists(document: Path, name: str) -> bool:
-    """Whether there is what a text in backticks names; True as well if it names nothing of ours."""
+    """Whether the thing exists that a text in backticks names;
+    also True if the text is not a name of this repository.
+    """
     if (found := _PATH.fullmatch(name)) is not None:
         path, inner = found.groups()
         places = [base / path for base in (ROOT, PACKAGE, document.parent)]
@@ -165,7 +167,7 @@ def _modules() -> dict[str, list[Path]]:
 
 @cache
 def _definitions(path: Path) -> set[str]:
-    """What a module defines: names, and `Class.name` for what its classes and their instances have."""
+    """The names that a module defines, and `Class.name` for attributes of its classes and their instances."""
     names: set[str] = set()
     for node in ast.parse(path.read_text()).body:
         names |= _names(node)

@@ -1,4 +1,4 @@
-"""The load client against small scripted servers: whoever counts failures must be right about them."""
+"""The load client with small scripted servers: its counts of failures must be correct."""
 
 import itertools
 import math
@@ -56,7 +56,7 @@ Script = Callable[[Peer], None]
 
 
 class ScriptedServer:
-    """Runs a script for every connection, each in a thread; all are gone when the block ends."""
+    """Runs a script for every connection, each in a thread; all have ended when the block ends."""
 
     def __init__(self, script: Script, path: str | None = None) -> None:
         self._script = script
@@ -91,7 +91,7 @@ class ScriptedServer:
             try:
                 self._script(peer)
             except OSError:
-                pass  # the client has gone first, which is its right at the end
+                pass  # the client has closed first, as it may at the end
 
     def __enter__(self) -> Self:
         return self
@@ -130,13 +130,15 @@ def always(answer: bytes) -> Script:
 
 
 def only(report: Report) -> Outcome:
-    """The one outcome that all requests of the run had."""
+    """The outcome, which must be the same for all requests of the run."""
     [outcome] = report.outcomes
     return outcome
 
 
 def test_every_request_is_answered_over_few_connections() -> None:
-    """A server that answers and keeps alive sees one connection a client, and nothing is counted wrong."""
+    """With a server that answers and keeps alive there is one connection per client,
+    and no error is counted.
+    """
     with ScriptedServer(always(HELLO)) as server:
         report = load(server.address, requests=100, connections=4)
         assert server.accepted == 4
@@ -174,7 +176,7 @@ def test_connection_close_is_respected(last: bytes) -> None:
 
 
 def test_other_status_is_a_failure() -> None:
-    """A complete answer that is not 200 counts as failed, and the connection goes on being used."""
+    """A complete answer other than 200 counts as failed, and the connection is used again."""
     with ScriptedServer(always(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n")) as server:
         report = load(server.address, requests=3)
         assert server.accepted == 1
@@ -184,7 +186,7 @@ def test_other_status_is_a_failure() -> None:
 
 
 def test_refused() -> None:
-    """Nobody listens: each request is refused, each is counted."""
+    """Without a listener each request is refused and counted."""
     with socket.create_server(("127.0.0.1", 0)) as unused:
         address = unused.getsockname()
     report = load(address, requests=3)
@@ -192,7 +194,7 @@ def test_refused() -> None:
 
 
 def test_refused_at_once_with_a_long_backlog(tmp_path: Path) -> None:
-    """A missing Unix socket fails in connect() itself, a thousand times over, without deep recursion."""
+    """A missing Unix socket fails in connect() itself, a thousand times, without deep recursion."""
     report = load(str(tmp_path / "none.sock"), requests=3000, rate=1e9)
     assert report.outcomes == {Outcome.REFUSED: 3000}
 
@@ -213,7 +215,7 @@ def test_reset_in_the_middle_of_an_answer() -> None:
 
 
 def test_reset_before_any_answer_on_a_fresh_connection() -> None:
-    """On a first request there is no excuse: no retry."""
+    """A first request is not retried."""
 
     def script(peer: Peer) -> None:
         assert peer.request()
@@ -242,7 +244,7 @@ def test_truncated_answer(part: bytes) -> None:
 
 
 def test_unanswered() -> None:
-    """Closing a fresh connection without a byte is a failure of its own and is not retried."""
+    """Closing a new connection without a byte is a failure of its own kind and is not retried."""
 
     def script(peer: Peer) -> None:
         assert peer.request()
@@ -255,13 +257,15 @@ def test_unanswered() -> None:
 
 @pytest.mark.parametrize("reset", [False, True], ids=["end of file", "reset"])
 def test_stale_connection_is_retried_once_and_counted(*, reset: bool) -> None:
-    """A reused connection that dies under a request, before any byte: retried, answered, and counted."""
+    """A reused connection that is closed after a request, before any byte of the answer:
+    retried, answered, and counted.
+    """
 
     def script(peer: Peer) -> None:
         assert peer.request()
         peer.send(HELLO)
         if peer.number == 1:
-            assert peer.request()  # the second request is in when the connection closes
+            assert peer.request()  # the second request has arrived when the connection closes
             if reset:
                 peer.reset()
             return
@@ -278,7 +282,7 @@ def test_stale_connection_is_retried_once_and_counted(*, reset: bool) -> None:
 
 
 def test_stale_retry_may_fail() -> None:
-    """The retry's own failure is final."""
+    """The failure of the retry is final."""
 
     def script(peer: Peer) -> None:
         assert peer.request()
@@ -294,7 +298,7 @@ def test_stale_retry_may_fail() -> None:
 
 
 def test_idle_close_costs_nothing() -> None:
-    """A server may close an idle connection: the client sees it before it sends, and opens another."""
+    """A server may close an idle connection: the client notices before it sends, and opens another."""
     closed = threading.Event()
 
     def script(peer: Peer) -> None:
@@ -312,12 +316,12 @@ def test_idle_close_costs_nothing() -> None:
 
 
 def test_malformed_answers() -> None:
-    """Bytes that are no answer are told from a truncated one."""
+    """Bytes that are not an answer are distinguished from a truncated one."""
     assert only(play(always(b"SSH-2.0-server\r\n"))) is Outcome.MALFORMED
 
 
 def test_bytes_without_a_request_are_counted() -> None:
-    """What comes on an idle connection is seen, and the connection is not trusted again."""
+    """Bytes on an idle connection are counted, and the connection is not used again."""
 
     def script(peer: Peer) -> None:
         while peer.request():
@@ -337,7 +341,7 @@ def test_bytes_without_a_request_are_counted() -> None:
 
 
 def test_timeout() -> None:
-    """A request without an answer ends at its deadline, and its connection with it."""
+    """A request without an answer ends at its deadline, and so does its connection."""
 
     def script(peer: Peer) -> None:
         assert peer.request()
@@ -375,7 +379,7 @@ def test_stall_shows_in_every_request_that_was_due() -> None:
 
 
 def test_schedule_is_steady() -> None:
-    """Requests are due at a fixed distance, on the connections in turn."""
+    """Requests are due at equal intervals, on the connections in turn."""
     with ScriptedServer(always(HELLO)) as server:
         report = load(server.address, requests=20, connections=2, rate=1000)
     by_due = sorted(report.records, key=lambda record: record.due)
@@ -385,7 +389,7 @@ def test_schedule_is_steady() -> None:
 
 
 def test_closed_loop() -> None:
-    """Without a rate each connection sends its next request when it has an answer, and not before."""
+    """Without a rate each connection sends its next request after an answer, and not before."""
     with ScriptedServer(always(HELLO)) as server:
         report = load(server.address, requests=200, connections=3, rate=math.inf)
         assert server.accepted == 3
@@ -396,8 +400,8 @@ def test_closed_loop() -> None:
             assert later.due == former.ended
 
 
-def test_closed_loop_stops_when_told() -> None:
-    """finish() ends a closed loop that nothing else would end."""
+def test_finish_ends_a_closed_loop() -> None:
+    """finish() ends a closed loop that would otherwise not end."""
     with (
         ScriptedServer(always(HELLO)) as server,
         Load(server.address, rate=math.inf, connections=2) as client,
@@ -410,25 +414,27 @@ def test_closed_loop_stops_when_told() -> None:
 
 @pytest.mark.parametrize("every", [1, 3])
 def test_connections_that_the_client_ends(every: int) -> None:
-    """With close_every each so manieth request says so, and the next one takes a new connection."""
+    """With close_every each request of that number says so, and the next one uses a new connection."""
 
     def script(peer: Peer) -> None:
         answered = 0
         while peer.request():
             answered += 1
             assert (b"Connection: close" in peer.head) == (answered == every)
-            peer.send(HELLO)  # a server that does not close: the client has to
+            peer.send(HELLO)  # the server does not close, so the client has to
         assert answered == every
 
     with ScriptedServer(script) as server:
         report = Load(server.address, rate=1e4, connections=2, requests=12, close_every=every).run()
         assert server.accepted == 12 // every
-        # A script that fails closes its connection within a request.
+        # A script that fails closes its connection during a request.
         assert (len(report), report.failed, report.stale) == (12, 0, 0)
 
 
-def test_who_answered_and_who_did_not() -> None:
-    """A record has its answer's pid, or the last one on its connection, and the ports of both attempts."""
+def test_records_name_worker_and_ports() -> None:
+    """A record has the pid from its answer, or the last one on its connection,
+    and the ports of both attempts.
+    """
     ports = {}
 
     def script(peer: Peer) -> None:
@@ -453,8 +459,8 @@ def test_who_answered_and_who_did_not() -> None:
     assert "last with worker 42" in report.summary()
 
 
-def test_wait_for_tells_what_is_missing() -> None:
-    """Waiting ends with the count it waits for, or says how far it got; records can be had meanwhile."""
+def test_wait_for_reports_how_far_it_got() -> None:
+    """The wait ends with its count, or says how far it got; records can be read meanwhile."""
     with ScriptedServer(always(HELLO)) as server, Load(server.address, requests=2) as client:
         client.wait_for(2, within=DEADLINE)
         assert client.ended == 2
@@ -464,7 +470,7 @@ def test_wait_for_tells_what_is_missing() -> None:
 
 
 def test_report_of_a_part() -> None:
-    """A window takes the requests that were due in it."""
+    """A window contains the requests that were due in it."""
     with ScriptedServer(always(HELLO)) as server:
         report = load(server.address, requests=10, rate=1000)
     first = min(record.due for record in report.records)
@@ -474,7 +480,7 @@ def test_report_of_a_part() -> None:
 
 
 def test_percentile_is_nearest_rank() -> None:
-    """No interpolation: the figure is one that was measured."""
+    """No interpolation: the figure is a measured one."""
     assert percentile([1, 2, 3, 4], 0.5) == 2
     assert percentile([1, 2, 3, 4], 0.99) == 4
     assert percentile([7], 0) == 7
@@ -482,7 +488,7 @@ def test_percentile_is_nearest_rank() -> None:
 
 
 def test_host_field() -> None:
-    """Host has brackets around an IPv6 address and never a socket's path."""
+    """Host has brackets around an IPv6 address and never the path of a socket."""
     assert host_field(("127.0.0.1", 80)) == "127.0.0.1:80"
     assert host_field(("::1", 80)) == "[::1]:80"
     assert host_field("/run/app.sock") == "localhost"
@@ -518,7 +524,7 @@ def test_parser_takes_answers_in_any_pieces(wire: bytes, expected: Answer) -> No
 
 
 def test_parser_ends_a_body_without_length_at_end_of_file() -> None:
-    """Without framing the end of the connection ends the body, and the connection."""
+    """Without framing the end of the connection ends the body, and the connection can't be used again."""
     parser = AnswerParser()
     assert parser.feed(b"HTTP/1.1 200 OK\r\n\r\nHello") is None
     assert parser.end() == Answer(200, b"Hello", reusable=False)
@@ -539,7 +545,7 @@ def test_parser_ends_a_body_without_length_at_end_of_file() -> None:
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nabc",
     ],
 )
-def test_parser_refuses_what_is_no_answer(wire: bytes) -> None:
-    """Broken framing is told, never guessed around."""
+def test_parser_refuses_invalid_answers(wire: bytes) -> None:
+    """Broken framing is reported, never guessed around."""
     with pytest.raises(MalformedAnswerError):
         AnswerParser().feed(wire)

@@ -1,4 +1,4 @@
-"""The kernel's counters of kills for memory, from files that look like the kernel's."""
+"""The kernel's counters of OOM kills, from fake files of the kernel."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +10,7 @@ from ostler.osapi.oom import OomWatch
 
 @dataclass
 class Machine:
-    """A made-up /sys/fs/cgroup and /proc."""
+    """Fake /sys/fs/cgroup and /proc."""
 
     folder: Path
     now: float = 100.0
@@ -70,7 +70,7 @@ def test_where_the_counter_is(machine: Machine, groups: list[str], name: str, te
 
 
 def test_the_own_group_goes_before_the_machine(machine: Machine) -> None:
-    """Kills elsewhere on the machine are not ours."""
+    """Kills elsewhere on the machine do not count."""
     machine.groups = ["0::/shop"]
     machine.write("sys/shop/memory.events", events(0))
     machine.write("vmstat", vmstat(0))
@@ -79,15 +79,15 @@ def test_the_own_group_goes_before_the_machine(machine: Machine) -> None:
     assert not watch.grew()
 
 
-def test_two_kills_explain_two_deaths(machine: Machine) -> None:
-    """Of several deaths only as many count as there were kills."""
+def test_two_kills_account_for_two_deaths(machine: Machine) -> None:
+    """Only as many deaths count as there were kills."""
     machine.write("vmstat", vmstat(0))
     watch = machine.watch()
     machine.write("vmstat", vmstat(2))
     assert [watch.grew() for _ in range(3)] == [True, True, False]
 
 
-def test_an_old_kill_explains_nothing(machine: Machine) -> None:
+def test_an_old_kill_accounts_for_no_death(machine: Machine) -> None:
     """A kill without a death of a child hit another process; later it accounts for no death."""
     machine.write("vmstat", vmstat(0))
     watch = machine.watch()
@@ -98,7 +98,7 @@ def test_an_old_kill_explains_nothing(machine: Machine) -> None:
 
 
 def test_nothing_to_read(machine: Machine) -> None:
-    """Without a counter, or if it vanishes, there is no kill and no error."""
+    """Without a counter, or if it disappears, there is no kill and no error."""
     assert not machine.watch().grew()
     path = machine.write("vmstat", vmstat(4))
     watch = machine.watch()

@@ -1,4 +1,4 @@
-"""Text that goes to a terminal: nothing that a terminal acts upon gets through; JSON means the same."""
+"""Text for a terminal: everything that a terminal would interpret is escaped; JSON keeps its meaning."""
 
 import io
 import json
@@ -18,7 +18,7 @@ EVIL = (
 
 @pytest.mark.parametrize("evil", EVIL)
 def test_each_control_is_shown_and_not_sent(evil: str) -> None:
-    """In one line and in several."""
+    """In a single line and in several lines."""
     for shown in (one_line(f"a{evil}b"), lines(f"a{evil}b")):
         assert shown.isprintable()
         assert shown.startswith("a\\")
@@ -28,7 +28,7 @@ def test_each_control_is_shown_and_not_sent(evil: str) -> None:
 
 @given(st.text(max_size=50))
 def test_any_text(text: str) -> None:
-    """Only printable characters come out, and line feeds where there may be several lines."""
+    """Only printable characters remain, and line feeds where several lines are allowed."""
     assert one_line(text).isprintable()
     assert all(line.isprintable() for line in lines(text).split("\n"))
     assert lines(text).count("\n") == text.count("\n")
@@ -41,7 +41,7 @@ def test_plain_text_is_left_as_it_is() -> None:
 
 
 def test_a_long_text_is_cut() -> None:
-    """How long it is is said; the limit counts what is shown."""
+    """The length of the text is shown; the limit counts what is shown."""
     assert one_line("x" * 10, 10) == "x" * 10
     assert one_line("x" * 11, 10) == "x" * 10 + "... (11 characters in all)"
     assert one_line("\x1b" * 1_000_000, 8) == r"\x1b\x1b... (1000000 characters in all)"
@@ -51,7 +51,7 @@ def test_a_long_text_is_cut() -> None:
 
 @given(st.text(alphabet=st.characters(exclude_categories=("Cs",)), max_size=30))
 def test_json_in_ascii_means_the_same(text: str) -> None:
-    """Also beyond the first plane, whose characters are two escapes."""
+    """Also outside of the Basic Multilingual Plane, whose characters are two escapes."""
     shown = ascii_json(json.dumps([text], ensure_ascii=False))
     assert shown.isascii()
     assert "\x7f" not in shown
@@ -59,7 +59,7 @@ def test_json_in_ascii_means_the_same(text: str) -> None:
 
 
 def test_a_stream_that_has_not_all_characters() -> None:
-    """It escapes them: a locale is no reason to fail."""
+    """Characters that the stream's encoding lacks are escaped instead of raising."""
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding="ascii")
     encode_anything(stream)

@@ -1,4 +1,4 @@
-"""Texts of apps: whatever they hold, and whatever an exception makes of itself, they can be shown."""
+"""Texts from apps can be shown whatever they contain, and so can any exception."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ ANY_TEXT = st.text(st.characters(codec=None))
 
 
 class Evil(Exception):
-    """All that a traceback looks at fails."""
+    """An exception all of whose attributes fail that a traceback reads."""
 
     def __str__(self) -> str:
         raise RuntimeError("str")
@@ -35,7 +35,7 @@ def raised(error: BaseException) -> BaseException:
 
 @given(ANY_TEXT)
 def test_readable(text: str) -> None:
-    """It is UTF-8 afterwards, and nothing else has changed."""
+    """The result is UTF-8, and nothing else has changed."""
     shown = readable(text)
     shown.encode()
     if not any("\ud800" <= character <= "\udfff" for character in text):
@@ -48,7 +48,7 @@ def test_bytes_are_named() -> None:
 
 
 def test_json() -> None:
-    """A view with such texts is JSON that others can read."""
+    """A view with such texts is valid JSON for others."""
 
     class View(msgspec.Struct):
         names: list[str]
@@ -62,7 +62,7 @@ def test_json() -> None:
 
 
 def test_texts_of_exceptions() -> None:
-    """One line, not too long, and without running what fails."""
+    """One line, not too long, without calling methods that fail."""
     assert name_and_text(ValueError("two\nlines")) == "ValueError: two lines"
     assert name_and_text(ValueError()) == "ValueError"
     assert text_of(ValueError("x" * 5000), 10) == "x" * 10
@@ -80,7 +80,7 @@ def test_texts_of_exceptions() -> None:
 
 
 def test_traceback() -> None:
-    """As Python shows it; of one that can't be shown the frames are; a long one lacks its middle."""
+    """As Python shows it; if it can't be shown, only the frames; a long one is shortened in the middle."""
     assert trace_of(raised(ValueError("here"))).endswith("ValueError: here")
     shown = trace_of(raised(Evil()))
     assert "Evil: (its text can't be read)" in shown

@@ -1,4 +1,4 @@
-"""The token bucket that bounds what others cause."""
+"""The token bucket that limits what others can cause."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from ostler.token_bucket import TokenBucket
 
 
 def test_taking() -> None:
-    """So many at once, and then as many as come in; time that goes backwards adds nothing."""
+    """A burst at once, and then as many as are refilled; a clock that goes backwards adds nothing."""
     bucket = TokenBucket(rate=2, burst=3, now=100.0)
     assert [bucket.take(100.0) for _ in range(4)] == [True, True, True, False]
     assert [bucket.take(101.0) for _ in range(3)] == [True, True, False]
@@ -17,7 +17,7 @@ def test_taking() -> None:
 
 
 def test_several_at_once() -> None:
-    """A refusal takes none."""
+    """A refused request takes no token."""
     bucket = TokenBucket(rate=1, burst=10, now=0.0)
     assert not bucket.take(0.0, 11)
     assert bucket.take(0.0, 10)
@@ -25,7 +25,7 @@ def test_several_at_once() -> None:
 
 
 def test_using() -> None:
-    """What was used already may be owed, but no more than the burst; it is paid back by waiting."""
+    """Tokens that were already used may be owed, but no more than the burst; waiting pays them back."""
     bucket = TokenBucket(rate=0.5, burst=2, now=0.0)
     bucket.use(3, 0.0)
     assert bucket.wait(0.0) == 2.0
@@ -38,14 +38,14 @@ def test_using() -> None:
 
 
 def test_granting() -> None:
-    """Tokens may be added beyond the burst, up to a limit, and stay there."""
+    """Tokens may be added beyond the burst, up to a limit, and stay."""
     bucket = TokenBucket(rate=1, burst=2, now=0.0)
     bucket.grant(10, most=5, now=0.0)
     assert [bucket.take(100.0) for _ in range(6)] == [True] * 5 + [False]
 
 
 def test_a_share_of_time() -> None:
-    """A burst at first; then, to use 1 ms, 20 ms have to pass at a rate of 0.05."""
+    """A burst at first; then at a rate of 0.05 the use of 1 ms needs 20 ms of waiting."""
     bucket = TokenBucket(rate=0.05, burst=0.1, now=0.0)
     assert bucket.wait(0.0) == 0.0
     bucket.use(0.1, 0.0)
@@ -58,7 +58,7 @@ def test_a_share_of_time() -> None:
 
 
 def test_debts_are_bounded() -> None:
-    """Whatever was used: it is paid back after at most twice the time that a burst takes."""
+    """Any debt is paid back after at most twice the time of a burst."""
     bucket = TokenBucket(rate=0.05, burst=0.1, now=0.0)
     for _ in range(100):
         bucket.use(1.0, 0.0)

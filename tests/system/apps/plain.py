@@ -1,4 +1,4 @@
-"""A WSGI app that imports only the standard library. What is slow waits for a file, not for time."""
+"""A WSGI app that imports only the standard library. Slow requests wait for a file, not for time."""
 
 import json
 import os

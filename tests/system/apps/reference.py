@@ -21,7 +21,7 @@ class ReferenceWorker(BaseWorker):
         self.answered = 0
         self.server = ReferenceServer(self)
         self.poll = select.poll()
-        # A signal handler's `drain` must end a wait that was just about to begin.
+        # When a signal handler calls `drain`, it must also end a wait that is about to begin.
         self.wake = os.eventfd(0, os.EFD_NONBLOCK)
         self.add_reader(self.wake, lambda: os.eventfd_read(self.wake))
         self.listeners = {listener.fileno(): listener for listener in context.listeners}
@@ -41,7 +41,7 @@ class ReferenceWorker(BaseWorker):
         try:
             connection, address = listener.accept()
         except BlockingIOError:
-            return  # a sibling was quicker
+            return  # a sibling has accepted it first
         connection.settimeout(5)
         self.slot.connection_opened()
         self.server.finish_request(connection, address)
@@ -51,7 +51,7 @@ class ReferenceWorker(BaseWorker):
             self.context.access.flush()
 
     def app(self, environ, start_response):
-        """The app; its request is shown, counted and logged."""
+        """Runs the app; its request is shown in the scoreboard, counted and logged."""
         method, path, protocol = (environ[key] for key in ("REQUEST_METHOD", "PATH_INFO", "SERVER_PROTOCOL"))
         answer = {"status": "500 Internal Server Error", "headers": [], "body": b""}
 

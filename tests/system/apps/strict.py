@@ -1,4 +1,4 @@
-"""The everyday cases of PEP 3333 under wsgiref's validator, which raises when server or app breaks a rule."""
+"""Usual cases of PEP 3333 under wsgiref's validator, which raises when server or app breaks a rule."""
 
 from wsgiref.validate import validator
 

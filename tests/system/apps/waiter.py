@@ -1,4 +1,4 @@
-"""An ASGI app of the standard library alone. What is slow waits for a file, not for time."""
+"""An ASGI app that imports only the standard library. Slow requests wait for a file, not for time."""
 
 import asyncio
 import json

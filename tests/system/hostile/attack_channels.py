@@ -1,4 +1,4 @@
-"""What an app does in `test_channels`: in a worker at a request, in a fork server at a file's coming.
+"""The attacks of the app in `test_channels`: in a worker at a request, in a fork server when a file appears.
 
 It is copied into the app's folder as attack.py; see `tests.kit.hostile.APP`.
 """
@@ -26,7 +26,8 @@ def seqpackets():
     found = []
     for name in os.listdir("/proc/self/fd"):
         try:
-            sock = _socket.socket(fileno=os.dup(int(name)))  # eventlet's own takes it for one of AF_INET
+            # The socket class of eventlet would treat it as AF_INET.
+            sock = _socket.socket(fileno=os.dup(int(name)))
         except OSError:
             continue
         if sock.family == socket.AF_UNIX and sock.type == socket.SOCK_SEQPACKET:
@@ -37,7 +38,9 @@ def seqpackets():
 
 
 def asynchronous(sock):
-    """The channel sends a signal when the supervisor is gone; the pair between workers does not."""
+    """Whether the channel sends a signal when the supervisor is gone,
+    which the pair between workers does not.
+    """
     return bool(fcntl.fcntl(sock.fileno(), fcntl.F_GETFL) & os.O_ASYNC)
 
 
@@ -84,7 +87,7 @@ def endless(*parts, socks=None, seconds=20.0, fds=()):
 def lingering():
     """A connection whose last close waits for ten minutes, unless a process closes it by ending.
 
-    The other end is the test's, which reads nothing.
+    The test has the other end and reads nothing.
     """
     with open(f"{FOLDER}/port") as file:
         sock = socket.create_connection(("127.0.0.1", int(file.read())))
@@ -106,7 +109,7 @@ def give_lingering(socks):
 
 
 def stacks_pipe():
-    """Where faulthandler writes: the only pipe that may only be written to, but for the standard ones."""
+    """The pipe to which faulthandler writes: the only write-only pipe except the standard streams."""
     for name in os.listdir("/proc/self/fd"):
         try:
             is_pipe = int(name) > 2 and os.readlink(f"/proc/self/fd/{name}").startswith("pipe:")
@@ -131,7 +134,7 @@ def garbage_between_workers():
     null = os.open("/dev/null", os.O_RDONLY)
     listener = socket.create_server(("127.0.0.1", 0))
     pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-    parcel = msgspec.msgpack.encode([os.getpid(), "x", {"wsgi.input": "y"}, 2**64 - 1])
+    forged = msgspec.msgpack.encode([os.getpid(), "x", {"wsgi.input": "y"}, 2**64 - 1])
     fine = msgspec.msgpack.encode([os.getpid(), "x", {}, 0])
     for sock in between_workers():
         sock.settimeout(0.2)
@@ -142,7 +145,7 @@ def garbage_between_workers():
             (fine, [null]),
             (fine, [listener.fileno()]),
             (fine, [pair[0].fileno()]),
-            (parcel, [pair[0].fileno()]),
+            (forged, [pair[0].fileno()]),
             (b"x" * 60000, [null]),
             (fine, [null] * 253),
         ):
@@ -163,7 +166,7 @@ def shut_between_workers():
 
 
 def orphans():
-    """Children that end at once, and that are the supervisor's: thousands in a second (clone(2))."""
+    """Children that end at once, and whose parent is the supervisor: thousands per second (clone(2))."""
     libc = ctypes.CDLL(None)
     stack = ctypes.create_string_buffer(1 << 16)
     top = ctypes.c_void_p(ctypes.addressof(stack) + (1 << 16) - 64 & ~15)
@@ -175,12 +178,12 @@ def orphans():
 
 
 def escaped(value):
-    """A message in the form for text that is no UTF-8, which takes long to decode."""
+    """A message in the form for text that is not UTF-8, which takes long to decode."""
     return b"\xc1" + message("Signalled", signum=15, more=value)
 
 
 def adopt():
-    """Be a subreaper (prctl(2)): what is forked is not the supervisor's child."""
+    """Become a subreaper (prctl(2)): forked workers are then not the supervisor's children."""
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
 
 
@@ -203,7 +206,7 @@ ATTACKS = {
     "reload_files": lambda: send(message("Watch", files=[PATH] * 10, folders=["/"], since=0.0)),
     "flood": lambda: endless(message("Signalled", signum=15)),
     "escaped_large": lambda: send(escaped("\0\0" * 75_000)),
-    # As costly as is accepted (see ipc/wire.py), and more.
+    # The most costly message that is accepted (see ipc/wire.py), and more costly ones.
     "escaped_marks": lambda: endless(escaped("\0\0" * 17_000)),
     "escaped_items": lambda: endless(escaped([""] * 70_000)),
     # From a worker.
@@ -229,7 +232,7 @@ ENDLESS = {"flood", "escaped_marks", "escaped_items", "orphans", "relay_flood", 
 
 
 def in_thread(attack):
-    """A thread of the kernel's: as a greenlet it would only keep its own worker from serving."""
+    """Run it in a thread of the kernel: as a greenlet it would only keep its own worker from serving."""
     start = _thread.start_new_thread
     if "gevent" in sys.modules:
         start = sys.modules["gevent"].monkey.get_original("_thread", "start_new_thread")
@@ -237,7 +240,7 @@ def in_thread(attack):
 
 
 def request(path):
-    """`/NAME` attacks; `/NAME/die` dies at once after it; what has no end goes on in a thread."""
+    """`/NAME` attacks; `/NAME/die` ends the process at once afterwards; endless attacks run in a thread."""
     name, _, then = path.strip("/").partition("/")
     if name not in ATTACKS:
         return
@@ -250,7 +253,7 @@ def request(path):
 
 
 def wait_for(folder):
-    """In a fork server, if there is a file `waits`: carry an attack out when `NAME.fork_server` comes."""
+    """In a fork server, if there is a file `waits`: attack when the file `NAME.fork_server` appears."""
     while os.getpid() == MAIN:
         for name in ATTACKS:
             try:
@@ -262,7 +265,7 @@ def wait_for(folder):
 
 
 def import_attack(folder):
-    """The same at once: while the app is being loaded."""
+    """The same while the app is loaded."""
     for name in ATTACKS:
         if os.path.exists(f"{folder}/{name}.import"):
             ATTACKS[name]()

@@ -1,4 +1,6 @@
-"""What asgi workers keep of what clients send: uvicorn has no bounds for some of it, so the worker has."""
+"""Limits of asgi workers for what they keep of clients:
+uvicorn has no bounds for some of it, so the worker has.
+"""
 
 import select
 import socket
@@ -72,7 +74,7 @@ def connect(daemon: Daemon, stack: ExitStack, path: bytes | None = None) -> sock
 
 
 def receive_until(sock: socket.socket, end: bytes) -> bytes:
-    """All that comes up to `end`: uvicorn sends an answer's head and body apart."""
+    """Receive until `end` arrives: uvicorn sends head and body of an answer separately."""
     data = bytearray()
     while not data.endswith(end):
         part = sock.recv(1 << 16)
@@ -82,17 +84,19 @@ def receive_until(sock: socket.socket, end: bytes) -> bytes:
 
 
 def frame(opcode: int, data: bytes = b"", last: bool = True) -> bytes:
-    """A frame of a client's (RFC 6455 section 5.2), of 125 bytes at most."""
+    """A websocket frame from a client (RFC 6455 section 5.2), with at most 125 bytes."""
     return struct.pack("BB4x", opcode | last << 7, len(data) | 0x80) + data
 
 
 def resident(daemon: Daemon) -> int:
-    """Bytes of the worker's (proc_pid_statm(5))."""
+    """Resident bytes of the worker (proc_pid_statm(5))."""
     return int(Path(f"/proc/{daemon.pids()[0]}/statm").read_text().split()[1]) * 4096
 
 
 def flood(sock: socket.socket, first: bytes, more: bytes) -> bytes:
-    """Send `first`, and `more` up to 500 times until the connection is ended; the answer's beginning."""
+    """Send `first`, then `more` up to 500 times until the connection is closed;
+    returns the beginning of the answer.
+    """
     answer = b""
     try:
         sock.sendall(first)
@@ -118,23 +122,23 @@ def flood(sock: socket.socket, first: bytes, more: bytes) -> bytes:
     ids=["field", "fields", "target", "empty lines", "trailers", "trailer"],
 )
 def test_heads_without_end(daemon: Daemon, first: bytes, more: bytes, status: bytes) -> None:
-    """A head or a trailer section that does not end is the end of its connection."""
+    """An endless head or trailer section ends the connection."""
     with ExitStack() as stack:
         answer = flood(connect(daemon, stack), first, more)
-    assert answer[9:] in (status, b"")  # a reset may have taken it away
+    assert answer[9:] in (status, b"")  # a reset may have discarded it
     assert client_time(daemon) < SLACK
 
 
 def test_a_thousand_fields(daemon: Daemon) -> None:
-    """Small fields are counted, too."""
+    """Small fields count as well."""
     with ExitStack() as stack:
         sock = connect(daemon, stack)
         sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n" + b"a:\r\n" * 1000 + b"\r\n")
         assert sock.recv(4096).startswith(b"HTTP/1.1 431 ")
 
 
-def test_trailers_are_no_fields(daemon: Daemon) -> None:
-    """What a proxy would have removed from the head does not get to the app as a trailer."""
+def test_trailers_are_not_fields(daemon: Daemon) -> None:
+    """A field that a proxy would have removed from the head does not reach the app as a trailer."""
     with ExitStack() as stack:
         sock = connect(daemon, stack)
         sock.sendall(TRAILERS + b"X-Forwarded-User: admin\r\n\r\n")
@@ -146,7 +150,7 @@ def test_trailers_are_no_fields(daemon: Daemon) -> None:
 
 
 def test_pipelined_requests_wait_as_bytes(daemon: Daemon) -> None:
-    """Requests behind one that is not answered yet take no more memory than they have bytes."""
+    """Requests behind one that is not answered yet take no more memory than their bytes."""
     before = resident(daemon)
     with ExitStack() as stack:
         for _ in range(10):
@@ -159,7 +163,7 @@ def test_pipelined_requests_wait_as_bytes(daemon: Daemon) -> None:
 
 @pytest.mark.parametrize("size", [7, *thorough(1, 1000, 100_000)])
 def test_pipelined_requests_are_all_answered(daemon: Daemon, size: int) -> None:
-    """Whatever pieces they come in."""
+    """All are answered, in whatever pieces they arrive."""
     count = 200 if size > 1 else 10
     one = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello"
     other = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nA: b\r\n\r\n"
@@ -174,7 +178,7 @@ def test_pipelined_requests_are_all_answered(daemon: Daemon, size: int) -> None:
 
 
 def test_pings_of_a_client_that_does_not_read(daemon: Daemon) -> None:
-    """Their answers do not pile up; afterwards the connection goes on."""
+    """Answers to its pings do not accumulate; when it reads again, the connection continues."""
     with ExitStack() as stack:
         sock = connect(daemon, stack, b"/")
         pings = frame(9, b"x" * 125) * 1000
@@ -187,7 +191,7 @@ def test_pings_of_a_client_that_does_not_read(daemon: Daemon) -> None:
 
 
 def test_fragments_without_end(daemon: Daemon) -> None:
-    """A message of many fragments is whole in the end."""
+    """A message of many fragments is received completely."""
     with ExitStack() as stack:
         sock = connect(daemon, stack, b"/")
         sock.sendall(frame(2, b"a", last=False) + frame(0, b"b", last=False) * 5000 + frame(0, b"c"))
@@ -195,7 +199,7 @@ def test_fragments_without_end(daemon: Daemon) -> None:
 
 
 def test_websockets_that_do_not_read_make_room(daemon: Daemon) -> None:
-    """A worker full of websockets whose clients take nothing closes them for new clients."""
+    """A worker full of websockets whose clients read nothing closes them for new clients."""
     with ExitStack() as stack:
         for _ in range(18):
             connect(daemon, stack, b"/large")
@@ -205,7 +209,7 @@ def test_websockets_that_do_not_read_make_room(daemon: Daemon) -> None:
 
 
 def test_a_class_without_websockets_serves(hostile_place: Place) -> None:
-    """h11 has bounds of its own."""
+    """The h11 protocol has bounds of its own, so a class with it serves as well."""
     hostile_place.add("h11_worker.py", "from ostler.workers.asgi.worker import AsgiWorker\n"
         "class Worker(AsgiWorker):\n    config_kwargs = {'http': 'h11', 'ws': 'none'}\n")  # fmt: skip
     daemon = hostile_place.start("-w", "1", "-k", "h11_worker.Worker", CLASSES["asgi"][-1])

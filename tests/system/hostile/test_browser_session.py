@@ -1,4 +1,4 @@
-"""What may be sent to the dashboard's port through a browser, or by any user of the machine, byte for byte.
+"""Attacks on the dashboard's port through a browser, or by any user of the machine, byte for byte.
 
 The same attacks from a page in a real browser are in `tests/browser/test_hostile_app.py`.
 """
@@ -51,7 +51,7 @@ def log_in(daemon: Daemon, word: str, **headers: str) -> Answer:
 
 
 def secret(answer: Answer) -> str:
-    """What a login gives, wherever in its answer that is."""
+    """The secret that a login gives, wherever in its answer it is."""
     if "set-cookie" in answer.headers:
         return next(iter(SimpleCookie(answer.headers["set-cookie"]).values())).value
     return str(json.loads(answer.body)["token"])
@@ -63,7 +63,7 @@ def session(daemon: Daemon) -> dict[str, str]:
 
 
 def scale(daemon: Daemon, headers: dict[str, str]) -> int:
-    """Ask for one worker more; the status. Whatever that is, at the end one is wanted."""
+    """Ask for one more worker; returns the status code. At the end one worker is wanted in any case."""
     status = ask(url(daemon), "/v1/scale", "POST", body=SCALE, headers=JSON | headers).status
     assert daemon.status().wanted == (2 if status == 200 else 1)
     if status == 200:
@@ -84,7 +84,7 @@ def test_no_right_follows_from_a_cookie(daemon: Daemon) -> None:
 
 
 def test_a_session_can_not_be_chosen(daemon: Daemon) -> None:
-    """Fixation: what the client sends before and with the login is worth nothing after it."""
+    """Session fixation: secrets that the client sends before and with the login are not valid after it."""
     word = "chosen-by-the-attacker-in-advance"
     chosen = {"Cookie": f"ostler={word}", "Authorization": f"Bearer {word}"}
     answer = log_in(daemon, code(daemon), **chosen)
@@ -95,7 +95,9 @@ def test_a_session_can_not_be_chosen(daemon: Daemon) -> None:
 
 @pytest.mark.parametrize("site", ["cross-site", "same-site"])
 def test_other_origins_change_and_read_nothing(daemon: Daemon, site: str) -> None:
-    """Even with good credentials and our own Origin; a link to the page is all that they may have."""
+    """Requests from other origins fail, even with valid credentials and our own Origin;
+    only a link to the page is allowed.
+    """
     fetch = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "cors", "Sec-Fetch-Dest": "empty"}
     visit = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
     good = session(daemon)
@@ -109,7 +111,7 @@ def test_other_origins_change_and_read_nothing(daemon: Daemon, site: str) -> Non
 
 
 def test_a_preflight_is_refused(daemon: Daemon) -> None:
-    """No answer has a header that would permit anything to another origin."""
+    """No answer has a header that permits anything to another origin."""
     asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
     for origin in (daemon.url, "null", url(daemon)):
         for path in ("/v1/scale", "/v1/login", "/v1/status", "/"):
@@ -119,7 +121,9 @@ def test_a_preflight_is_refused(daemon: Daemon) -> None:
 
 
 def test_failed_logins_lock_no_one_out(daemon: Daemon) -> None:
-    """A hundred wrong codes: valid ones log in at once, sessions go on, further wrong ones are 429."""
+    """After a hundred wrong codes valid codes still log in at once and sessions continue;
+    further wrong ones get 429.
+    """
     before = session(daemon)
     statuses = [log_in(daemon, f"guess {number}").status for number in range(100)]
     assert set(statuses) == {401, 429}
@@ -129,7 +133,7 @@ def test_failed_logins_lock_no_one_out(daemon: Daemon) -> None:
 
 
 def test_a_session_ends_at_logout_and_outlives_an_upgrade(daemon: Daemon) -> None:
-    """An upgrade in place keeps sessions, revoked ones stay revoked."""
+    """An upgrade in place keeps sessions, and revoked sessions stay revoked."""
     left, kept = session(daemon), session(daemon)
     assert ask(url(daemon), "/v1/logout", "POST", headers=left).status == 204
     assert daemon.ctl("upgrade", within=90).code == 0
@@ -138,7 +142,7 @@ def test_a_session_ends_at_logout_and_outlives_an_upgrade(daemon: Daemon) -> Non
 
 
 def test_a_cookie_bomb_locks_no_one_out(daemon: Daemon) -> None:
-    """With all the cookies that a browser keeps, the page and its files are served and a session works."""
+    """With all the cookies that a browser can keep, the page and its files are served and a session works."""
     bomb = {"Cookie": COOKIE}
     page = ask(url(daemon), "/", headers=bomb)
     assert page.status == 200
@@ -149,18 +153,18 @@ def test_a_cookie_bomb_locks_no_one_out(daemon: Daemon) -> None:
 
 
 def test_large_fields_are_bounded(daemon: Daemon) -> None:
-    """Only cookies are let through; any other field of that size is refused, and the connection closed."""
+    """Only cookies may be so large; any other field of that size is refused, and the connection is closed."""
     answer = ask(url(daemon), "/", headers={"X-Other": COOKIE[:100_000]})
     assert answer.status == 400
 
 
 def resident(pid: int) -> int:
-    """Bytes (proc_pid_statm(5))."""
+    """Resident bytes of the process (proc_pid_statm(5))."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
 
 
 def test_nothing_is_kept_of_cookies(daemon: Daemon) -> None:
-    """Open heads with as many cookies as a browser can send: the supervisor does not grow by them."""
+    """Incomplete heads with as many cookies as a browser can send do not make the supervisor grow."""
     before = resident(daemon.pid)
     host, port = "127.0.0.1", int(url(daemon).rpartition(":")[2])
     head = f"GET / HTTP/1.1\r\nHost: {host}:{port}\r\nCookie: {COOKIE}".encode()
@@ -175,7 +179,7 @@ def test_nothing_is_kept_of_cookies(daemon: Daemon) -> None:
 
 
 def test_more_cookies_than_browsers_send_are_refused(daemon: Daemon) -> None:
-    """A field without an end is ended."""
+    """A connection with an endless cookie field is closed."""
     port = int(url(daemon).rpartition(":")[2])
     with socket.create_connection(("127.0.0.1", port)) as client:
         client.settimeout(30)
@@ -186,7 +190,7 @@ def test_more_cookies_than_browsers_send_are_refused(daemon: Daemon) -> None:
 
 @contextmanager
 def endless_cookies(daemon: Daemon, connections: int = 8) -> Iterator[None]:
-    """Connections that send cookies without an end, as fast as they are taken."""
+    """Connections that send cookies endlessly, as fast as they are received."""
     address = ("127.0.0.1", int(url(daemon).rpartition(":")[2]))
     stop = threading.Event()
 
@@ -198,7 +202,7 @@ def endless_cookies(daemon: Daemon, connections: int = 8) -> Iterator[None]:
                     while not stop.is_set():
                         client.sendall(b"x" * 65_536)
             except OSError:
-                continue  # it is cut off, or waits for its turn: again
+                continue  # the connection was closed, or has to wait: try again
 
     threads = [threading.Thread(target=send) for _ in range(connections)]
     for thread in threads:
@@ -212,6 +216,6 @@ def endless_cookies(daemon: Daemon, connections: int = 8) -> Iterator[None]:
 
 
 def test_endless_cookies_delay_nothing(daemon: Daemon) -> None:
-    """Eight connections that send cookies for ever: workers are replaced and the status answers as ever."""
+    """While eight connections send endless cookies, workers are replaced and the status answers as usual."""
     with endless_cookies(daemon):
         assert_unharmed(daemon)

@@ -1,4 +1,4 @@
-"""What a child sends over its channel, or into the pair between workers, is at worst its own end.
+"""Whatever a child sends over its channel, or into the pair between workers, can at worst end that child.
 
 The attacks themselves are in attack_channels.py, which is the app's code.
 """
@@ -29,7 +29,7 @@ ATTACKS = Path(__file__).with_name("attack_channels.py").read_text()
 
 @pytest.fixture
 def place(hostile_place: Place) -> Iterator[Place]:
-    """Its app attacks; it may connect to a port where nothing is read."""
+    """A place whose app attacks; the app may connect to a port where nothing is read."""
     hostile_place.add("attack.py", ATTACKS)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         (hostile_place.app_folder / "port").write_text(str(listener.getsockname()[1]))
@@ -37,7 +37,7 @@ def place(hostile_place: Place) -> Iterator[Place]:
 
 
 def attack(daemon: Daemon, name: str, times: int = 1) -> None:
-    """Ask for an attack, of which the worker may die. The answer does not matter."""
+    """Request an attack, of which the worker may die. The answer does not matter."""
     for _ in range(times):
         connection = Connection(daemon.url, 5.0)
         try:
@@ -53,7 +53,7 @@ def exits(daemon: Daemon) -> list[ExitView]:
 
 
 def killed_for(daemon: Daemon, words: str) -> ExitView:
-    """The end of a process whose protocol error has these words, once it is in the ledger."""
+    """Wait until the ledger has an end with a protocol error that contains these words."""
 
     def look() -> ExitView | None:
         found = (e for e in exits(daemon) if e.cause == "protocol error" and words in (e.stack or ""))
@@ -63,7 +63,7 @@ def killed_for(daemon: Daemon, words: str) -> ExitView:
 
 
 def is_well(daemon: Daemon, workers: int) -> None:
-    """The daemon does all that it has to do: it has its workers, reloads and ends."""
+    """The daemon works: it has its workers, reloads, and ends."""
     daemon.settled(workers)
     assert daemon.ctl("reload").code == 0
     daemon.settled(workers)
@@ -73,7 +73,9 @@ def is_well(daemon: Daemon, workers: int) -> None:
 
 @every_class
 def test_all_die_after_garbage(place: Place, words: Sequence[str]) -> None:
-    """Each worker sends what can't be decoded and dies at once: each death is booked, each is replaced."""
+    """Each worker sends bytes that can't be decoded and dies at once:
+    each death is recorded, each worker is replaced.
+    """
     daemon = place.start("--preload", "-w", "3", *words)
     before = set(daemon.pids())
     for _ in range(3):
@@ -106,8 +108,10 @@ WORDS = {
 
 
 def test_each_is_the_end_of_its_worker(place: Place) -> None:
-    """A worker that sends what it may not is killed, with the reason in ledger and log; no other is."""
-    # So many that none of their ends in a row makes the daemon wait with the next one.
+    """A worker that sends a forbidden message is killed, with the reason in ledger and log;
+    no other worker is.
+    """
+    # So many workers that these crashes in a row do not lead to a pause before the next successor.
     count = len(WORDS)
     daemon = place.start("--preload", "-w", str(count), *CLASSES["sync"])
     daemon.settled(count)
@@ -125,7 +129,7 @@ def test_each_is_the_end_of_its_worker(place: Place) -> None:
 @pytest.mark.thorough
 @each_class
 def test_a_descriptor_whose_close_waits(place: Place, words: Sequence[str]) -> None:
-    """A connection with SO_LINGER whose peer does not read does not stop the supervisor when it is closed."""
+    """Closing a connection with SO_LINGER whose peer does not read does not block the supervisor."""
     daemon = place.start("--preload", "-w", "2", *words)
     attack(daemon, "lingering")
     killed_for(daemon, "descriptors")
@@ -135,7 +139,7 @@ def test_a_descriptor_whose_close_waits(place: Place, words: Sequence[str]) -> N
 
 @pytest.mark.parametrize("attackers", [1, *thorough(3)])
 def test_flood(place: Place, attackers: int) -> None:
-    """Workers that send without end are soon killed; meanwhile replacing and the API go on."""
+    """Workers that send endlessly are soon killed; meanwhile workers are replaced and the API answers."""
     daemon = place.start("--preload", "-w", "5", *CLASSES["threads"])
     daemon.settled(5)
     attack(daemon, "flood")
@@ -147,9 +151,10 @@ def test_flood(place: Place, attackers: int) -> None:
 
 @pytest.mark.thorough
 def test_orphans(place: Place) -> None:
-    """Thousands of dead children that an app leaves the supervisor: it books deaths and handles signals.
+    """An app leaves thousands of dead children to the supervisor, which still records deaths and handles
+    signals.
 
-    Their SIGCHLDs once filled the socket that asyncio reads signals from; that stopped the supervisor.
+    Their SIGCHLDs once filled the socket from which asyncio reads signals, which blocked the supervisor.
     """
     daemon = place.start("--preload", "-w", "3", *CLASSES["sync"])
     daemon.settled(3)
@@ -163,7 +168,7 @@ def test_orphans(place: Place) -> None:
 
 @contextmanager
 def going_on(daemon: Daemon, name: str, workers: int) -> Iterator[None]:
-    """An attack that goes on in some of the workers, also in successors of those that are killed."""
+    """An endless attack in some of the workers, including successors of those that are killed."""
     over = threading.Event()
 
     def ask() -> None:
@@ -187,7 +192,7 @@ def going_on(daemon: Daemon, name: str, workers: int) -> Iterator[None]:
     [("escaped_marks", "more than any worker"), ("escaped_items", "too many values or escapes")],
 )
 def test_messages_that_take_long_to_decode(place: Place, name: str, why: str) -> None:
-    """The form for text that is no UTF-8 takes Python: of that a child may send less."""
+    """The form for text that is not UTF-8 is decoded in Python, so a child may send less of it."""
     daemon = place.start("--preload", "-w", "5", *CLASSES["threads"])
     with going_on(daemon, name, 2):
         killed_for(daemon, why)
@@ -198,19 +203,19 @@ def test_messages_that_take_long_to_decode(place: Place, name: str, why: str) ->
 @pytest.mark.thorough
 @each_class
 def test_what_goes_on(place: Place, words: Sequence[str]) -> None:
-    """Stack dumps without end, and garbage between workers, harm neither supervisor nor siblings."""
+    """Endless stack dumps, and garbage between workers, affect neither supervisor nor siblings."""
     daemon = place.start("--preload", "-w", "3", *words)
     for name in ("write_forever", "relay_garbage", "relay_flood"):
         with going_on(daemon, name, 2):
             assert_unharmed(daemon, 3)
-    # All that died did so by the measuring.
+    # Only the workers died that the measurement killed.
     assert {e.cause for e in exits(daemon)} == {"killed by an outsider"}
     is_well(daemon, 3)
 
 
 @each_class
 def test_between_workers(place: Place, words: Sequence[str]) -> None:
-    """A worker that lets closing wait, or shuts the pair down, does not hurt its siblings."""
+    """A worker that sends sockets whose close waits, or shuts the pair down, does not affect its siblings."""
     daemon = place.start("--preload", "-w", "3", *words)
     before = daemon.pids()
     for name in ("relay_lingering", "relay_shut"):
@@ -236,7 +241,7 @@ def leave(place: Place, name: str) -> None:
     ],
 )
 def test_fork_server(place: Place, name: str, words: str) -> None:
-    """A fork server that sends what it may not is killed and replaced; workers serve on."""
+    """A fork server that sends a forbidden message is killed and replaced; workers continue to serve."""
     leave(place, "waits")
     daemon = place.start("--preload", "-w", "2", *CLASSES["sync"])
     before = daemon.pids()
@@ -250,7 +255,7 @@ def test_fork_server(place: Place, name: str, words: str) -> None:
 
 @pytest.mark.thorough
 def test_fork_server_that_adopts_workers(place: Place) -> None:
-    """An app that makes itself a subreaper does no harm; one that insists loses its fork server."""
+    """An app that makes itself a subreaper once has no effect; one that repeats it loses its fork server."""
     place.add("attack.py", f"{ATTACKS}\nadopt()\n")
     leave(place, "waits")
     daemon = place.start("--preload", "-w", "2", *CLASSES["sync"])
@@ -269,7 +274,7 @@ def test_fork_server_that_adopts_workers(place: Place) -> None:
 
 
 def test_fork_server_that_attacks_while_it_loads(place: Place) -> None:
-    """At the start that is the end of the daemon, in a line; in a reload it is the end of the reload."""
+    """At the start that ends the daemon, with one line; in a reload it ends the reload."""
     leave(place, "garbage.import")
     done = place.run("-b", "127.0.0.1:0", "--preload", *CLASSES["sync"])
     assert done.code == 3
@@ -288,7 +293,7 @@ def test_fork_server_that_attacks_while_it_loads(place: Place) -> None:
 
 
 def test_fork_server_that_is_stopped(place: Place) -> None:
-    """A fork server that does nothing any more is killed when it has not forked in time."""
+    """A fork server that is stopped is killed when it has not forked in time."""
     leave(place, "waits")
     daemon = place.start("--preload", "-w", "2", "--boot-timeout", "5", *CLASSES["sync"])
     stopped = fork_server(daemon)
@@ -302,7 +307,9 @@ def test_fork_server_that_is_stopped(place: Place) -> None:
 
 @pytest.mark.parametrize("name", ["garbage", *thorough("flood")])
 def test_zygote(place: Place, name: str) -> None:
-    """The same of a worker that has become the fork server: an app's hook attacks when it forks."""
+    """The same attacks by a worker that has become the fork server,
+    in a hook of the app that is called at a fork.
+    """
     daemon = place.start("--preload", "-w", "2", *CLASSES["sync"])
     daemon.settled(2)
     assert daemon.ctl("refork").code == 0
@@ -316,7 +323,7 @@ def test_zygote(place: Place, name: str) -> None:
 
 
 def test_worker_that_reads_nothing(place: Place) -> None:
-    """A stopped worker can't be asked for anything, and is ended all the same."""
+    """A stopped worker does not read its messages, and is ended nevertheless."""
     daemon = place.start("--preload", "-w", "2", "--graceful-timeout", "1", *CLASSES["sync"])
     stopped = Process(daemon.pids()[0])
     stopped.send(signal.SIGSTOP)
@@ -329,7 +336,7 @@ def test_worker_that_reads_nothing(place: Place) -> None:
 
 @pytest.mark.thorough
 def test_upgrade_with_garbage_pending(place: Place) -> None:
-    """What a worker has sent before an upgrade is the same to the new program."""
+    """The new program handles what a worker has sent before an upgrade in the same way."""
     daemon = place.start("--preload", "-w", "2", *CLASSES["sync"])
     daemon.settled(2)
     before = daemon.pids()
@@ -351,7 +358,7 @@ def when_ready(server):
 
 @pytest.mark.thorough
 def test_upgrade_with_a_fork_server_that_does_not_end(place: Place) -> None:
-    """One that has retired ends with the old program, or is killed. In both cases it is booked."""
+    """A retired fork server ends with the old program, or is killed. In both cases its end is recorded."""
     place.add("gunicorn.conf.py", LASTING)
     daemon = place.start("--preload", "-w", "2", *CLASSES["sync"])
     daemon.settled(2)

@@ -1,7 +1,7 @@
 """Local users flood the control plane: connections, slow and costly requests, streams.
 
-Over TCP without any right, over a shared Unix socket with that to read. The supervisor goes on replacing
-workers and answering its own user, and its log stays short.
+Over TCP without any scope, over a shared Unix socket with the scope read. The supervisor continues to replace
+workers and to answer its own user, and its log stays short.
 """
 
 import contextlib
@@ -117,7 +117,7 @@ def flooder(
     before: Sequence[str], address: str, request: str, connections: int, hold: bool = False
 ) -> Iterator[list[str]]:
     """A process that sends a request over and over; gives the statuses of the first answers."""
-    # Statuses are all that comes; the attacker's end is not always quiet.
+    # It prints only statuses; it may also print an error when it is ended.
     command = [*before, sys.executable, "-c", FLOODER, address, request, str(connections)]
     with subprocess.Popen(
         [*command, "hold"] if hold else command,
@@ -136,7 +136,7 @@ def flooder(
 @pytest.mark.thorough
 @each_class
 def test_idle_connections(hostile_place: Place, words: tuple[str, ...]) -> None:
-    """1,000 connections to --control-bind, 256 descriptors: the oldest make room, workers are replaced."""
+    """1,000 connections to --control-bind, 256 descriptors: the oldest are closed, workers are replaced."""
     few = ("prlimit", "--nofile=256:256", *OSTLER)
     daemon = hostile_place.start("--preload", *TCP, *words, argv=few)
     address = control(daemon)
@@ -150,7 +150,7 @@ def test_idle_connections(hostile_place: Place, words: tuple[str, ...]) -> None:
 
 
 def test_slow_heads_and_bodies(hostile_place: Place) -> None:
-    """Heads and bodies that never end are closed in time, whatever comes of them meanwhile."""
+    """Endless heads and bodies are closed in time, even if bytes continue to arrive."""
     daemon = hostile_place.start("--preload", *TCP, *CLASSES["sync"])
     address = control(daemon)
     head = f"POST /v1/login HTTP/1.1\r\nHost: 127.0.0.1:{address[1]}\r\n"
@@ -198,7 +198,7 @@ def costly(kind: str, port: int) -> bytes:
 @pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["gzip", "chunks", "slashes"])
 def test_costly_requests(hostile_place: Place, kind: str) -> None:
-    """A stranger's request costs the supervisor some milliseconds at most, and is refused."""
+    """A request of an untrusted user costs the supervisor some milliseconds at most, and is refused."""
     daemon = hostile_place.start("--preload", *TCP, *CLASSES["sync"])
     address = control(daemon)
     request = costly(kind, address[1])
@@ -232,7 +232,9 @@ def test_requests_without_end(hostile_place: Place, method: str) -> None:
 
 @pytest.mark.skipif(not second_account(), reason="needs root and a second account")
 def test_streams_of_the_apps_user(hostile_place: Place) -> None:
-    """Where it may read: forty streams, and /metrics without pause. Root still gets its stream."""
+    """The app's user, who may read, opens forty streams and requests /metrics without pause.
+    Root still gets its stream.
+    """
     for folder in (hostile_place.folder, hostile_place.runtime, hostile_place.app_folder):
         folder.chmod(0o755)
     daemon = hostile_place.start(

@@ -26,7 +26,7 @@ def request(path):
     if path == "/kill":
         os.kill(os.getpid(), 9)
 """
-# So many in a minute are repaired at once; see fleet.policies.
+# So many per minute are replaced at once; see fleet.policies.
 AT_ONCE = 33
 
 
@@ -35,7 +35,7 @@ def seconds(event: dict[str, Any]) -> float:
 
 
 def deaths(daemon: Daemon, number: int) -> list[dict[str, Any]]:
-    """Have workers kill themselves until so many have."""
+    """Let workers kill themselves until there were this many deaths."""
     deadline = time.monotonic() + 6 * PATIENCE
     while len(found := daemon.events("worker_died")) < number:
         assert time.monotonic() < deadline, f"{len(found)} of {number}"
@@ -47,7 +47,9 @@ def deaths(daemon: Daemon, number: int) -> list[dict[str, Any]]:
 @pytest.mark.thorough
 @each_class
 def test_a_worker_that_kills_itself_again_and_again(hostile_place: Place, words: tuple[str, ...]) -> None:
-    """The supervisor does not fork without limit: beyond what is killed by hand it waits longer each time."""
+    """The supervisor does not fork without limit:
+    after more kills than an administrator makes, each pause is longer.
+    """
     hostile_place.add("attack.py", KILLS)
     daemon = hostile_place.start("--preload", "-w", "1", *words)
     daemon.settled(1)
@@ -92,7 +94,7 @@ _PR_CAPBSET_DROP, _CAP_KILL = 24, 5  # linux/prctl.h, linux/capability.h
 @pytest.mark.skipif(os.geteuid() != 0, reason="workers take other rights, which takes root")
 @each_class
 def test_a_worker_that_may_not_be_killed(hostile_place: Place, words: tuple[str, ...]) -> None:
-    """As one that executes sudo(8) is for a daemon that is not root: it is given up and holds nothing up."""
+    """For example one that executes sudo(8), if the daemon is not root: it is given up and delays nothing."""
     hostile_place.add("attack.py", OTHER_RIGHTS)
     daemon = hostile_place.start(
         *("--preload", "-w", "2", "-t", "1", "--graceful-timeout", "1", *words),

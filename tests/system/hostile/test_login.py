@@ -1,4 +1,4 @@
-"""Nothing of root's login is left to the app's user: neither its terminal, its keys, nor its token."""
+"""The app's user gets nothing of root's login: not its terminal, its keys, or its token."""
 
 import os
 import pty
@@ -42,7 +42,7 @@ def app(environ, start_response):
     return [", ".join(filter(None, said)).encode()]
 """
 
-# Runs a command as a shell of root's would: on a terminal, with a key in its session keyring.
+# Runs a command as root's shell would: on a terminal, with a key in its session keyring.
 LOGIN = """\
 import ctypes, fcntl, os, sys, termios
 terminal = int(sys.argv[1])
@@ -69,7 +69,7 @@ def place() -> Iterator[Place]:
 
 @pytest.fixture
 def terminal() -> Iterator[tuple[int, int]]:
-    """Both ends of one; the second is what a process takes for its terminal."""
+    """Both ends of a terminal; the second is the one that a process uses."""
     ends = pty.openpty()
     yield ends
     for fd in ends:
@@ -78,7 +78,9 @@ def terminal() -> Iterator[tuple[int, int]]:
 
 @pytest.mark.parametrize("words", [(), ("--preload",), ("-k", "gevent")], ids=["sync", "preload", "gevent"])
 def test_in_the_foreground(place: Place, terminal: tuple[int, int], words: tuple[str, ...]) -> None:
-    """Root starts it in a shell: the app pushes no characters into that, reads none, and has no keys."""
+    """Root starts it in a shell:
+    the app can push no characters into the terminal, reads none, and has no keys.
+    """
     ours, theirs = terminal
     daemon = place.start(
         *("who:app", "-u", "nobody", *words),
@@ -90,7 +92,7 @@ def test_in_the_foreground(place: Place, terminal: tuple[int, int], words: tuple
     os.set_blocking(ours, False)
     with pytest.raises(BlockingIOError):
         os.read(ours, 100)  # it would have been echoed
-    # What is typed still reaches the supervisor.
+    # Input still reaches the supervisor.
     os.write(ours, b"\x03")
     assert daemon.event("stop")["by"] == "signal INT"
     assert daemon.wait() == 0

@@ -1,8 +1,8 @@
-"""What requests leave in a worker's memory, however they end: nothing.
+"""Requests leave nothing in a worker's memory, in whatever way they end.
 
-The app has turned the garbage collector off, and counts what Python has allocated (tracemalloc), which is
-the same on every machine. So both are seen: what is kept, and what only the collector would find. Paths and
-fields differ in each request, so that what is remembered by them is seen, too; the two caches of request
+The app has turned the garbage collector off, and counts what Python has allocated (tracemalloc), which gives
+the same numbers on every machine. This finds objects that are kept, and reference cycles. Paths and
+fields differ in each request, so that caches keyed by them are found as well; the two caches of request
 texts, whose sizes have bounds, are emptied before memory is measured.
 
 contrib/bench/memory.py does the same with 100,000 requests, and reads resident memory.
@@ -172,7 +172,7 @@ RESET: dict[str, bytes] = {
 
 def connect(daemon: Daemon) -> socket.socket:
     sock = socket.create_connection(daemon.address, timeout=PATIENCE)
-    # Its close is a reset: no port waits for its end.
+    # Closing sends a reset, so that no port stays in TIME_WAIT.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     return sock
 
@@ -186,7 +186,7 @@ def drained(sock: socket.socket) -> None:
 
 
 def numbered(data: bytes) -> Iterator[bytes]:
-    """What N connections send; the numbers have the same length, so that memory is the same."""
+    """The requests of N connections. The numbers have the same length, so that they take the same memory."""
     for _ in range(N):
         yield data.replace(b"@", str(next(_numbers)).encode())
 
@@ -195,7 +195,7 @@ _numbers = itertools.count(1_000_000)
 
 
 def send_all(daemon: Daemon, data: bytes, reset: bool, count: int = N) -> None:
-    """Many connections, all at once: some kinds end only when a time is over."""
+    """Many connections at the same time, because some kinds end only after a time-out."""
     socks = []
     for part in itertools.islice(numbered(data), count):
         sock = connect(daemon)
@@ -230,7 +230,7 @@ def leaks(
     tls: ssl.SSLContext | None = None,
     allowed: int = SPARE * N,
 ) -> dict[str, list[int]]:
-    """The kinds of which something was left, and how many bytes in each round."""
+    """The kinds that left something in memory, and how many bytes in each round."""
     for _ in range(3):
         sockets = measure(daemon, tls).sockets
     return {
@@ -248,7 +248,7 @@ def growth(
     tls: ssl.SSLContext | None,
     allowed: int,
 ) -> list[int]:
-    """By how many bytes memory has grown in each round; nothing if there is one in which it has not."""
+    """By how many bytes memory has grown in each round; empty if it has not grown in one of them."""
     found = []
     before = measure(daemon, tls).memory
     for _ in range(ROUNDS):
@@ -262,7 +262,9 @@ def growth(
 
 
 def settled(daemon: Daemon, name: str, tls: ssl.SSLContext | None, sockets: int, memory: int) -> int:
-    """What is allocated when all connections have ended and it is `memory` at most, or stays more."""
+    """The allocated bytes after all connections have ended:
+    waits until they are at most `memory`, or returns what they stay at.
+    """
     end = time.monotonic() + SETTLE
 
     def look() -> Memory | None:
@@ -289,7 +291,9 @@ def test_nothing_is_left(place: Place, words: tuple[str, ...]) -> None:
 @pytest.mark.thorough
 @pytest.mark.parametrize("words", WORDS.values(), ids=WORDS.keys())
 def test_nothing_is_left_of_overdue_requests(place: Place, words: tuple[str, ...]) -> None:
-    """The same for requests that are ended at their deadline; few, since a sync worker has one at a time."""
+    """The same for requests that are ended at their deadline;
+    only a few, since a sync worker has one at a time.
+    """
     place.add("leaky.py", APP)
     daemon = place.start("-w", "1", "-t", "0.2", "--timeout-grace", "60", *words)
     count = 5 if words == WORDS["sync"] else 20
@@ -301,7 +305,7 @@ def test_nothing_is_left_of_overdue_requests(place: Place, words: tuple[str, ...
 
 
 def test_hundreds_are_overdue_at_once(place: Place) -> None:
-    """Ending one costs an asgi worker little, so that its loop is not held up until it is killed."""
+    """Ending one costs an asgi worker little time, so that its loop is not blocked until it is killed."""
     place.add("leaky.py", APP)
     daemon = place.start("-w", "1", "-t", "0.2", "--timeout-grace", "60", *WORDS["asgi"])
     before = daemon.pids()
@@ -318,7 +322,7 @@ def test_hundreds_are_overdue_at_once(place: Place) -> None:
 @pytest.mark.thorough
 @pytest.mark.parametrize("words", WORDS.values(), ids=WORDS.keys())
 def test_nothing_is_left_under_tls(place: Place, words: tuple[str, ...], tmp_path: Path) -> None:
-    """The same for handshakes that fail, and for what is no TLS."""
+    """The same for handshakes that fail, and for bytes that are not TLS."""
     authority = Authority(tmp_path)
     server = authority.issue("localhost")
     context = authority.client_context()
@@ -350,7 +354,9 @@ def test_nothing_is_left_under_tls(place: Place, words: tuple[str, ...], tmp_pat
 
 @pytest.mark.parametrize("words", tiers(WORDS.items(), ["asgi"]))
 def test_connections_take_little_under_tls(place: Place, words: tuple[str, ...], tmp_path: Path) -> None:
-    """Clients that keep connections open can't fill the memory with their buffers (asyncio's are larger)."""
+    """Clients that keep connections open can't fill the memory with their buffers (asyncio's default buffers
+    are larger).
+    """
     authority = Authority(tmp_path)
     server = authority.issue("localhost")
     context = authority.client_context()
@@ -365,7 +371,7 @@ def test_connections_take_little_under_tls(place: Place, words: tuple[str, ...],
                 sock.sendall(part)
                 assert sock.recv(4096)
 
-        connect_all()  # what is made once is not theirs
+        connect_all()  # so that objects that are made once are not counted
         before = measure(daemon, context).memory
         connect_all()
         assert measure(daemon, context).memory - before < TLS_MOST * OPEN
@@ -374,7 +380,7 @@ def test_connections_take_little_under_tls(place: Place, words: tuple[str, ...],
 @pytest.mark.thorough
 @pytest.mark.parametrize("words", [WORDS["sync"], WORDS["gevent"]], ids=["sync", "gevent"])
 def test_nothing_is_left_of_proxy_headers(place: Place, words: tuple[str, ...]) -> None:
-    """The same for PROXY headers that are none, or do not end."""
+    """The same for PROXY headers that are malformed or endless."""
     place.add("leaky.py", APP)
     daemon = place.start(*LIMITS, "--proxy-protocol", "auto", *words)
     kinds: dict[str, Callable[[], None]] = {
@@ -403,7 +409,7 @@ KEPT = 300
 
 
 def resident(pid: int) -> int:
-    """Bytes of resident memory but for what lies in files (proc_pid_status(5), RssAnon)."""
+    """Bytes of resident memory without pages of files (proc_pid_status(5), RssAnon)."""
     found = re.search(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     assert found is not None
     return int(found[1]) * 1024
@@ -420,7 +426,8 @@ def test_refused_control_requests_leave_nothing(place: Place) -> None:
         for name, data in REFUSED_BY_CONTROL.items():
             for _ in range(REFUSED):
                 with socket.socket(socket.AF_UNIX) as sock:
-                    sock.connect(str(daemon.socket))  # waits for room in the listen queue, without a time-out
+                    # It waits for room in the listen queue, without a time-out.
+                    sock.connect(str(daemon.socket))
                     sock.settimeout(PATIENCE)
                     sock.sendall(data.replace(b"@", str(next(_numbers)).encode()))
                     if "closed" not in name:
@@ -439,7 +446,7 @@ def test_refused_control_requests_leave_nothing(place: Place) -> None:
     until(lambda: len(descriptors(daemon.pid)) <= len(before), "all descriptors are closed")
 
 
-def test_workers_that_are_gone_leave_nothing(place: Place) -> None:
+def test_ended_workers_leave_no_descriptors_or_threads(place: Place) -> None:
     """The supervisor has as many descriptors and threads after many workers as it had before."""
     place.add("leaky.py", APP)
     daemon = place.start("-w", "2", "--max-requests", "1", *WORDS["sync"])
@@ -451,13 +458,13 @@ def test_workers_that_are_gone_leave_nothing(place: Place) -> None:
     def replace(count: int) -> None:
         end = len(daemon.events("worker_ready")) + count
         while len(daemon.events("worker_ready")) < end:
-            with contextlib.suppress(OSError):  # it may reach a worker that ends
+            with contextlib.suppress(OSError):  # the request may reach a worker that ends
                 daemon.get()
 
     replace(4)
     most = used()
     replace(20)
-    # Threads of a pool and clients' connections end a moment later.
+    # Threads of a pool and connections of clients end a moment later.
     until(
         lambda: all(now <= then + 1 for now, then in zip(used(), most, strict=True)), f"no more than {most}"
     )

@@ -26,7 +26,7 @@ COUNT = 2000
 
 @pytest.mark.parametrize("words", [CLASSES["sync"], CLASSES["threads"]], ids=["sync", "threads"])
 def test_pipelined_requests_let_others_go_first(hostile_place: Place, words: tuple[str, ...]) -> None:
-    """A connection whose turn is over goes on when others were served; all its answers come."""
+    """A connection whose turn is over continues after others were served; all its answers arrive."""
     hostile_place.add("slow.py", APP)
     daemon = hostile_place.start("-w", "1", *(word.replace("attacked:", "slow:") for word in words))
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""The measure itself: without any attack a daemon keeps within the limits, whatever its worker class."""
+"""Verifies the measurement: without any attack a daemon keeps within the limits, with every worker class."""
 
 import pytest
 

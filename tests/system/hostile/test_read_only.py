@@ -1,5 +1,5 @@
-"""A container as strict orchestrators run it: nothing can be written, an arbitrary uid without an account, no
-home, no runtime directory. (Kubernetes: readOnlyRootFilesystem, runAsNonRoot, runAsUser.)
+"""A container as strict orchestrators run it: nothing can be written, an arbitrary uid without an account,
+no home, no runtime directory. (Kubernetes: readOnlyRootFilesystem, runAsNonRoot, runAsUser.)
 """
 
 import json
@@ -35,7 +35,9 @@ def app(environ, start_response):
 
 
 def contained(*but: str, uid: int = UID) -> list[str]:
-    """The program where nothing can be written but in `but`, which are empty and in memory."""
+    """The program with a read-only file system, except for the folders in `but`,
+    which are empty and in memory.
+    """
     steps = [
         "set -e",
         f"for d in {' '.join(ROOT)}; do mount --bind $d $d; mount -o remount,bind,ro $d; done",
@@ -73,8 +75,9 @@ def over_tcp(daemon: Daemon, target: str) -> dict[str, object]:
 
 @each_class
 def test_nothing_can_be_written(open_place: Place, words: tuple[str, ...]) -> None:
-    """The app is served, TCP control works, and that there is no Unix socket is one warning that says what to
-    do. A killed worker is replaced as ever."""
+    """The app is served and TCP control works. One warning says that there is no Unix socket and what to do.
+    A killed worker is replaced as usual.
+    """
     options = ("--control-bind", "127.0.0.1:0", "--control-token-file", str(token_file(open_place)))
     daemon = open_place.start(*options, *words, argv=contained())
     warning = daemon.event("control_unavailable")
@@ -95,7 +98,7 @@ def test_nothing_can_be_written(open_place: Place, words: tuple[str, ...]) -> No
 
 
 def test_a_token_that_would_be_written_beside_the_socket(open_place: Place) -> None:
-    """Without a token file the warning says that one is needed as well."""
+    """Without a token file the warning also says that one is needed."""
     daemon = open_place.start("--control-bind", "127.0.0.1:0", "attacked:app", argv=contained())
     assert "--control-token-file" in str(daemon.event("control_unavailable")["problem"])
     daemon.event("control")
@@ -104,7 +107,7 @@ def test_a_token_that_would_be_written_beside_the_socket(open_place: Place) -> N
 
 @pytest.mark.parametrize("uid", [UID, *thorough(0)])
 def test_only_shared_memory_can_be_written(open_place: Place, uid: int) -> None:
-    """What containers have even so: the control socket is there, for its owner and root, and no warning."""
+    """Containers usually have that: the control socket exists, for its owner and root, without a warning."""
     daemon = open_place.start("attacked:app", argv=contained("/dev/shm", uid=uid))
     found = Path(f"/proc/{daemon.pid}/root/dev/shm/ostler-{uid}")
     daemon.until(lambda: found.exists() and any(found.glob("*.sock")), "the socket")
@@ -117,8 +120,9 @@ def test_only_shared_memory_can_be_written(open_place: Place, uid: int) -> None:
 
 
 def test_large_bodies(open_place: Place) -> None:
-    """One that fits into memory is served. One that would go to a file is refused with 507, and the log says
-    why; with --tmp-upload-dir in a folder that can be written it is served."""
+    """A body that fits into memory is served. One that would go to a file is refused with 507,
+    and the log gives the reason; with --tmp-upload-dir in a writable folder it is served.
+    """
     daemon = open_place.start("reader:app", argv=contained())
     assert daemon.get("/", method="POST", body=b"x" * 400_000).text == "400000"
     assert daemon.get("/", method="POST", body=b"x" * 2_000_000).status == 507
@@ -131,7 +135,7 @@ def test_large_bodies(open_place: Place) -> None:
 
 
 def test_files_that_were_asked_for(open_place: Place) -> None:
-    """A pid file or a log that can't be written is the user's own wish: one line, exit code 1."""
+    """A pid file or a log was asked for explicitly: if it can't be written, one line and exit code 1."""
     for options in (("--pid", "/run/x.pid"), ("--error-logfile", "/tmp/x.log"), ("--tmp-upload-dir", "/tmp")):
         done = open_place.run("-b", "127.0.0.1:0", *options, "attacked:app", argv=contained())
         assert done.code == 1

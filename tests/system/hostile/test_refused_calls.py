@@ -1,4 +1,4 @@
-"""A daemon that is refused system calls, or has few resources: it serves, or says in a line why not."""
+"""A daemon that is refused system calls, or has few resources: it serves, or one line says why not."""
 
 import errno
 import re
@@ -21,7 +21,7 @@ pytestmark = [
 
 PR_SET_CHILD_SUBREAPER, PR_SET_TIMERSLACK = 36, 29  # linux/prctl.h
 
-# What Ostler has a substitute for, or can do without.
+# Calls for which Ostler has a substitute, or which it can do without.
 SPARED = (
     *("sendfile", "flock", "getpriority", "setpriority", "sched_getaffinity", "sched_setaffinity"),
     *("sched_getscheduler", "sched_setattr", "eventfd2", "signalfd4", "timerfd_create", "pidfd_open"),
@@ -34,7 +34,7 @@ NEEDED = "pipe2 epoll_create1 epoll_ctl waitid clock_gettime getsockname getsock
 ERRORS = pytest.mark.parametrize(
     "number", tiers({"EPERM": errno.EPERM, "ENOSYS": errno.ENOSYS}.items(), ["EPERM"])
 )
-# It catches the exception that would end an overdue request alone, so that its worker must end.
+# It catches the exception that would end only the overdue request, so that its worker must end.
 HANG = """\
 import time
 
@@ -48,7 +48,7 @@ def request(path):
 
 
 def serves_or_says(daemon: Daemon) -> str:
-    """The one line that it ends with; empty if it serves, and stops at SIGTERM."""
+    """The one line with which it ends; empty if it serves, and stops at SIGTERM."""
     until(lambda: daemon.process.poll() is not None or daemon.events("serving"), "serving or its end")
     text = daemon.log.read_text()
     if daemon.process.poll() is None:
@@ -67,7 +67,7 @@ def serves_or_says(daemon: Daemon) -> str:
 
 @ERRORS
 def test_calls_that_can_be_spared(hostile_place: Place, number: int) -> None:
-    """All of them at once: it serves, and replaces a worker that hangs."""
+    """All optional calls are refused at once: it serves, and replaces a worker that hangs."""
     hostile_place.add("attack.py", HANG)
     before = refusing("prctl", number=number, argument=(0, PR_SET_TIMERSLACK))
     others = refusing(*SPARED, number=number)
@@ -88,7 +88,7 @@ def test_calls_that_can_be_spared(hostile_place: Place, number: int) -> None:
 
 @ERRORS
 def test_signals_without_pidfds(hostile_place: Place, number: int) -> None:
-    """pidfd_send_signal(2) alone is refused: a worker that hangs is ended by its pid."""
+    """Only pidfd_send_signal(2) is refused: a worker that hangs is ended by its pid."""
     hostile_place.add("attack.py", HANG)
     daemon = hostile_place.start(
         *("-t", "0.5", "--timeout-grace", "0.2", "attacked:app"),
@@ -111,7 +111,7 @@ def _pid(daemon: Daemon) -> str:
 @ERRORS
 @pytest.mark.parametrize("call", ["socketpair", "epoll_wait", *thorough(*NEEDED)])
 def test_calls_that_are_needed(hostile_place: Place, call: str, number: int) -> None:
-    """One line names the call, for a start as for a check."""
+    """One line names the call, at a start and with --check-config."""
     refuse = {"preexec_fn": refusing(call, number=number)}
     for words in (("attacked:app",), ("--check-config", "attacked:app")):
         line = serves_or_says(hostile_place.start(*words, serving=False, popen=refuse))
@@ -120,14 +120,14 @@ def test_calls_that_are_needed(hostile_place: Place, call: str, number: int) -> 
 
 @ERRORS
 def test_no_subreaper(hostile_place: Place, number: int) -> None:
-    """Without it workers would be no children of the supervisor."""
+    """Without it workers would not be children of the supervisor."""
     refuse = refusing("prctl", number=number, argument=(0, PR_SET_CHILD_SUBREAPER))
     daemon = hostile_place.start("attacked:app", serving=False, popen={"preexec_fn": refuse})
     assert "prctl(PR_SET_CHILD_SUBREAPER)" in serves_or_says(daemon)
 
 
 def test_no_accept(hostile_place: Place) -> None:
-    """A daemon that can't accept must not look like one that serves. ENOSYS has a substitute, accept(2)."""
+    """A daemon that can't accept must not look as if it serves. For ENOSYS there is accept(2)."""
     daemon = hostile_place.start("attacked:app", serving=False, popen={"preexec_fn": refusing("accept4")})
     assert "accept4(2)" in serves_or_says(daemon)
     no_call = {"preexec_fn": refusing("accept4", number=errno.ENOSYS)}
@@ -137,7 +137,7 @@ def test_no_accept(hostile_place: Place) -> None:
 @ERRORS
 @pytest.mark.parametrize("call", ["memfd_create", "ftruncate"])
 def test_no_memory_file(hostile_place: Place, call: str, number: int) -> None:
-    """It serves all the same, or the line names the call."""
+    """It serves nevertheless, or the line names the call."""
     refuse = {"preexec_fn": refusing(call, number=number)}
     line = serves_or_says(hostile_place.start("attacked:app", serving=False, popen=refuse))
     assert not line or call in line
@@ -170,7 +170,7 @@ def test_limits(hostile_place: Place, which: int, value: int) -> None:
 
 
 def test_full_log_files(hostile_place: Place) -> None:
-    """Logs that reached RLIMIT_FSIZE: lines are lost and counted, requests are answered."""
+    """Logs that have reached RLIMIT_FSIZE: lines are lost and counted, requests are answered."""
     log = hostile_place.add("small.log", "x" * (1 << 20))
     daemon = hostile_place.start("--error-logfile", "small.log", "--access-logfile", "small.log", "-b",
                                  f"unix:{hostile_place.folder}/app.sock", "attacked:app", bind=None,

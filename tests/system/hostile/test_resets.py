@@ -22,11 +22,12 @@ FORGED = b"GET /forged HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 192.0.2.99\r\nCon
     "words", tiers({**CLASSES, "eventlet": EVERY_CLASS["eventlet"]}.items(), ["threads", "asgi"])
 )
 def test_their_address_is_known(hostile_place: Place, words: tuple[str, ...]) -> None:
-    """The log names it. They do not pass for clients of the Unix socket, which have no address and may say
-    in X-Forwarded-For another client's address."""
+    """The log has their address. They are not treated as clients of the Unix socket,
+    which have no address and may name another client's address in X-Forwarded-For.
+    """
     access = hostile_place.folder / "access.log"
     also = hostile_place.folder / "app.sock"
-    # A peer on the Unix socket is a trusted proxy; 127.0.0.1 is none here.
+    # A peer on the Unix socket is a trusted proxy; 127.0.0.1 is not trusted here.
     trusts = ("--forwarded-allow-ips", "192.0.2.1", "-b", f"unix:{also}")
     daemon = hostile_place.start("-w", "1", *trusts, "--access-logfile", str(access), *words)
     worker = Process(daemon.pids()[0])

@@ -1,6 +1,6 @@
 """Root evaluates and imports nothing that the app's user can write.
 
-The app's folder belongs to the app's user. What is planted there leaves a file that names its uid.
+The app's folder belongs to the app's user. Each planted module writes a file with the uid that ran it.
 """
 
 import os
@@ -33,7 +33,7 @@ def app(environ, start_response):
     return [str(os.getuid()).encode()]
 """
 
-# Leaves its proof, then makes way for the module whose name it has taken.
+# Writes the file, then imports the module whose name it has taken.
 PLANTED = """\
 import os, sys
 open(f"{proof}/{name}-{{os.getuid()}}-{{os.geteuid()}}", "a").close()
@@ -50,7 +50,7 @@ if __name__ not in ("__config__", "__main__"):
     sys.path.insert(0, here)
 """
 
-# Modules that the supervisor or a fork server imports, early or late, and those that Python looks for itself.
+# Modules that the supervisor or a fork server imports, early or late, and those that Python itself looks for.
 MODULES = (
     *(
         "ssl",
@@ -76,7 +76,7 @@ ROOTS = "0-0"
 
 
 class Field:
-    """The app's folder, and what the app's user plants there."""
+    """The app's folder, and the files that the app's user plants there."""
 
     def __init__(self, place: Place) -> None:
         self.place = place
@@ -90,7 +90,9 @@ class Field:
         return self.place.start("who:app", *words, argv=[*shown(), *OSTLER], **more)  # type: ignore[arg-type]
 
     def ctl(self, daemon: Daemon, *words: str) -> None:
-        """As root, elsewhere: `python -m`, which tests use, takes a `supervisor` from where it runs."""
+        """As root, in another folder:
+        `python -m`, which tests use, imports `supervisor` from its working folder.
+        """
         done = self.place.run("ctl", *words, cwd=self.place.folder, OSTLER_SOCKET=str(daemon.socket))
         assert done.code == 0, done
 
@@ -98,7 +100,7 @@ class Field:
         return PLANTED.format(proof=self.proof, name=name)
 
     def plant(self, path: Path, source: str) -> Path:
-        """As the app's user would: the file is its own."""
+        """As the app's user would: the file belongs to that user."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(source)
         for made in (path, path.parent):
@@ -132,7 +134,7 @@ def field() -> Iterator[Field]:
 
 
 def kill_fork_server(daemon: Daemon) -> None:
-    """As the app can: it has the same user."""
+    """As the app can, because it has the same user."""
     server = fork_server(daemon)
     server.send(signal.SIGKILL)
     assert server.ended()
@@ -140,7 +142,7 @@ def kill_fork_server(daemon: Daemon) -> None:
 
 
 def restarted(daemon: Daemon) -> None:
-    """Kill the fork server, and have the next one fork: a worker that was killed is replaced by it."""
+    """Kill the fork server, and let the next one fork: it replaces a worker that was killed."""
     before = len(daemon.events("worker_ready"))
     kill_fork_server(daemon)
     for pid in daemon.pids():
@@ -150,7 +152,7 @@ def restarted(daemon: Daemon) -> None:
 
 
 def test_killed_fork_server(field: Field) -> None:
-    """Its successor does not look for a configuration, and imports nothing of the app's folder as root."""
+    """Its successor does not look for a configuration, and imports nothing from the app's folder as root."""
     daemon = field.start()
     field.plant_all()
     restarted(daemon)
@@ -161,7 +163,7 @@ def test_killed_fork_server(field: Field) -> None:
 
 
 def test_all_that_the_administrator_does(field: Field) -> None:
-    """Reload, refork, log rotation and an upgrade in place: what is found there runs as the app's user."""
+    """Reload, refork, log rotation and an upgrade in place: planted files run as the app's user only."""
     daemon = field.start("--preload")
     field.plant_all()
     field.ctl(daemon, "reload")
@@ -184,7 +186,7 @@ def test_commands_of_the_administrator(field: Field) -> None:
     """--check-config, --print-config and ctl, run by root in the app's folder, import nothing from there."""
     daemon = field.start("--preload")
     field.plant_all()
-    # What `python -m`, which tests use, takes from where it runs by itself; the installed command does not.
+    # `python -m`, which tests use, imports these from its working folder; the installed command does not.
     (field.folder / "ostler.py").unlink()
     for name in ("sitecustomize", "usercustomize"):
         (field.folder / f"{name}.py").unlink()
@@ -201,7 +203,7 @@ def test_commands_of_the_administrator(field: Field) -> None:
 
 @pytest.mark.thorough
 def test_module_path_of_the_administrator(field: Field) -> None:
-    """PYTHONPATH may lead to the app's folder: it does for the app, and not for root's processes."""
+    """PYTHONPATH may contain the app's folder: it counts for the app, and not for root's processes."""
     daemon = field.start(PYTHONPATH=str(field.folder))
     field.plant_all()
     restarted(daemon)
@@ -215,7 +217,7 @@ def test_module_path_of_the_administrator(field: Field) -> None:
 
 
 def test_replaced_configuration(field: Field) -> None:
-    """A file of root's in a folder of the app's user is not root's: the folder says what its name means."""
+    """A file of root in a folder of the app's user is not trusted: the folder's owner can replace it."""
     conf = field.place.add("gunicorn.conf.py", "workers = 1\n")
     daemon = field.start()
     assert "can write" in daemon.event("configuration")["problem"]
@@ -228,7 +230,7 @@ def test_replaced_configuration(field: Field) -> None:
 
 
 def test_swapped_link(field: Field) -> None:
-    """A link that led to a safe file at the start, and to the app's own afterwards."""
+    """A link that led to a safe file at the start, and to a file of the app afterwards."""
     safe = field.place.folder / "safe.conf.py"
     safe.write_text("workers = 1\n")
     link = field.folder / "conf.py"
@@ -245,7 +247,7 @@ def test_swapped_link(field: Field) -> None:
 
 @pytest.mark.thorough
 def test_configuration_of_roots_imports_nothing_of_others(field: Field) -> None:
-    """A safe file that imports what lies in the app's folder fails with one line, which says why."""
+    """A safe file that imports a module from the app's folder fails with one line that gives the reason."""
     field.plant(field.folder / "common.py", field.code("common"))
     safe = field.place.folder / "safe.conf.py"
     safe.write_text("import common\n")
@@ -278,7 +280,7 @@ def test_planted_bytecode(field: Field) -> None:
 
 @pytest.mark.thorough
 def test_settings_of_others_have_no_rights_of_roots(field: Field) -> None:
-    """What such a file names is opened as the app's user; the control plane is not its business."""
+    """Paths that such a file names are opened as the app's user; its control settings have no effect."""
     target = field.place.folder / "roots.pid"
     field.plant(field.folder / "gunicorn.conf.py", f"pidfile = {str(target)!r}\n")
     done = field.place.run("who:app", "-b", "127.0.0.1:0", "-u", "nobody", argv=[*shown(), *OSTLER])
@@ -300,7 +302,7 @@ def test_settings_of_others_have_no_rights_of_roots(field: Field) -> None:
 
 
 def test_token_that_others_can_choose(field: Field) -> None:
-    """Root's control port is not opened with a token from the app's folder: the app would have all rights."""
+    """Root's control port is not opened with a token from the app's folder: the app would have all scopes."""
     token = field.folder / "token"
     token.write_text("chosen\n")
     token.chmod(0o600)
@@ -320,7 +322,7 @@ def test_token_that_others_can_choose(field: Field) -> None:
 
 @pytest.mark.thorough
 def test_folder_of_others_in_the_installation(field: Field) -> None:
-    """Of the environment's site-packages, too, root imports nothing that others can write."""
+    """From the environment's site-packages, too, root imports nothing that others can write."""
     folder = Path(sysconfig.get_paths()["purelib"]) / f"ostler_test_{os.getpid()}"
     folder.mkdir()
     try:
@@ -341,7 +343,7 @@ def test_folder_of_others_in_the_installation(field: Field) -> None:
 
 
 def test_pid_file_in_a_folder_that_is_a_link(field: Field) -> None:
-    """Root's own pid file is written as the app's user where that one decides what folder is meant."""
+    """Where the app's user decides which folder is meant, root's pid file is written as that user."""
     daemon = field.start("--pid", "app.pid")
     mine = field.folder / "app.pid"
     assert (mine.read_text(), mine.stat().st_uid) == (f"{daemon.pid}\n", 0)
@@ -387,7 +389,7 @@ from ostler.workers.thread_engine import Engine as Worker
 
 
 def test_forged_settings(field: Field) -> None:
-    """A worker class of the app's own runs before the settings are all reported; it can't change them."""
+    """A worker class of the app runs before all settings are reported; it can't change them."""
     target = field.place.folder / "forged.pid"
     field.plant(field.folder / "forging.py", FORGER.format(path=str(target)))
     done = field.place.run(
@@ -411,7 +413,7 @@ def app(environ, start_response):
 
 @pytest.mark.thorough
 def test_number_without_account(field: Field) -> None:
-    """It is not left in root's group, which may be able to write what root believes."""
+    """The process is not left in root's group, which may be able to write files that root trusts."""
     os.chown(field.folder, 0, 0)
     field.place.add("gunicorn.conf.py", "workers = 1\n").chmod(0o664)
     field.place.add("who.py", PLANTER.format(code=field.code("gunicorn.conf")))
@@ -425,7 +427,9 @@ def test_number_without_account(field: Field) -> None:
 
 @pytest.mark.thorough
 def test_owner_without_user(field: Field) -> None:
-    """Root gives no user: what one other account can write is evaluated as that account, as is the app."""
+    """Root gives no user: a file that one other account can write is evaluated as that account,
+    and so is the app.
+    """
     field.plant(field.folder / "gunicorn.conf.py", field.code("own"))
     daemon = field.place.start("who:app", argv=[*shown(), *OSTLER])
     assert daemon.get("/").text == str(UID)
@@ -435,7 +439,7 @@ def test_owner_without_user(field: Field) -> None:
 
 
 def test_refusals(field: Field) -> None:
-    """Several accounts can write it, or it wants another account than its writer: one line each."""
+    """Several accounts can write the file, or it names another account than its writer: one line each."""
     conf = field.plant(field.folder / "gunicorn.conf.py", field.code("several"))
     argv = [*shown(), *OSTLER]
     conf.chmod(0o666)
@@ -452,8 +456,8 @@ def test_refusals(field: Field) -> None:
 
 
 @pytest.mark.thorough
-def test_by_the_administrators_word(field: Field) -> None:
-    """--user root says that all of it may run as root, which is warned of."""
+def test_user_root_on_the_command_line(field: Field) -> None:
+    """--user root says that all of it may run as root; there is a warning."""
     field.plant(field.folder / "gunicorn.conf.py", "workers = 1\n")
     daemon = field.start("-u", "root")
     assert daemon.get("/").text == "0"
@@ -465,7 +469,7 @@ def test_by_the_administrators_word(field: Field) -> None:
 
 @pytest.mark.thorough
 def test_safe_file_is_as_before(field: Field) -> None:
-    """A file of root's in folders of root's is evaluated as root and may say everything."""
+    """A file of root in folders of root is evaluated as root, and all its settings have their effect."""
     os.chown(field.folder, 0, 0)
     field.place.add("helper.py", "USER = 'nobody'\n")
     text = f"from helper import USER as user\npidfile = {str(field.place.folder / 'x.pid')!r}\n"
@@ -514,7 +518,7 @@ def test_other_forms(field: Field, kind: str) -> None:
 
 @pytest.mark.parametrize("named", ["key", *thorough("log", "variable")])
 def test_paste_file_of_others_named_by_roots_file(field: Field, named: str) -> None:
-    """What it says has no effect as long as the fork server has root's rights."""
+    """Its contents have no effect as long as the fork server has root's rights."""
     pair = Authority(field.place.folder).issue("localhost")
     Path(pair.key).chmod(0o600)
     target = field.place.folder / "roots.log"
@@ -562,7 +566,9 @@ channel.Channel.send = send
 
 @pytest.mark.thorough
 def test_log_that_a_reload_names(field: Field) -> None:
-    """Rotating logs, root makes none that the app's own configuration has named, which was forged here."""
+    """At a rotation root creates no log whose name comes from the app's own configuration,
+    which was forged here.
+    """
     target = field.place.folder / "roots.log"
     daemon = field.start()
     field.plant(field.folder / "gunicorn.conf.py", FORGED_LOG.format(path=str(target)))
@@ -576,7 +582,7 @@ def test_log_that_a_reload_names(field: Field) -> None:
 
 @pytest.mark.thorough
 def test_roots_key_and_a_configuration_of_others(field: Field) -> None:
-    """The command line names a key that only root can read: it is used, as ever."""
+    """The command line names a key that only root can read: it is used as usual."""
     pair = Authority(field.place.folder).issue("localhost")
     Path(pair.key).chmod(0o600)
     field.plant(field.folder / "gunicorn.conf.py", field.code("conf"))
@@ -593,7 +599,7 @@ def test_roots_key_and_a_configuration_of_others(field: Field) -> None:
 
 @pytest.mark.thorough
 def test_key_behind_a_link(field: Field) -> None:
-    """A link in the app's folder does not have root read a private key of root's for the app."""
+    """A link in the app's folder does not make root read its private key for the app."""
     certificate = Authority(field.place.folder).issue("localhost")
     Path(certificate.key).chmod(0o600)
     (field.folder / "key.pem").symlink_to(certificate.key)

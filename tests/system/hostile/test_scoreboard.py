@@ -1,7 +1,7 @@
-"""An app that writes into its worker's part of the scoreboard: what comes of it stays with that worker.
+"""An app that writes into its worker's part of the scoreboard: only that worker is affected.
 
-A child of the worker, which has the memory in common with it, writes there some hundred times a second, from
-the worker's first request on, until the worker is gone.
+A child of the worker, which shares this memory, writes there some hundred times a second, from
+the worker's first request on, until the worker has ended.
 """
 
 import errno
@@ -22,7 +22,7 @@ from tests.kit.tiers import thorough
 
 pytestmark = pytest.mark.system
 
-# PAGE, SLOT and the places are the layout's, written down: what is attacked is what is in memory.
+# PAGE, SLOT and the offsets are literal copies of the layout, because the attack is on what is in memory.
 ATTACK = """\
 import ctypes, os, random, time
 usleep = ctypes.CDLL(None).usleep
@@ -73,7 +73,7 @@ def stamp(start, slots, rounds):
     for word in (*range(0, 3), *range(8, 18)):
         put(start + 4096 + (slots - 1) * SLOT + 8 * word, 2**64 - 1)
 """
-# Nothing of this is impossible: all slots have requests that began a second ago, others all the time.
+# All of these values are possible: every slot has a request that began a second ago, always another one.
 OVERDUE = """\
 first = time.monotonic_ns()
 
@@ -92,9 +92,9 @@ def stamp(start, slots, rounds):
         put(words + 8 * 4, random.getrandbits(47))
         put(words + 8 * 3, now - 1_000_000_000 - rounds % 97 - slot)
 """
-# What 300 MiB of address space are, for each process.
+# 300 MiB of address space for each process.
 ADDRESS_SPACE = 300 << 20
-# A line takes some time to come; more than this, and the app's user fills the disk.
+# The most lines that are acceptable; with more the app's user could fill the disk.
 LINES = 400
 
 
@@ -107,7 +107,7 @@ def sums(totals: Totals) -> list[int]:
 
 
 def counters(daemon: Daemon) -> dict[str, float]:
-    """All counters of `/metrics`; histograms' too."""
+    """All counters of `/metrics`, including those of histograms."""
     text = daemon.client.raw(METRICS).decode()
     kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
     found = {}
@@ -122,13 +122,13 @@ def counters(daemon: Daemon) -> dict[str, float]:
 
 
 def grown(before: dict[str, float], after: dict[str, float]) -> None:
-    """No counter has become less, and none is out of this world."""
+    """No counter has decreased, and none has an impossible value."""
     assert [name for name, value in before.items() if after[name] < value] == []
     assert [name for name, value in after.items() if value > 1e9 and "bytes" not in name] == []
 
 
 def calm(daemon: Daemon) -> None:
-    """What the API says is of this world, and printable."""
+    """The values that the API returns are possible and printable."""
     for worker in daemon.workers():
         assert 0 <= worker.requests < 10**6
         assert 0 <= worker.connections < 10**6
@@ -149,7 +149,9 @@ def attacked(place: Place, source: str, *words: str) -> Daemon:
 
 @each_class
 def test_random_words(hostile_place: Place, words: tuple[str, ...]) -> None:
-    """Any words in any order: the API, replacement and totals are as without, and each worker is one line."""
+    """Random words: the API, replacement and totals work as usual,
+    and each such worker is reported in one line.
+    """
     daemon = attacked(hostile_place, RANDOM, *words)
     before, totals = counters(daemon), sums(daemon.status().totals)
     assert daemon.get().status == 200
@@ -167,7 +169,7 @@ def test_random_words(hostile_place: Place, words: tuple[str, ...]) -> None:
     grown(before, counters(daemon))
     assert lines(daemon) < LINES
     assert not daemon.events("internal_error")
-    # Without the attack all is as it was, and counts.
+    # Without the attack everything works and is counted as before.
     hostile_place.add("attack.py", "")
     assert daemon.ctl("reload", within=90).code == 0
     daemon.settled(2, generation=2)
@@ -181,7 +183,7 @@ def test_random_words(hostile_place: Place, words: tuple[str, ...]) -> None:
 
 @pytest.mark.thorough
 def test_an_upgrade_with_such_workers(hostile_place: Place) -> None:
-    """It goes through, and no total becomes less."""
+    """The upgrade succeeds, and no total decreases."""
     daemon = attacked(hostile_place, RANDOM, *CLASSES["sync"])
     assert daemon.get().status == 200
     daemon.event("scoreboard_implausible")
@@ -197,13 +199,13 @@ def test_an_upgrade_with_such_workers(hostile_place: Place) -> None:
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", ["threads", "gevent"])
 def test_requests_that_are_overdue_all_the_time(hostile_place: Place, name: str) -> None:
-    """A worker can cause a bounded number of lines about requests that do not exist, and no other harm."""
+    """A worker can cause a bounded number of lines about requests that do not exist, and no other effect."""
     daemon = attacked(hostile_place, OVERDUE, "-t", "1", *CLASSES[name])
     assert daemon.get().status == 200
     daemon.event("request_overdue", path="/lie")
     began, before = time.monotonic(), lines(daemon)
     assert_unharmed(daemon, rounds=3)
-    # A thousand at once, and then some a second.
+    # A thousand at once, and then a few per second.
     assert lines(daemon) - before < 1500 + 100 * (time.monotonic() - began)
     assert not daemon.events("internal_error")
     hostile_place.add("attack.py", "")
@@ -221,7 +223,7 @@ def limited() -> None:
 @pytest.mark.thorough
 @each_class
 def test_little_address_space(hostile_place: Place, words: tuple[str, ...]) -> None:
-    """300 MiB for each process are enough for all of it, a reload included."""
+    """300 MiB for each process are enough for all of it, including a reload."""
     daemon = hostile_place.start("-w", "2", "--canary-time", "0", *words, popen={"preexec_fn": limited})
     daemon.settled(2)
     assert daemon.get().status == 200
@@ -256,7 +258,7 @@ def refusing(number: int, shm: bool) -> dict[str, Any]:
 
 @pytest.mark.parametrize("number", [errno.EPERM, *thorough(errno.ENOSYS)])
 def test_memfd_create_is_refused(hostile_place: Place, number: int) -> None:
-    """Then unnamed files in /dev/shm do, also for an upgrade."""
+    """Then unnamed files in /dev/shm are used, also for an upgrade."""
     daemon = hostile_place.start("-w", "2", "attacked:app", **refusing(number, shm=False))
     daemon.settled(2)
     assert daemon.get().status == 200
@@ -282,7 +284,7 @@ def request(path):
 
 @pytest.mark.thorough
 def test_memory_without_seals_is_cut_off(hostile_place: Place) -> None:
-    """A worker that cuts off its own memory dies of it, and the supervisor does not."""
+    """A worker that truncates its own memory is killed by that, and the supervisor is not."""
     hostile_place.add("attack.py", CUT)
     daemon = hostile_place.start("-w", "2", "attacked:app", **refusing(errno.EPERM, shm=False))
     daemon.settled(2)

@@ -1,4 +1,4 @@
-"""A daemon that inherits blocked or ignored signals, or a strange umask, from whatever has started it."""
+"""A daemon that inherits blocked or ignored signals, or an unusual umask, from its parent process."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from tests.kit.waiting import until
 
 pytestmark = pytest.mark.system
 
-# Not those that can't be blocked, and not those of the C library (nptl(7)).
+# Without those that can't be blocked, and those that the C library uses (nptl(7)).
 ALL = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 
 
@@ -54,7 +54,9 @@ def request(path):
 
 @pytest.mark.parametrize("inherit", [blocked, *thorough(ignored)])
 def test_inherited_signals(hostile_place: Place, inherit: Callable[[], None]) -> None:
-    """All blocked, or all ignored: dead workers are replaced, signals are heeded, after an upgrade too."""
+    """All signals are blocked, or all are ignored:
+    dead workers are replaced and signals have their effect, also after an upgrade.
+    """
     hostile_place.add("attack.py", CHILD)
     daemon = hostile_place.start("attacked:app", popen={"preexec_fn": inherit})
     assert ask(daemon.url, "/child").status == 200
@@ -64,7 +66,7 @@ def test_inherited_signals(hostile_place: Place, inherit: Callable[[], None]) ->
     for pid in (daemon.pid, fork_server(daemon).pid, worker, child):
         found = masks(pid)
         assert found[0] == set(), pid
-        # 32 is the C library's; its number is not Python's to change.
+        # The C library uses 32; Python can't change it.
         assert {signum for signum in found[1] if signum in ALL} <= pythons, pid
     assert ask(daemon.url, "/end").status == 200
     Process(worker).send(signal.SIGKILL)
@@ -86,7 +88,7 @@ def test_inherited_signals(hostile_place: Place, inherit: Callable[[], None]) ->
 
 
 def test_check_with_ignored_children(hostile_place: Place) -> None:
-    """SIGCHLD ignored: the kernel throws away the status that a check waits for."""
+    """SIGCHLD is ignored: the kernel discards the exit status that a check waits for."""
 
     def ignore() -> None:
         end_with_parent()
@@ -99,7 +101,7 @@ def test_check_with_ignored_children(hostile_place: Place) -> None:
 
 
 def test_inherited_umask(hostile_place: Place) -> None:
-    """A umask of 0777 makes files that their owner can't open: ours can be opened by us, and by no others."""
+    """A umask of 0777 makes files that their owner can't open: only we must be able to open ours."""
 
     def mask() -> None:
         end_with_parent()

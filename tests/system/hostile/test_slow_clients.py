@@ -1,4 +1,4 @@
-"""Clients that open many connections and send as little as they can: others are served meanwhile."""
+"""Clients that open many connections and send as little as they can: other clients are served meanwhile."""
 
 import _ssl
 import ctypes
@@ -87,7 +87,9 @@ UPGRADE = (
 
 @pytest.fixture(autouse=True)
 def reads(hostile_place: Place) -> None:
-    """Under ASGI too the app waits for the request's body; under WSGI it is not called before."""
+    """The app waits for the request's body.
+    ASGI apps are called before it has arrived, WSGI apps after that.
+    """
     hostile_place.add("reads.py", READS)
 
 
@@ -96,7 +98,7 @@ def reading(words: tuple[str, ...]) -> list[str]:
 
 
 def hello() -> bytes:
-    """The first half of a TLS client's first message."""
+    """The first half of a TLS ClientHello."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     tls = ssl.create_default_context().wrap_bio(incoming, outgoing, server_hostname="localhost")
     with pytest.raises(ssl.SSLWantReadError):
@@ -106,7 +108,7 @@ def hello() -> bytes:
 
 
 class Siege:
-    """Keeps `ATTACKERS` connections, in a thread; each sends `first`, and a byte now and then."""
+    """Keeps `ATTACKERS` connections open, in a thread; each sends `first`, and a byte now and then."""
 
     def __init__(self, address: tuple[str, int], first: bytes) -> None:
         self._address, self._first = address, first
@@ -177,7 +179,7 @@ def siege(daemon: Daemon, first: bytes) -> Iterator[Siege]:
 
 
 def answered(daemon: Daemon, context: ssl.SSLContext | None = None) -> float:
-    """Seconds to the answer that a new client gets."""
+    """Seconds until a new client gets an answer."""
     began = time.monotonic()
 
     def ask() -> bool:
@@ -195,7 +197,9 @@ def answered(daemon: Daemon, context: ssl.SSLContext | None = None) -> float:
 
 
 def assert_open(daemon: Daemon, first: bytes, context: ssl.SSLContext | None = None) -> None:
-    """While the attack goes on each new client is answered in time, and the log says that room was made."""
+    """While the attack runs, each new client is answered in time,
+    and the log reports that connections were evicted.
+    """
     with siege(daemon, first) as attack:
         took = [answered(daemon, context) for _ in range(PROBES)]
         until(lambda: attack.cut > 0, "attackers are cut")
@@ -208,7 +212,7 @@ def assert_open(daemon: Daemon, first: bytes, context: ssl.SSLContext | None = N
 @each_class
 @pytest.mark.parametrize("attack", [*thorough("nothing", "chunks"), "heads", "bodies"])
 def test_new_clients_are_answered(hostile_place: Place, words: tuple[str, ...], attack: str) -> None:
-    """Six times as many slow connections as the worker keeps: the slowest make room."""
+    """Six times as many slow connections as the worker keeps: the slowest are closed."""
     daemon = hostile_place.start(*LIMITS, *reading(words))
     assert_open(daemon, ATTACKS[attack])
 
@@ -220,7 +224,7 @@ def test_new_clients_are_answered(hostile_place: Place, words: tuple[str, ...], 
 def test_slow_handshakes(
     hostile_place: Place, words: tuple[str, ...], first: Callable[[], bytes], tmp_path: Path
 ) -> None:
-    """The same for TLS handshakes that do not go on."""
+    """The same for TLS handshakes that do not continue."""
     authority = Authority(tmp_path)
     server = authority.issue("localhost")
     daemon = hostile_place.start(*LIMITS, "--certfile", server.cert, "--keyfile", server.key, *reading(words))
@@ -238,7 +242,7 @@ def test_slow_proxy_headers(hostile_place: Place, words: tuple[str, ...]) -> Non
 @pytest.mark.thorough
 @each_class
 def test_few_descriptors(hostile_place: Place, words: tuple[str, ...]) -> None:
-    """The limit is that of descriptors, not of connections: the same, and some stay free for the app."""
+    """The same when the limit is that of descriptors, not of connections; some stay free for the app."""
     argv = ("prlimit", "--nofile=200:200", *OSTLER)
     daemon = hostile_place.start("-w", "1", *reading(words), argv=argv)
     assert_open(daemon, ATTACKS["heads"])
@@ -248,7 +252,7 @@ def test_few_descriptors(hostile_place: Place, words: tuple[str, ...]) -> None:
 @pytest.mark.thorough
 @each_class
 def test_a_slow_upload_outlives_the_attack(hostile_place: Place, words: tuple[str, ...]) -> None:
-    """A client that sends at more than `body_min_rate` is no attacker: its upload is answered."""
+    """A client that sends faster than `body_min_rate` is not an attacker: its upload is answered."""
     daemon = hostile_place.start(*LIMITS, "--body-min-rate", "100", *reading(words))
     with socket.create_connection(daemon.address, timeout=PATIENCE) as upload:
         upload.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2000\r\n\r\n" + b"x" * 500)
@@ -262,7 +266,7 @@ def test_a_slow_upload_outlives_the_attack(hostile_place: Place, words: tuple[st
 
 @each_class
 def test_a_slow_body_is_cut_early(hostile_place: Place, words: tuple[str, ...]) -> None:
-    """Without any pressure, long before `body_timeout`: a body that does not come is refused."""
+    """Also without an attack, long before `body_timeout`: a body that does not arrive is refused."""
     daemon = hostile_place.start("-w", "1", *reading(words))
     began = time.monotonic()
     with socket.create_connection(daemon.address, timeout=PATIENCE) as sock:
@@ -273,7 +277,9 @@ def test_a_slow_body_is_cut_early(hostile_place: Place, words: tuple[str, ...]) 
 
 @each_class
 def test_connections_of_one_address(hostile_place: Place, words: tuple[str, ...]) -> None:
-    """`limit_connections_per_address`: what is beyond it is closed at once, and others are not."""
+    """`limit_connections_per_address`:
+    more connections of the address are closed at once, those of others are not.
+    """
     daemon = hostile_place.start("-w", "1", "--limit-connections-per-address", "3", *reading(words))
     held = [socket.create_connection(daemon.address, timeout=PATIENCE) for _ in range(3)]
     try:
@@ -300,8 +306,9 @@ def test_connections_of_one_address(hostile_place: Place, words: tuple[str, ...]
 @pytest.mark.thorough
 @each_class
 def test_heads_and_idling_over_tls(hostile_place: Place, words: tuple[str, ...], tmp_path: Path) -> None:
-    """Clients that have done their handshake and then send nothing, or a part of a head, or idle, make room
-    at once: the end of TLS, for which the client must say something, is not waited for."""
+    """Clients that have done their handshake and then send nothing, or a part of a head, or idle,
+    are evicted at once, without waiting for the end of TLS, for which the client would have to answer.
+    """
     authority = Authority(tmp_path)
     server = authority.issue("localhost")
     limits = ("-w", "1", "--worker-connections", "12", "--keep-alive", "600")
@@ -323,9 +330,10 @@ def test_heads_and_idling_over_tls(hostile_place: Place, words: tuple[str, ...],
 
 @pytest.mark.thorough
 def test_tls_connections_that_are_closed_twice(hostile_place: Place, tmp_path: Path) -> None:
-    """Bytes that are no HTTP behind a request whose answer ends the connection: uvicorn closes it for both.
-    asyncio has let go of its half of it then, while the client does not say that it has ended. What the
-    worker does twice a second goes on, and such connections make room."""
+    """Bytes that are not HTTP follow a request whose answer ends the connection, so that uvicorn closes it
+    twice. asyncio has then released its part of the connection, while the client does not end its own. The
+    worker's checks twice a second continue, and such connections can be evicted.
+    """
     hostile_place.add("later.py", LATER)
     server = Authority(tmp_path).issue("localhost")
     limits = ("-w", "1", "--worker-connections", "8", "--graceful-timeout", "1")
@@ -359,7 +367,7 @@ def test_tls_connections_that_are_closed_twice(hostile_place: Place, tmp_path: P
 
 @pytest.mark.thorough
 def test_answers_under_tls_are_not_cut(hostile_place: Place, tmp_path: Path) -> None:
-    """An answer that uvicorn has written whole, and that its client still reads, is no idle connection."""
+    """A connection whose answer uvicorn has written completely, and whose client still reads, is not idle."""
     hostile_place.add("big.py", BIG)
     server = Authority(tmp_path).issue("localhost")
     limits = ("-w", "1", "--worker-connections", "4", "--keep-alive", "600")
@@ -384,7 +392,7 @@ def test_answers_under_tls_are_not_cut(hostile_place: Place, tmp_path: Path) -> 
 
 
 def tls_words(folder: Path) -> tuple[tuple[str, ...], ssl.SSLContext]:
-    """What makes a daemon speak TLS, and what its clients trust."""
+    """Flags that make a daemon serve TLS, and the authority for its clients."""
     authority = Authority(folder)
     server = authority.issue("localhost")
     return ("--certfile", server.cert, "--keyfile", server.key), authority.client_context()
@@ -393,7 +401,7 @@ def tls_words(folder: Path) -> tuple[tuple[str, ...], ssl.SSLContext]:
 def ask_for(
     daemon: Daemon, stack: ExitStack, request: bytes, context: ssl.SSLContext | None, kept: int = 4096
 ) -> socket.socket:
-    """Send a request on a new connection, whose kernel keeps little of the answer: `kept` bytes."""
+    """Send a request on a new connection whose kernel buffers at most `kept` bytes of the answer."""
     sock = stack.enter_context(socket.socket())
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, kept)
     sock.settimeout(PATIENCE)
@@ -405,7 +413,7 @@ def ask_for(
 
 
 class SlowReader:
-    """Reads a little at a time, in a thread, until `finish`; then all there is of a large answer."""
+    """Reads slowly, in a thread, until `finish`, which then reads the rest of a large answer."""
 
     def __init__(self, sock: socket.socket, expected: int = SIZE) -> None:
         self._sock, self._expected = sock, expected
@@ -421,7 +429,7 @@ class SlowReader:
                 self._quickly.wait(0.02)
 
     def finish(self) -> int:
-        """How much came."""
+        """Read the rest; returns how many bytes there were."""
         self._quickly.set()
         self._thread.join()
         return self.size
@@ -434,7 +442,7 @@ WITH_EVENTLET = {**CLASSES, "eventlet": ("-k", "eventlet", "attacked:app")}
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 @pytest.mark.parametrize("words", tiers(WITH_EVENTLET.items(), USUAL))
 def test_slow_readers(hostile_place: Place, words: tuple[str, ...], tls: bool, tmp_path: Path) -> None:
-    """Clients that ask for a large answer and read nothing make room, and one that reads does not."""
+    """Clients that request a large answer and read nothing are evicted, and a client that reads is not."""
     hostile_place.add("large.py", LARGE)
     certificate, context = tls_words(tmp_path) if tls else ((), None)
     words = tuple(word.replace("attacked:", "large:") for word in words)
@@ -447,7 +455,7 @@ def test_slow_readers(hostile_place: Place, words: tuple[str, ...], tls: bool, t
             ask_for(daemon, stack, GET_LARGE, context)
         took = [answered(daemon, context) for _ in range(PROBES)]
         size = reader.finish()
-        # Nothing but new clients wakes the worker now.
+        # Only new clients wake the worker now.
         took += [answered(daemon, context) for _ in range(20)]
     assert size >= SIZE
     assert sum(took[1:]) < ANSWERED_WITHIN * SLACK, took
@@ -459,7 +467,7 @@ def test_slow_readers(hostile_place: Place, words: tuple[str, ...], tls: bool, t
 
 @pytest.mark.thorough
 def test_tls_clients_that_do_not_close(hostile_place: Place, tmp_path: Path) -> None:
-    """The client's part of the end of TLS is not waited for long: neither in service nor by a drain."""
+    """The client's part of the end of TLS is not waited for long, while serving and while draining."""
     certificate, context = tls_words(tmp_path)
     times = ("--keep-alive", "1", "--graceful-timeout", "60")
     daemon = hostile_place.start("-w", "1", *times, *certificate, *CLASSES["asgi"])
@@ -483,12 +491,12 @@ def test_tls_clients_that_do_not_close(hostile_place: Place, tmp_path: Path) -> 
 
 @pytest.mark.thorough
 def test_a_slow_reader_of_a_last_answer(hostile_place: Place, tmp_path: Path) -> None:
-    """A connection that ends with its answer lives as long as its client reads, also under TLS."""
+    """A connection whose answer is its last stays open as long as its client reads, also under TLS."""
     hostile_place.add("large.py", LARGE)
     certificate, context = tls_words(tmp_path)
     daemon = hostile_place.start("-w", "1", *certificate, "-k", "asgi", "large:asgi")
     with ExitStack() as stack:
-        # More than the kernel takes in that time.
+        # More than the kernel accepts in that time.
         request = b"GET /larger HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
         reader = SlowReader(ask_for(daemon, stack, request, context, 1 << 16), 4 * SIZE)
         stack.callback(reader.finish)
@@ -499,10 +507,10 @@ def test_a_slow_reader_of_a_last_answer(hostile_place: Place, tmp_path: Path) ->
 
 
 class KeyUpdates:
-    """Connections that send TLS 1.3 key updates without end, in a thread; each that is ended is made again.
+    """Connections that send TLS 1.3 key updates endlessly, in a thread; each that is closed is opened again.
 
     Args:
-        kind: 1: each is to be answered; 0: none is (ssl.h, SSL_KEY_UPDATE_REQUESTED).
+        kind: 1: each asks for an answer; 0: none does (ssl.h, SSL_KEY_UPDATE_REQUESTED).
 
     Attributes:
         ended: how many were ended.
@@ -555,7 +563,7 @@ class KeyUpdates:
 @pytest.mark.thorough
 @each_class
 def test_records_without_data(hostile_place: Place, words: tuple[str, ...], tmp_path: Path) -> None:
-    """Key updates without end are the end of their connection; bytes that are no TLS cost nothing else."""
+    """Endless key updates end their connection; bytes that are not TLS have no other effect."""
     certificate, context = tls_words(tmp_path)
     daemon = hostile_place.start("-w", "1", "--keep-alive", "60", *certificate, *words)
     with ExitStack() as stack:
@@ -577,7 +585,7 @@ def test_records_without_data(hostile_place: Place, words: tuple[str, ...], tmp_
 
 
 def test_websockets_that_have_ended_are_not_counted(hostile_place: Place) -> None:
-    """A connection that was upgraded makes room for another of its address when it ends."""
+    """When an upgraded connection ends, another one of its address is accepted."""
     limits = ("-w", "1", "--limit-connections-per-address", "2")
     daemon = hostile_place.start(*limits, *reading(CLASSES["asgi"]))
     for _ in range(4):
@@ -590,7 +598,7 @@ def test_websockets_that_have_ended_are_not_counted(hostile_place: Place) -> Non
 
 @pytest.mark.thorough
 def test_malformed_requests_fill_no_log(hostile_place: Place) -> None:
-    """uvicorn warns of each request that is none: some are logged."""
+    """uvicorn warns of each malformed request: only some of the warnings are logged."""
     daemon = hostile_place.start("-w", "1", *reading(CLASSES["asgi"]))
     for _ in range(50):
         with socket.create_connection(daemon.address, timeout=PATIENCE) as sock:

@@ -1,7 +1,7 @@
-"""Another user of the machine is there first: with the folder, the socket or the port where `ctl` looks for
+"""Another user of the machine was there first: with the folder, the socket or the port where `ctl` looks for
 the daemon, or where the daemon would put its socket.
 
-`ctl` runs as root, the stranger is the second account; both are real processes.
+`ctl` runs as root, the other user is the second account; both are real processes.
 """
 
 import os
@@ -47,7 +47,7 @@ while True:
 
 
 class Stranger:
-    """The second account's server; it notes what it receives."""
+    """A server of the second account; it records what it receives."""
 
     def __init__(self, process: subprocess.Popen[str], address: str | tuple[str, int]) -> None:
         self._process = process
@@ -58,7 +58,7 @@ class Stranger:
         return self._process.stdout.readline().strip()
 
     def received(self) -> list[str]:
-        """What came since the last call; the end of a connection that brought nothing is not counted."""
+        """Data since the last call; connections that sent nothing are not counted."""
         family = socket.AF_UNIX if isinstance(self._address, str) else socket.AF_INET
         with socket.socket(family) as sock:
             sock.connect(self._address)
@@ -72,7 +72,7 @@ class Stranger:
 
 @contextmanager
 def stranger(place: Place, path: Path | None = None) -> Iterator[tuple[Stranger, int]]:
-    """Listens on a path, or on a port, which is given as well."""
+    """Listens on a path or on a port; the port is passed on."""
     argv = [*as_nobody(), sys.executable, "-c", STRANGER, *([str(path)] if path else [])]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd="/", env=place.environ) as process:
         try:
@@ -86,7 +86,7 @@ def stranger(place: Place, path: Path | None = None) -> Iterator[tuple[Stranger,
 
 @pytest.fixture
 def shared(place: Place) -> Path:
-    """A folder like /tmp, where `ctl` looks; the second account can reach it."""
+    """A folder like /tmp in which `ctl` looks; the second account can enter it."""
     place.folder.chmod(0o711)
     shared = place.folder / "tmp"
     shared.mkdir()
@@ -105,7 +105,7 @@ def ctl(place: Place, shared: Path, *args: str, **environ: str) -> Done:
 
 
 def test_a_folder_of_another_user(place: Place, shared: Path) -> None:
-    """Theirs is not looked into and that is said, in one line; our own daemon is found all the same."""
+    """`ctl` does not look into their folder and says so in one line; it still finds our own daemon."""
     folder = shared / f"ostler-{ME}"
     folder.mkdir(mode=0o755)
     theirs(folder)
@@ -126,7 +126,7 @@ def test_a_folder_of_another_user(place: Place, shared: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["link", "loose"])
 def test_a_folder_that_another_user_can_change(place: Place, shared: Path, kind: str) -> None:
-    """A link to a folder with other programs' sockets, or one that others can write to: not looked into."""
+    """`ctl` does not look into a folder that is a link to others' sockets, or that others can write."""
     folder, real = shared / f"ostler-{ME}", place.folder / "real"
     if kind == "link":
         real.mkdir(mode=0o755)
@@ -145,8 +145,9 @@ def test_a_folder_that_another_user_can_change(place: Place, shared: Path, kind:
 
 
 def test_a_socket_that_changed_hands(place: Place, shared: Path) -> None:
-    """All that can be seen of folder and socket is right, but the process that listens is a stranger's, as if
-    it had been exchanged after we looked: we connect, see that, and say nothing."""
+    """Folder and socket have the right owner, but the listening process belongs to another user,
+    as if the socket had been exchanged after the check: `ctl` connects, sees that, and sends nothing.
+    """
     path = shared / f"ostler-{ME}" / "shop.sock"
     path.parent.mkdir()
     path.parent.chmod(0o777)
@@ -161,7 +162,7 @@ def test_a_socket_that_changed_hands(place: Place, shared: Path) -> None:
 
 
 def test_a_socket_that_was_named(place: Place, shared: Path) -> None:
-    """A socket that is named is used, with a warning about its owner; --owner makes it an error."""
+    """A socket that the user names is used, with a warning about its owner; --owner makes that an error."""
     path = shared / "named.sock"
     with stranger(place, path) as (other, _):
         done = ctl(place, shared, "--socket", str(path), "status")
@@ -187,7 +188,7 @@ def test_a_socket_that_was_named(place: Place, shared: Path) -> None:
 
 
 def test_a_port_that_changed_hands(place: Place, shared: Path) -> None:
-    """The daemon has ended and a stranger listens on its port: it does not get the token."""
+    """The daemon has ended and another user listens on its port: that user does not get the token."""
     with stranger(place) as (other, port):
         url = f"http://127.0.0.1:{port}"
         done = ctl(place, shared, "--url", url, "status", OSTLER_TOKEN=TOKEN)
@@ -201,8 +202,9 @@ def test_a_port_that_changed_hands(place: Place, shared: Path) -> None:
 
 
 def test_a_daemon_of_another_user_that_root_has_given_a_folder(place: Place, shared: Path) -> None:
-    """As systemd does with RuntimeDirectory=: root's `ctl` finds it without the owner's name, and
-    takes it without a warning if it is named."""
+    """As systemd does with RuntimeDirectory=:
+    root's `ctl` finds it without the owner's name, and uses it without a warning if its socket is named.
+    """
     given = place.folder / "given"
     given.mkdir(mode=0o755)
     theirs(given)
@@ -220,10 +222,10 @@ def test_a_daemon_of_another_user_that_root_has_given_a_folder(place: Place, sha
 
 
 def squatted(shared: Path, shm: bool) -> list[str]:
-    """The program as the second account, in whose usual places a third user has been before.
+    """The program as the second account, whose usual folders a third user has already created.
 
-    /tmp can't be written to but for `shared`, of which this daemon sees one of its own. `shm`: that user has
-    been in /dev/shm as well.
+    /tmp is not writable except for `shared`, of which this daemon sees a copy of its own. `shm`: that user
+    has been in /dev/shm as well.
     """
     squat = f"mkdir -m 777 $d/ostler-{NOBODY.pw_uid}; chown 4321 $d/ostler-{NOBODY.pw_uid}"
     steps = [
@@ -238,7 +240,7 @@ def squatted(shared: Path, shm: bool) -> list[str]:
 
 
 def test_a_place_that_is_taken(place: Place, shared: Path) -> None:
-    """The daemon takes the next place, and nothing of it lies in the stranger's folder."""
+    """The daemon uses the next folder, and creates nothing in the other user's folder."""
     for folder in (place.folder, place.app_folder):
         folder.chmod(0o755)
     daemon = place.start("plain:app", argv=squatted(shared, shm=False))
@@ -254,7 +256,7 @@ def test_a_place_that_is_taken(place: Place, shared: Path) -> None:
 
 
 def test_all_places_are_taken(place: Place, shared: Path) -> None:
-    """One warning that names them; the app is served, and TCP control starts with a token from a file."""
+    """One warning names them; the app is served, and TCP control starts with a token from a file."""
     for folder in (place.folder, place.app_folder):
         folder.chmod(0o755)
     token = place.folder / "token"

@@ -1,4 +1,4 @@
-"""Strange places, files, values and apps: each is one line that says what to do, or it simply works."""
+"""Unusual places, files, values and apps: each leads to one line that says what to do, or works."""
 
 import itertools
 import os
@@ -23,7 +23,7 @@ LATIN = os.fsdecode(b"caf\xe9")
 
 
 def folder_of_bytes(place: Place) -> str:
-    """A folder whose name is no UTF-8, with the app in it."""
+    """A folder whose name is not UTF-8, with the app in it."""
     folder = f"{place.app_folder}/{LATIN}"
     Path(folder).mkdir()
     Path(folder, "attacked.py").write_text(APP)
@@ -32,7 +32,7 @@ def folder_of_bytes(place: Place) -> str:
 
 @pytest.mark.parametrize("kind", tiers(((name, name) for name in CLASSES), USUAL))
 def test_bytes_in_the_folders_name(hostile_place: Place, kind: str) -> None:
-    """A working folder that is no UTF-8 works, and so do such options; the API shows them readably."""
+    """A working folder whose name is not UTF-8 works, and so do such options; the API shows them readably."""
     folder = folder_of_bytes(hostile_place)
     daemon = hostile_place.start(
         *("-n", f"{LATIN}", "-p", f"{LATIN}.pid", "--pythonpath", folder, "-e", f"NAME={LATIN}"),
@@ -57,7 +57,9 @@ def test_bytes_in_the_folders_name(hostile_place: Place, kind: str) -> None:
 
 
 def test_removed_folder(hostile_place: Place) -> None:
-    """At start it is one line; while it serves, reload and upgrade fail and the old app serves on."""
+    """At the start it is one line.
+    While the daemon serves, reload and upgrade fail, and the old app continues to serve.
+    """
     folder = hostile_place.app_folder / "gone"
     folder.mkdir()
     shutil.copy(hostile_place.app_folder / "attacked.py", folder)
@@ -78,7 +80,7 @@ def test_removed_folder(hostile_place: Place) -> None:
 
 
 def kinds_of_no_file(place: Place) -> list[str]:
-    """A FIFO, an endless device, a folder, bytes, an empty file, none at all."""
+    """A FIFO, an endless device, a folder, random bytes, an empty file, a missing file."""
     os.mkfifo(place.app_folder / "fifo")
     (place.app_folder / "folder").mkdir()
     (place.app_folder / "bytes").write_bytes(bytes(range(256)))
@@ -89,23 +91,23 @@ def kinds_of_no_file(place: Place) -> list[str]:
 @pytest.mark.parametrize(
     "flag", ["--config", "--certfile", *thorough("--log-config", "--log-config-json", "--paste")]
 )
-def test_settings_that_name_no_file(hostile_place: Place, flag: str) -> None:
-    """One line for each, soon, and never a daemon that waits for a FIFO."""
+def test_settings_with_paths_of_other_kinds(hostile_place: Place, flag: str) -> None:
+    """One line for each, soon: the daemon never waits for a FIFO."""
     names = kinds_of_no_file(hostile_place)
     for name in names:
         done = hostile_place.run("--check-config", f"{flag}={name}", "attacked:app", within=60)
         if done.code == 0:
             assert (flag, name) == ("--config", "empty")
         elif (flag, name) == ("--paste", "empty"):
-            assert done.code == 3  # PasteDeploy finds no app in it, and its traceback says so
+            assert done.code == 3  # PasteDeploy finds no app in it and reports that with a traceback
         else:
             assert done.code == 1
             assert done.error.startswith("ostler: error: "), done.error
 
 
 @pytest.mark.parametrize("name", ["fifo", "/dev/zero", *thorough("folder", "bytes", "empty", "missing")])
-def test_token_file_that_is_none(hostile_place: Place, name: str) -> None:
-    """The data plane comes first: it serves without TCP's control plane, and SIGTERM ends it."""
+def test_invalid_token_file(hostile_place: Place, name: str) -> None:
+    """The app is served without TCP control, and SIGTERM ends the daemon."""
     kinds_of_no_file(hostile_place)
     daemon = hostile_place.start(
         "--control-bind", "127.0.0.1:0", "--control-token-file", name, "attacked:app"
@@ -116,7 +118,7 @@ def test_token_file_that_is_none(hostile_place: Place, name: str) -> None:
 
 
 def test_token_file_for_all(hostile_place: Place) -> None:
-    """Others may read the token: a warning says so."""
+    """If others may read the token, there is a warning."""
     (hostile_place.app_folder / "token").write_text("a-token\n")
     (hostile_place.app_folder / "token").chmod(0o644)
     daemon = hostile_place.start(
@@ -128,7 +130,7 @@ def test_token_file_for_all(hostile_place: Place) -> None:
 
 @pytest.mark.parametrize("token", ["line\nend", "\udcff", *thorough("two words", "caf\u00e9", "\x1b[2J")])
 def test_token_of_ctl(hostile_place: Place, token: str) -> None:
-    """OSTLER_TOKEN that no header can carry."""
+    """An OSTLER_TOKEN that can't be sent in a header is an error."""
     done = hostile_place.run("ctl", "--url", "http://127.0.0.1:1", "status", OSTLER_TOKEN=token)
     assert done.code == 1
     assert "OSTLER_TOKEN" in done.error
@@ -153,7 +155,7 @@ STRANGE = [
     "words", [*STRANGE[::4], *thorough(*((words,) for words in STRANGE if words not in STRANGE[::4]))]
 )
 def test_strange_values(hostile_place: Place, words: list[str]) -> None:
-    """One line that names the setting."""
+    """One line names the setting."""
     done = hostile_place.run("--check-config", *words, "attacked:app")
     assert done.code in (1, 2)
     assert len(done.error) < 1000
@@ -161,7 +163,9 @@ def test_strange_values(hostile_place: Place, words: list[str]) -> None:
 
 @pytest.mark.parametrize("variable", ["GUNICORN_CMD_ARGS", "OSTLER_CMD_ARGS"])
 def test_strange_variables(hostile_place: Place, variable: str) -> None:
-    """Quotes that do not end, bytes that are no option; what PYTHONHOME is to the app does not harm us."""
+    """Unclosed quotes, bytes that are not an option: one line.
+    A PYTHONHOME for the app does not harm the daemon.
+    """
     for text in ("--name 'x", os.fsdecode(b"--\xff"), "--no-such=1"):
         done = hostile_place.run("--check-config", "attacked:app", **{variable: text})
         assert done.code == 2
@@ -199,7 +203,7 @@ def modules():
     sys.modules["evil_module"] = Module("evil_module")
     sys.modules[5] = types.ModuleType("five")
     for number, path in enumerate(("a\\0b", "/a\\0b", 7, "\\ud800", "x" * 100000, "")):
-        sys.modules[f"odd{number}"] = module = types.ModuleType(f"odd{number}")
+        sys.modules[f"module{number}"] = module = types.ModuleType(f"module{number}")
         module.__file__ = path
 
 def circle():
@@ -242,7 +246,7 @@ def no_fault_of_ours(daemon: Daemon) -> None:
 
 @pytest.mark.parametrize("kind", tiers(((name, name) for name in CLASSES), USUAL))
 def test_exceptions_in_requests(hostile_place: Place, kind: str) -> None:
-    """Whatever it is that an app raises: 500, one event each, and the worker serves on."""
+    """Any exception of an app is a 500 and one event, and the worker continues to serve."""
     hostile_place.add("evil.py", EVIL)
     hostile_place.add("attack.py", "import evil\ndef request(path):\n    path[1:] and evil.fail(path[1:])\n")
     daemon = hostile_place.start(*CLASSES[kind])
@@ -266,7 +270,7 @@ def test_exceptions_in_requests(hostile_place: Place, kind: str) -> None:
     ],
 )
 def test_exceptions_while_booting(hostile_place: Place, name: str, preload: bool) -> None:
-    """The same while the app is loaded: exit code 3, and the last line says why."""
+    """The same while the app is loaded: exit code 3, and the last line gives the reason."""
     hostile_place.add("evil.py", EVIL)
     hostile_place.add("attack.py", f"import evil\nevil.fail({name!r})\n")
     daemon = hostile_place.start(*["--preload"] * preload, "attacked:app", serving=False)
@@ -277,7 +281,7 @@ def test_exceptions_while_booting(hostile_place: Place, name: str, preload: bool
 
 @pytest.mark.parametrize("preload", [True, *thorough(False)])
 def test_hostile_modules(hostile_place: Place, preload: bool) -> None:
-    """`sys.modules` and `__file__` hold anything while files are watched: it serves, and reloads."""
+    """`sys.modules` and `__file__` have arbitrary values while files are watched: it serves, and reloads."""
     hostile_place.add("evil.py", EVIL)
     hostile_place.add("attack.py", "import evil\nevil.modules()\n")
     daemon = hostile_place.start("--reload", *["--preload"] * preload, "attacked:app")
@@ -306,7 +310,7 @@ HOSTILE_FILES = [
 
 @pytest.mark.parametrize("source", HOSTILE_FILES)
 def test_hostile_configuration_file(hostile_place: Place, source: str) -> None:
-    """What a configuration file raises, or holds, is one line."""
+    """Exceptions and values of a configuration file are reported in one line."""
     hostile_place.add("evil.py", EVIL)
     hostile_place.add("gunicorn.conf.py", source)
     done = hostile_place.run("--check-config", "attacked:app")
@@ -315,8 +319,8 @@ def test_hostile_configuration_file(hostile_place: Place, source: str) -> None:
 
 
 @pytest.mark.thorough
-def test_keys_that_are_no_files(hostile_place: Place) -> None:
-    """Keys and authorities that are no files, beside a good certificate."""
+def test_keys_that_are_not_files(hostile_place: Place) -> None:
+    """Keys and authorities that are not files, beside a valid certificate."""
     names = kinds_of_no_file(hostile_place)
     cert = Authority(hostile_place.folder).issue("localhost")[0]
     for flag in ("--keyfile", "--ca-certs"):
@@ -327,7 +331,9 @@ def test_keys_that_are_no_files(hostile_place: Place) -> None:
 
 
 def test_bodies_beyond_the_file_size_limit(hostile_place: Place) -> None:
-    """RLIMIT_FSIZE for a body's temporary file: the request is refused, the worker serves on."""
+    """RLIMIT_FSIZE for the temporary file of a body:
+    the request is refused, the worker continues to serve.
+    """
     daemon = hostile_place.start("--buffer-request", "1K", "attacked:app")
     worker = int(ask(daemon.url).text)
     resource.prlimit(worker, resource.RLIMIT_FSIZE, (4096, 4096))

@@ -18,7 +18,7 @@ from tests.kit.terminal import terminal
 
 pytestmark = pytest.mark.system
 
-# A window's title, a question that a terminal answers as if typed, C1 controls, bidirectional and line
+# A window title, a query that a terminal answers as if typed, C1 controls, bidirectional controls and line
 # separators, rich's markup.
 EVIL = "\x1b]0;owned\x07\x1b[6n\x9b31m\x9c\x7f\u202e\u2066\u2028\x85\r[red]r[/red]"
 IN_PATH = b"/\xc2\x9b31m\xe2\x80\xae\x9b6n"
@@ -55,7 +55,7 @@ def assert_done(done: Done, code: int) -> None:
 
 
 def hang(daemon: Daemon) -> socket.socket:
-    """A request with evil bytes in its target, which is in the app when this returns."""
+    """Send a request with control characters in its target, which is in the app when this returns."""
     sock = socket.create_connection(daemon.address)
     sock.sendall(b"GET " + IN_PATH + b" HTTP/1.1\r\nHost: x\r\n\r\n")
     daemon.until(lambda: daemon.status().in_flight, "in the app")
@@ -63,8 +63,9 @@ def hang(daemon: Daemon) -> socket.socket:
 
 
 def test_ctl_shows_an_apps_texts(place: Place) -> None:
-    """Paths, the instance's name, settings, the last request of a dead worker, events, a reload's reason and
-    traceback: all are shown, none acts. --json is ASCII and says the same."""
+    """Paths, the instance's name, settings, the last request of a dead worker, events,
+    a reload's reason and traceback: all are shown escaped. --json is ASCII and has the same texts.
+    """
     place.add("evil.py", APP)
     place.add("gunicorn.conf.py", f"proc_name = {EVIL!r}\nraw_env = [{'A=' + EVIL!r}]\ncanary_time = 0\n")
     daemon = place.start("evil:app")
@@ -98,7 +99,9 @@ def test_ctl_shows_an_apps_texts(place: Place) -> None:
 
 
 def test_the_daemons_last_lines(place: Place) -> None:
-    """An app that does not load, a configuration that does not, and what --print-config prints of one."""
+    """The errors of an app that does not load and of a configuration that does not,
+    and the output of --print-config.
+    """
     place.add("broken.py", BROKEN)
     failed = place.run("-b", "127.0.0.1:0", "broken:app")
     assert_done(failed, 3)
@@ -114,7 +117,7 @@ def test_the_daemons_last_lines(place: Place) -> None:
     printed = place.run("--print-config", "broken:app")
     assert_done(printed, 0)
     assert r"\x1b]0;owned\x07" in printed.out
-    # A file's name is an origin, an argument is quoted in the usage error.
+    # A file's name is shown as an origin; an argument is quoted in the usage error.
     name = "\x1b[6n\x9b.py"
     place.add(name, "workers = 1\n")
     assert_done(place.run("-c", name, "--print-config", "broken:app"), 0)
@@ -123,7 +126,9 @@ def test_the_daemons_last_lines(place: Place) -> None:
 
 @pytest.mark.parametrize("format_", ["auto", "json"])
 def test_the_log_on_a_terminal(place: Place, format_: str) -> None:
-    """Tracebacks, an app's own records, the access log with what a client has sent: our colours, no more."""
+    """Tracebacks, log records of the app, and the access log with data from a client:
+    only our own colours are sent.
+    """
     place.add("evil.py", APP)
     (place.app_folder / "open").touch()
     with terminal() as (fd, sent):
@@ -158,7 +163,7 @@ def test_the_log_on_a_terminal(place: Place, format_: str) -> None:
 
 
 def test_a_log_file(place: Place) -> None:
-    """In a file, read later with `tail -f`: the same."""
+    """The same in a file, which may be read with `tail -f`."""
     place.add("evil.py", APP)
     (place.app_folder / "open").touch()
     for format_ in ("console", "json"):

@@ -1,4 +1,4 @@
-"""ptrace(2): a tracer hides a worker's end from the supervisor, which itself can become a tracer."""
+"""ptrace(2): a tracer hides a worker's end from the supervisor, and an app can make the supervisor one."""
 
 import os
 import signal
@@ -93,7 +93,9 @@ def no_traceback(daemon: Daemon) -> None:
 
 @each_class
 def test_a_worker_that_has_us_trace_it(place: Place, words: Sequence[str]) -> None:
-    """It stops at its next signal, which wait(2) reports as it reports deaths. It is killed; that is all."""
+    """It stops at its next signal, which wait(2) reports as it reports deaths.
+    It is killed, without other effects.
+    """
     daemon = place.start("--preload", "-w", "2", *words)
     daemon.settled(2)
     (place.app_folder / "supervisor").write_text(str(daemon.pid))
@@ -112,7 +114,9 @@ def test_a_worker_that_has_us_trace_it(place: Place, words: Sequence[str]) -> No
 
 @pytest.mark.thorough
 def test_a_fork_server_that_has_us_trace_it(place: Place) -> None:
-    """The same; the thread that asks for it is not the process's first, which is what wait(2) then names."""
+    """The same for a fork server;
+    here a thread other than the main one asks for it, and wait(2) then reports that thread.
+    """
     (place.app_folder / "waits").touch()
     daemon = place.start("--preload", "-w", "2", "attacked:app")
     before = {worker.pid for worker in daemon.settled(2)}
@@ -128,7 +132,7 @@ def test_a_fork_server_that_has_us_trace_it(place: Place) -> None:
 @pytest.mark.thorough
 @each_class
 def test_workers_that_are_traced(place: Place, words: Sequence[str]) -> None:
-    """A process of the app's traces all workers: their deaths are booked and repaired all the same."""
+    """A process of the app traces all workers: their deaths are still recorded and they are replaced."""
     daemon = place.start("--preload", "-w", "2", *words)
     times = []
     for _ in range(3):
@@ -150,7 +154,7 @@ def test_workers_that_are_traced(place: Place, words: Sequence[str]) -> None:
 
 @pytest.mark.thorough
 def test_the_end_of_a_daemon_whose_workers_are_traced(place: Place) -> None:
-    """It ends, and does not wait for the tracer."""
+    """The daemon ends, and does not wait for the tracer."""
     daemon = place.start("--preload", "-w", "2", "attacked:app")
     pids = [worker.pid or 0 for worker in daemon.settled(2)]
     daemon.get(f"/trace/{pids[0]}/{pids[1]}")

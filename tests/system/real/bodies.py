@@ -1,4 +1,4 @@
-"""Bodies to send, and what to compare them by."""
+"""Bodies to send, and digests for comparing them."""
 
 import hashlib
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ def sha256(data: bytes) -> str:
 
 
 def form(fields: Mapping[str, str], files: Mapping[str, tuple[str, bytes]]) -> tuple[bytes, str]:
-    """A body as a browser's form makes it (multipart/form-data, RFC 7578), and its content type.
+    """A body as a browser's form encodes it (multipart/form-data, RFC 7578), and its content type.
 
     Args:
         files: by field, a file name and what is in the file.

@@ -12,11 +12,11 @@ from tests.kit.daemon import Place
 from tests.kit.http_client import ask
 from tests.kit.waiting import PATIENCE, until
 
-# Debian installs it where only root looks.
+# Debian installs it in a folder that is only on root's PATH.
 PROGRAM = shutil.which("nginx", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/usr/local/sbin")
 
-# Buffering off in both directions: what a client sends and takes slowly, the daemon gets and gives slowly.
-# One attempt a request: nginx would repeat a GET that a daemon has dropped, and the test would not see it.
+# Buffering off in both directions: if a client sends or reads slowly, the daemon receives or sends slowly.
+# One attempt per request: nginx would repeat a GET that a daemon has dropped, and the test would not notice.
 _CONFIGURATION = """
 {user}
 daemon off;
@@ -27,8 +27,8 @@ events {{
     worker_connections 512;
 }}
 http {{
-    log_format facts '$status $upstream_status $request_method $uri $upstream_addr';
-    access_log {folder}/access facts;
+    log_format request '$status $upstream_status $request_method $uri $upstream_addr';
+    access_log {folder}/access request;
     client_body_temp_path {folder}/body;
     proxy_temp_path {folder}/proxy;
     fastcgi_temp_path {folder}/fastcgi;
@@ -107,7 +107,7 @@ class Nginx:
             try:
                 return ask(self.url).status == 200
             except (FileNotFoundError, ConnectionRefusedError):
-                return False  # the socket is there a moment before it listens
+                return False  # the socket exists a moment before it listens
 
         try:
             until(accepts, "nginx passes a request on")
@@ -131,7 +131,9 @@ class Nginx:
             raise AssertionError("SIGTERM did not end nginx") from None
 
     def passed(self) -> list[Passed]:
-        """What it has passed on; written before the client has the end of an answer or soon after."""
+        """The requests that it has passed on;
+        logged before the client has the end of an answer or soon after.
+        """
         found = []
         for line in (self.folder / "access").read_text().splitlines():
             status, *rest = line.split(" ", 4)
@@ -139,6 +141,6 @@ class Nginx:
         return found
 
     def complaints(self) -> list[str]:
-        """Errors in its log, e.g. that an upstream closed a connection too early."""
+        """The errors in its log, e.g. that an upstream closed a connection too early."""
         grave = re.compile(r"\[(error|crit|alert|emerg)\]")
         return [line for line in self.log.read_text().splitlines() if grave.search(line)]

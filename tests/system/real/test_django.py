@@ -24,7 +24,7 @@ def site(request: pytest.FixtureRequest, shared_place: Place) -> Daemon:
 
 
 def test_hello(site: Daemon) -> None:
-    """A page with a name in any script in its path, and two cookies in fields of their own."""
+    """A page with a name in any script in its path, and two cookies in separate fields."""
     connection = site.connect()
     assert connection.asked("/").answer().text == "hello world"
     response = site.connect().asked("/hello/J%C3%BCrgen%20%E4%B8%96").getresponse()
@@ -34,7 +34,7 @@ def test_hello(site: Daemon) -> None:
 
 
 def test_upload(site: Daemon) -> None:
-    """Uploaded files, kept in memory and in a file by Django, have the digests of what was sent."""
+    """Uploaded files, which Django keeps in memory and in a file, have the digests of what was sent."""
     body, kind = form({"note": "ä"}, {"small": ("a.txt", b"abc"), "large": ("b.bin", LARGE)})
     connection = site.connect()
     for _ in range(2):
@@ -49,13 +49,13 @@ def test_upload(site: Daemon) -> None:
 
 
 def test_raw_body(site: Daemon) -> None:
-    """A body that is no form is read to its end."""
+    """A body that is not a form is read to its end."""
     answer = site.get("/raw", method="POST", body=LARGE)
     assert json.loads(answer.body) == {"size": len(LARGE), "sha256": sha256(LARGE)}
 
 
 def test_stream(site: Daemon) -> None:
-    """A streamed answer arrives whole, as it is and compressed on the way by Django."""
+    """A streamed answer arrives completely, plain and compressed by Django while it is sent."""
     expected = "".join(f"line {number}\n" for number in range(1000))
     connection = site.connect()
     answer = connection.asked("/lines").answer()
@@ -66,7 +66,7 @@ def test_stream(site: Daemon) -> None:
 
 
 def test_download(site: Daemon) -> None:
-    """A large file through wsgi.file_wrapper: every byte, a length, and a connection that goes on."""
+    """A large file through wsgi.file_wrapper: every byte, a length, and a connection that stays open."""
     connection = site.connect()
     for _ in range(2):
         answer = connection.asked("/download").answer()
@@ -78,7 +78,7 @@ def test_download(site: Daemon) -> None:
 
 
 def test_fail(site: Daemon) -> None:
-    """A view that raises is Django's own 500, and the next request is answered."""
+    """A view that raises gives Django's own 500, and the next request is answered."""
     connection = site.connect()
     assert connection.asked("/fail").answer().status == 500
     assert connection.asked("/").answer().status == 200

@@ -49,7 +49,7 @@ def test_upload(site: Daemon, chunked: bool) -> None:
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
 def test_raw_body(site: Daemon, chunked: bool) -> None:
-    """A body that is no form is read from the stream to its end, and the connection goes on behind it."""
+    """A body that is not a form is read from the stream to its end, and the connection continues after it."""
     connection = site.connect()
     for body in (b"", b"x", LARGE):
         sent = iter([body] if body else []) if chunked else body
@@ -58,7 +58,9 @@ def test_raw_body(site: Daemon, chunked: bool) -> None:
 
 
 def test_generator(site: Daemon) -> None:
-    """A generator that needs the request's context is sent in chunks, one answer behind another."""
+    """A generator that needs the request's context is sent in chunks,
+    in several answers one after the other.
+    """
     connection = site.connect()
     for word in ("one", "two"):
         answer = connection.asked(f"/lines?word={word}").answer()
@@ -67,7 +69,7 @@ def test_generator(site: Daemon) -> None:
 
 
 def test_generator_that_fails(site: Daemon) -> None:
-    """A client sees that an answer is not whole, and the app's mistake harms no other client."""
+    """The client sees that the answer is incomplete, and other clients are not affected."""
     with pytest.raises(http.client.IncompleteRead) as caught:
         site.get("/cut")
     assert caught.value.partial == b"the beginning\n"
@@ -76,7 +78,7 @@ def test_generator_that_fails(site: Daemon) -> None:
 
 
 def test_send_file(site: Daemon) -> None:
-    """A file is sent whole, in part, and not at all if the client has it."""
+    """A file is sent completely, in part, and not at all if the client has it."""
     connection = site.connect()
     whole = connection.asked("/download").answer()
     assert (whole.status, whole.headers["content-length"]) == (200, str(len(LARGE)))
@@ -95,7 +97,7 @@ def test_send_file(site: Daemon) -> None:
 
 
 def test_session(site: Daemon) -> None:
-    """A signed cookie goes out and comes back, whichever worker answers."""
+    """A signed cookie is set and comes back, whichever worker answers."""
     cookie = ""
     for number in (1, 2, 3):
         answer = site.get("/count", headers={"Cookie": cookie} if cookie else {})

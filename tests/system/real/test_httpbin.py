@@ -38,7 +38,7 @@ def site(request: pytest.FixtureRequest, shared_place: Place) -> Iterator[Daemon
 
 @pytest.fixture(params=["requests", "httpx"])
 def client(request: pytest.FixtureRequest) -> Iterator[Client]:
-    """One with connections of its own, deaf to the machine's proxy settings."""
+    """A client with connections of its own, which ignores the machine's proxy settings."""
     if request.param == "requests":
         with requests.Session() as session:
             session.trust_env = False
@@ -53,7 +53,7 @@ def is_httpx(client: Client) -> bool:
 
 
 def raw(client: Client, body: Any) -> dict[str, Any]:
-    """The argument by which this client sends a body as it is; an iterable goes in chunks."""
+    """The argument with which this client sends a body unchanged; an iterable is sent in chunks."""
     return {"content" if is_httpx(client) else "data": body}
 
 
@@ -64,7 +64,7 @@ def opened(session: Client, site: Daemon) -> int:
 
 
 def data_of(answer: Any) -> bytes:
-    """The body that httpbin says it got: as text if it was UTF-8, else in Base64 (RFC 2397)."""
+    """The body that httpbin received: text if it was UTF-8, else in Base64 (RFC 2397)."""
     text = answer.json()["data"]
     head, found, coded = text.partition(";base64,")
     return base64.b64decode(coded) if found and head.startswith("data:") else text.encode()
@@ -75,7 +75,7 @@ def data_of(answer: Any) -> bytes:
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE", "TRACE"])
 def test_methods(site: Daemon, client: Client, method: str) -> None:
-    """Each method reaches the app by its name, with its query and fields."""
+    """Each method reaches the app with its query and fields."""
     sent = {"params": {"a": ["1", "2"]}, "headers": {"X-Mine": "yes"}}
     answer = client.request(method, f"{site.url}/anything", **sent)
     found = answer.json()
@@ -87,7 +87,7 @@ def test_methods(site: Daemon, client: Client, method: str) -> None:
 
 
 def test_options_and_wrong_method(site: Daemon, client: Client) -> None:
-    """OPTIONS lists the methods, and one that is not among them is refused."""
+    """OPTIONS lists the methods; a method that is not listed is refused."""
     answer = client.options(f"{site.url}/get")
     assert {"GET", "HEAD", "OPTIONS"} <= set(re.split(", *", answer.headers["Allow"]))
     assert client.post(f"{site.url}/get").status_code == 405
@@ -105,7 +105,7 @@ def test_head(site: Daemon, client: Client) -> None:
 
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
 def test_status_codes(site: Daemon, client: Client, method: str) -> None:
-    """All sorts of status codes arrive, on one connection, with and without a body."""
+    """Many status codes arrive on one connection, with and without a body."""
     for code in (200, 201, 202, 203, 204, 206, 304, 400, 401, 402, 404, 406, 409, 410, 418, 429, 500, 503):
         answer = client.request(method, f"{site.url}/status/{code}")
         assert answer.status_code == code
@@ -116,7 +116,7 @@ def test_status_codes(site: Daemon, client: Client, method: str) -> None:
 
 
 def test_response_headers(site: Daemon, client: Client) -> None:
-    """Fields of the answer arrive as the app set them, one set twice included."""
+    """Fields of the answer arrive as the app has set them, including one that is set twice."""
     params = {"X-One": "eins", "X-Many": ["a", "b"], "Warning": '199 - "a, b; c"'}
     answer = client.get(f"{site.url}/response-headers", params=params)
     assert (answer.headers["X-One"], answer.headers["X-Many"]) == ("eins", "a, b")
@@ -125,9 +125,9 @@ def test_response_headers(site: Daemon, client: Client) -> None:
 
 
 def test_request_headers(site: Daemon, client: Client) -> None:
-    """Many fields, long ones, and values with odd but legal characters arrive unharmed."""
+    """Many fields, long fields, and values with unusual but legal characters arrive unchanged."""
     sent = {f"X-Number-{number}": str(number) * number for number in range(60)}
-    sent |= {"X-Long": "x" * 6000, "X-Odd": 'a\tb;"c",=!#$%&*+-.^_`|~', "X-Empty": ""}
+    sent |= {"X-Long": "x" * 6000, "X-Special": 'a\tb;"c",=!#$%&*+-.^_`|~', "X-Empty": ""}
     found = client.get(f"{site.url}/headers", headers=sent).json()["headers"]
     assert {name: found[name] for name in sent} == sent
 
@@ -141,7 +141,7 @@ def test_cookies(site: Daemon, client: Client) -> None:
 
 @pytest.mark.parametrize("kind", ["redirect", "relative-redirect", "absolute-redirect"])
 def test_redirects(site: Daemon, client: Client, kind: str) -> None:
-    """A row of redirects leads to its end, absolute ones to the address the client knows."""
+    """A chain of redirects leads to its end; absolute ones lead to the address that the client knows."""
     answer = client.get(f"{site.url}/{kind}/4")
     assert (answer.status_code, len(answer.history)) == (200, 4)
     assert str(answer.url) == f"{site.url}/get"
@@ -194,7 +194,7 @@ def test_authentication(site: Daemon, client: Client) -> None:
     ids=["dots", "utf8", "reserved", "query", "marks", "long"],
 )  # fmt: skip
 def test_paths(site: Daemon, target: str, url: str, args: dict[str, Any]) -> None:
-    """What a target means is the app's business: nothing in it is normalized, decoded once at most."""
+    """The app interprets the target: nothing in it is normalized, and it is decoded at most once."""
     # Both clients normalize paths; http.client sends what it is given.
     found = json.loads(site.get(target).body)
     # Flask shows the path again with some characters encoded.
@@ -206,16 +206,16 @@ def test_paths(site: Daemon, target: str, url: str, args: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("coding", "fact"), [("gzip", "gzipped"), ("deflate", "deflated"), ("brotli", "brotli")]
+    ("coding", "key"), [("gzip", "gzipped"), ("deflate", "deflated"), ("brotli", "brotli")]
 )
-def test_compressed(site: Daemon, client: Client, coding: str, fact: str) -> None:
-    """Compressed answers arrive as the app packed them: both clients can unpack them."""
+def test_compressed(site: Daemon, client: Client, coding: str, key: str) -> None:
+    """Compressed answers arrive as the app sent them: both clients can decompress them."""
     answer = client.get(f"{site.url}/{coding}")
-    assert answer.json()[fact] is True
+    assert answer.json()[key] is True
 
 
 def test_bodies_of_any_size(site: Daemon, client: Client) -> None:
-    """Random bytes, of a known length and streamed, are those that their seed gives."""
+    """Random bytes, with a length and streamed, are those that their seed gives."""
     for size in (1, 1000, 65_535, 65_536, 102_400):
         plain = client.get(f"{site.url}/bytes/{size}?seed=1").content
         streamed = client.get(f"{site.url}/stream-bytes/{size}?seed=1&chunk_size=777")
@@ -226,7 +226,7 @@ def test_bodies_of_any_size(site: Daemon, client: Client) -> None:
 
 
 def lines_of(client: Client, url: str) -> list[str]:
-    """The lines of a streamed answer, as the client takes them apart."""
+    """The lines of a streamed answer, as the client splits them."""
     if is_httpx(client):
         with client.stream("GET", url) as answer:
             return list(answer.iter_lines())
@@ -245,13 +245,13 @@ def test_stream(site: Daemon, client: Client) -> None:
 
 
 def test_drip(site: Daemon, client: Client) -> None:
-    """A body that comes byte by byte, with a length in its head."""
+    """A body that arrives byte by byte, with a length in its head."""
     answer = client.get(f"{site.url}/drip?numbytes=20&duration=0.2&code=202")
     assert (answer.status_code, answer.content) == (202, b"*" * 20)
 
 
 def test_range(site: Daemon, client: Client) -> None:
-    """Parts of a body, put together again, are the whole; what lies beyond is 416."""
+    """Parts of a body make up the whole; a range beyond the end is 416."""
     url = f"{site.url}/range/10000?chunk_size=100"
     whole = client.get(url)
     assert whole.headers["Accept-Ranges"] == "bytes"
@@ -282,7 +282,7 @@ def test_text_and_images(site: Daemon, client: Client) -> None:
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH"])
 @pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
 def test_uploads(site: Daemon, client: Client, method: str, chunked: bool) -> None:
-    """Bodies from nothing to some megabytes come back as they went, in chunks of any size."""
+    """Bodies from nothing to some megabytes come back unchanged, sent in chunks of any size."""
     sizes = random.Random(7)
     for size in (1, 7000, len(LARGE)):
         body: Any = LARGE[:size]
@@ -290,7 +290,7 @@ def test_uploads(site: Daemon, client: Client, method: str, chunked: bool) -> No
             cuts = sorted({0, size, *(sizes.randrange(size) for _ in range(20))})
             body = (LARGE[start:end] for start, end in itertools.pairwise(cuts))
         answer = client.request(method, f"{site.url}/{method.lower()}", **raw(client, body))
-        # The whole body is there before the app is called, so the app learns its length in either case.
+        # The whole body is received before the app is called, so the app gets its length in either case.
         assert answer.json()["headers"]["Content-Length"] == str(size)
         assert sha256(data_of(answer)) == sha256(LARGE[:size])
 
@@ -313,7 +313,7 @@ def test_json(site: Daemon, client: Client) -> None:
 
 
 def test_unread_body(site: Daemon, client: Client) -> None:
-    """An app that leaves a body unread harms neither its answer nor the next request."""
+    """An app that does not read a body affects neither its answer nor the next request."""
     for _ in range(3):
         assert client.post(f"{site.url}/status/418", **raw(client, LARGE)).status_code == 418
         assert client.get(f"{site.url}/get").status_code == 200
@@ -323,7 +323,9 @@ def test_unread_body(site: Daemon, client: Client) -> None:
 
 
 def test_connections_are_reused(site: Daemon) -> None:
-    """Requests of every kind, one after the other, use one connection: counted, and seen from its port."""
+    """Requests of every kind, one after the other, use one connection,
+    which is counted and verified by its port.
+    """
     with requests.Session() as session:
         session.trust_env = False
         for target in ("/get", "/bytes/50000", "/stream/5", "/gzip", "/status/204", "/status/404") * 5:
@@ -340,13 +342,13 @@ def test_connections_are_reused(site: Daemon) -> None:
 
 
 def test_connection_close(site: Daemon, client: Client) -> None:
-    """A client that wants the connection closed gets it closed, with a header that announces it."""
+    """A client that asks for the end of the connection gets it, with a header that announces it."""
     answer = client.get(f"{site.url}/get", headers={"Connection": "close"})
     assert (answer.status_code, answer.headers["Connection"]) == (200, "close")
 
 
 def test_many_clients(site: Daemon) -> None:
-    """Sixteen clients at once, each with its own uploads: no client gets another's answer."""
+    """Sixteen clients at the same time, each with its own uploads: no client gets another's answer."""
 
     def run(number: int) -> list[bool]:
         right = []

@@ -20,14 +20,14 @@ pytestmark = [
     pytest.mark.skipif(PROGRAM is None, reason="there is no nginx (apt install nginx-light)"),
 ]
 
-# Longer than nginx's own 60 s for an idle connection to its upstream: the side that is about to send must be
+# Longer than nginx's 60 s for an idle connection to its upstream: the side that is about to send must be
 # the one that closes. The daemon's short default is for browsers.
 PATIENT = ("--keep-alive", "75")
 KINDS = {"sync": [], "gthread": ["--threads", "4"]}
 
 
 def start(place: Place, upstream: str, *args: str) -> Daemon:
-    """A daemon at a TCP address or a Unix socket."""
+    """Start a daemon at a TCP address or a Unix socket."""
     bind = "127.0.0.1:0" if upstream == "tcp" else f"unix:{place.folder}/app.sock"
     daemon = place.start("-w", "2", *PATIENT, *args, "behind:app", bind=bind)
     daemon.settled(2)
@@ -53,7 +53,7 @@ def nginx(shared_place: Place, daemon: Daemon) -> Iterator[Nginx]:
 
 
 def test_many_at_once(nginx: Nginx) -> None:
-    """Hundreds of requests on 32 connections: each is answered, none by nginx itself."""
+    """Hundreds of requests on 32 connections: the daemon answers each, nginx none by itself."""
     before = len(nginx.passed())
     report = Load(nginx.socket, rate=400, connections=32, requests=400).run()
     assert (len(report), report.failed, report.stale, report.unasked) == (400, 0, 0, 0), report.summary()
@@ -62,27 +62,29 @@ def test_many_at_once(nginx: Nginx) -> None:
 
 
 def test_connections_are_kept(nginx: Nginx, upstream: str) -> None:
-    """One client's requests one after the other use one connection to the daemon, not one each."""
+    """Requests of one client one after the other use one connection to the daemon, not one each."""
     if upstream == "unix":
         pytest.skip("a Unix socket's client has no port to tell its connections by")
     connection = Connection(nginx.url)
-    ports = {json.loads(connection.asked("/facts").answer().body)["REMOTE_PORT"] for _ in range(50)}
+    ports = {json.loads(connection.asked("/environ").answer().body)["REMOTE_PORT"] for _ in range(50)}
     connection.close()
     assert len(ports) == 1
 
 
 def test_forwarded(nginx: Nginx, upstream: str) -> None:
-    """The app sees nginx's client as nginx names it, and the scheme from trusted peers."""
-    facts = json.loads(ask(nginx.url, "/facts", headers={"X-Forwarded-For": "198.51.100.7"}).body)
-    assert facts["HTTP_X_FORWARDED_FOR"] == "198.51.100.7, unix:"
-    assert facts["HTTP_CONNECTION"] == ""
-    assert facts["REMOTE_ADDR"] == ("127.0.0.1" if upstream == "tcp" else "")
-    assert facts["wsgi.url_scheme"] == "https"
+    """The app sees the client and the scheme that nginx, a trusted peer, reports."""
+    environ = json.loads(ask(nginx.url, "/environ", headers={"X-Forwarded-For": "198.51.100.7"}).body)
+    assert environ["HTTP_X_FORWARDED_FOR"] == "198.51.100.7, unix:"
+    assert environ["HTTP_CONNECTION"] == ""
+    assert environ["REMOTE_ADDR"] == ("127.0.0.1" if upstream == "tcp" else "")
+    assert environ["wsgi.url_scheme"] == "https"
 
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
 def test_uploads_at_once(nginx: Nginx, chunked: bool) -> None:
-    """Eight clients upload at the same time, piece by piece; each digest is that of what was sent."""
+    """Eight clients upload at the same time, piece by piece;
+    each digest is that of the data that was sent.
+    """
 
     def upload(number: int) -> bool:
         body = random.Random(number).randbytes(1_000_000 + number)
@@ -101,7 +103,7 @@ def test_uploads_at_once(nginx: Nginx, chunked: bool) -> None:
 
 
 def test_downloads_at_once(nginx: Nginx) -> None:
-    """Eight clients get a large answer at the same time, unbuffered, every byte of it."""
+    """Eight clients get a large answer at the same time, unbuffered, with every byte of it."""
     expected = b"0123456789abcdef" * 250_000
     with ThreadPoolExecutor(8) as pool:
         answers: list[Answer] = list(pool.map(lambda _: ask(nginx.url, "/large"), range(16)))
@@ -109,7 +111,7 @@ def test_downloads_at_once(nginx: Nginx) -> None:
 
 
 def test_streaming(nginx: Nginx, shared_place: Place) -> None:
-    """The first part of a generator's answer is with the client before the second exists."""
+    """The client has the first part of a generator's answer before the second exists."""
     gate = shared_place.app_folder / "second.open"
     connection = Connection(nginx.url)
     response = connection.asked("/slowly").getresponse()
@@ -132,7 +134,7 @@ def test_head_and_expect(nginx: Nginx) -> None:
 
 
 class Uploaders:
-    """Clients that post one upload after the other until they are stopped; a context manager."""
+    """Clients that post one upload after the other until they are stopped. A context manager."""
 
     def __init__(self, nginx: Nginx, clients: int) -> None:
         self._nginx = nginx
@@ -148,7 +150,7 @@ class Uploaders:
         while not self._stop.is_set():
             answer = connection.asked("/upload", "POST", body=body).answer()
             answers.append("right" if answer.text == sha256(body) else f"{answer.status} {answer.body!r}")
-            # Irregular, so that connections to the daemon are idle for times of many lengths.
+            # Irregular pauses, so that connections to the daemon are idle for different lengths of time.
             self._stop.wait(pauses.uniform(0, 0.1))
         connection.close()
         return answers
@@ -160,7 +162,7 @@ class Uploaders:
         self.finish()
 
     def finish(self) -> list[str]:
-        """What became of each upload: `right`, or what was wrong."""
+        """The result of each upload: `right`, or what was wrong."""
         self._stop.set()
         self._pool.shutdown()
         return [answer for run in self._runs for answer in run.result()]
@@ -168,7 +170,7 @@ class Uploaders:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_reload(place: Place, upstream: str, kind: str) -> None:
-    """Three reloads under load: no 502, although nginx repeats nothing, and then only the new code."""
+    """Three reloads under load: no 502, although nginx repeats nothing, and afterwards only the new code."""
     daemon = start(place, upstream, *KINDS[kind])
     source = (place.app_folder / "behind.py").read_text()
     with (

@@ -1,4 +1,4 @@
-"""slowhttptest's attacks: many clients that send or read as slowly as they can, against one thread."""
+"""The attacks of slowhttptest: many clients that send or read as slowly as they can, against one thread."""
 
 import csv
 import re
@@ -41,7 +41,7 @@ def app(environ, start_response):
 
 
 class Attack(NamedTuple):
-    """How an attack went, as slowhttptest reports."""
+    """The result of an attack, as slowhttptest reports it."""
 
     ending: str
     """Why it ended, e.g. `No open connections left`."""
@@ -52,7 +52,7 @@ class Attack(NamedTuple):
 
 
 def parsed(done: Done, table: Path) -> Attack:
-    """Read what it has printed, and the table that has a row for each second."""
+    """Parse its output, and the table that has a row for each second."""
     assert done.code == 0, done.out + done.err
     plain = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", done.out)
     ending = re.search("Exit status: (.*)", plain)
@@ -67,7 +67,7 @@ def parsed(done: Done, table: Path) -> Attack:
 
 
 class Siege:
-    """An attack under way and a client beside it, on one connection and on fresh ones."""
+    """A running attack, and a client beside it, on one connection and on new ones."""
 
     def __init__(self, daemon: Daemon, *args: str, target: str = "/") -> None:
         self._daemon = daemon
@@ -80,7 +80,7 @@ class Siege:
         )
 
     def waits(self) -> Iterator[float]:
-        """Ask until the attack is over; the seconds that each answer took."""
+        """Send requests until the attack is over; returns the seconds that each answer took."""
         kept = self._daemon.connect()
         while not wait([self._attack], timeout=0.01).done:
             for connection in (kept, fresh := Connection(self._daemon.url)):
@@ -98,14 +98,14 @@ class Siege:
 
 @pytest.fixture
 def daemon(place: Place) -> Daemon:
-    """One worker with one thread: the easiest to bring to a standstill."""
+    """One worker with one thread, which is the easiest to block."""
     place.add("page.py", PAGE)
     limits = "--header-timeout 1 --body-timeout 1 --body-min-rate 5000 --keep-alive 10"
     return place.start(*limits.split(), "page:app")
 
 
 def besieged(daemon: Daemon, *args: str, target: str = "/") -> Attack:
-    """Attack; every answer to others is quick."""
+    """Run the attack; every answer to others is quick."""
     siege = Siege(daemon, *args, target=target)
     try:
         waits = list(siege.waits())
@@ -115,7 +115,7 @@ def besieged(daemon: Daemon, *args: str, target: str = "/") -> Attack:
     assert max(waits) < LONGEST, sorted(waits)[-5:]
     assert statistics.median(waits) < USUAL
     assert outcome.available, outcome
-    # Nearly all of them at the same time, for a while.
+    # For a while nearly all of them were connected at the same time.
     assert outcome.connected > 0.8 * ATTACKERS, outcome
     assert daemon.events("worker_died") == []
     assert daemon.events("request_failed") == []
@@ -123,17 +123,19 @@ def besieged(daemon: Daemon, *args: str, target: str = "/") -> Attack:
 
 
 def test_slow_headers(daemon: Daemon) -> None:
-    """Slowloris: heads that never end are cut off by their deadline, although a line comes each second."""
+    """Slowloris: endless heads are cut off at their deadline, although a line arrives each second."""
     assert besieged(daemon, "-H").ending == "No open connections left"
 
 
 def test_slow_bodies(daemon: Daemon) -> None:
-    """R-U-Dead-Yet: bodies that trickle below the least rate are cut off, and the app is not called."""
+    """R-U-Dead-Yet: bodies slower than the minimum rate are cut off, and the app is not called."""
     assert besieged(daemon, "-B", "-s", "100000").ending == "No open connections left"
 
 
 def test_slow_readers(daemon: Daemon) -> None:
-    """Clients that take five bytes of a large answer each second: the answer waits for them, and no other."""
+    """Clients that read five bytes of a large answer each second:
+    their answers wait for them, others do not.
+    """
     outcome = besieged(daemon, "-X", "-n", "1", "-w", "64", "-y", "512", "-z", "5", target="/large")
-    # A client that reads a little now and then is not cut off.
+    # A client that reads a little from time to time is not cut off.
     assert outcome.ending == "Hit test time limit"

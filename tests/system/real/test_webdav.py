@@ -19,8 +19,8 @@ SUITES = {"basic": 16, "copymove": 13, "props": 30, "locks": 41, "http": 4}
 
 
 def litmus(daemon: Daemon, *suites: str) -> str:
-    """What it says, without the lines that it overwrites."""
-    # It writes its logs into the folder where it runs.
+    """Its output, without the lines that it overwrites."""
+    # It writes its logs into its working folder.
     folder = daemon.place.folder / "litmus"
     folder.mkdir()
     done = daemon.place.run(
@@ -36,12 +36,12 @@ def litmus(daemon: Daemon, *suites: str) -> str:
     ("workers", "suites"),
     [
         pytest.param(["--threads", "4"], ["basic", "copymove", "props", "locks", "http"], id="threads"),
-        # WsgiDAV has its locks and properties in memory: what needs them can't be spread over two workers.
+        # WsgiDAV keeps locks and properties in memory: tests that need them must have a single worker.
         pytest.param(["-w", "2"], ["basic", "copymove", "http"], id="workers"),
     ],
 )
 def test_litmus(place: Place, workers: list[str], suites: list[str]) -> None:
-    """Every test of every suite passes, none of them with a warning or left out."""
+    """Every test of every suite passes, without warnings, and none is skipped."""
     daemon = place.start(*workers, "dav:app")
     said = litmus(daemon, *suites)
     summaries = re.findall(r"summary for `(\w+)': of (\d+) tests run: (\d+) passed, (\d+) failed", said)

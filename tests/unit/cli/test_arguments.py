@@ -1,4 +1,4 @@
-"""Arguments as gunicorn's users write them, on the command line and in variables."""
+"""Arguments as gunicorn users write them, on the command line and in variables."""
 
 import argparse
 from typing import Any
@@ -36,7 +36,7 @@ VALUES = {
 
 @pytest.fixture
 def given(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs the command line and gives what it hands on; variables with arguments by keyword."""
+    """Runs the command line and returns the settings it passes on; variables with arguments by keyword."""
 
     def run(*args: str, **variables: str) -> CommandLine:
         for name in VARIABLES:
@@ -55,7 +55,7 @@ def given(monkeypatch: pytest.MonkeyPatch) -> Any:
     [(name, flag, follows) for name, flags, follows, _ in SETTINGS for flag in flags.split()],
 )
 def test_every_flag_of_gunicorns(given: Any, name: str, flag: str, follows: str) -> None:
-    """Each is taken as gunicorn takes it: alone, with a value behind it, and with one behind `=`."""
+    """Each is parsed as gunicorn does it: alone, with a value after it, and with `=`."""
     if name in ("config", "check_config", "print_config"):
         found = given(flag, "x.py", "a:a") if follows == "value" else given(flag, "a:a")
         assert getattr(found, name) == ("x.py" if follows == "value" else True)
@@ -81,7 +81,7 @@ def test_every_flag_of_gunicorns(given: Any, name: str, flag: str, follows: str)
         (["--keep-al=3"], {"keepalive": "3"}),
         (["--max-requests-j", "3"], {"max_requests_jitter": "3"}),
         (["--thr", "3", "--prel"], {"threads": "3", "preload_app": True}),
-        # Two settings of ours begin so as well.
+        # Two settings of Ostler begin like this as well.
         (["--time", "3"], {"timeout": "3"}),
         (["--limit-request-f=1"], None),
         (["--timeout-g", "3"], {"timeout_grace": "3"}),
@@ -96,7 +96,7 @@ def test_every_flag_of_gunicorns(given: Any, name: str, flag: str, follows: str)
     ],
 )
 def test_short_ways(given: Any, args: list[str], values: dict[str, Any] | None) -> None:
-    """Flags cut short are taken as long as they are clear, or are so among gunicorn's; -w=6 is -w 6."""
+    """Abbreviated flags are accepted if unambiguous, or unambiguous among gunicorn's; -w=6 is -w 6."""
     if values is None:
         with pytest.raises(click.UsageError):
             given(*args, "a:a")
@@ -107,27 +107,29 @@ def test_short_ways(given: Any, args: list[str], values: dict[str, Any] | None) 
 
 @pytest.mark.parametrize("flag", ["-w", "--bind", "-c", "--worker-tmp-dir"])
 def test_value_that_is_missing(given: Any, flag: str) -> None:
-    """A flag at the end without its value is a mistake, not a default."""
+    """A flag at the end without its value is an error, and does not mean the default."""
     with pytest.raises(click.UsageError, match="requires an argument"):
         given("a:a", flag)
 
 
 def test_arguments_behind_two_hyphens(given: Any) -> None:
-    """Nothing behind -- is a flag, or looked at as one."""
+    """Arguments after -- are not parsed as flags."""
     found = given("--time", "3", "--", "--keep-al", "b")
     assert (found.values, found.app) == ({"timeout": "3"}, "--keep-al")
     assert found.remarks == ["command line: one app is served; ignored: b"]
 
 
 def test_more_arguments_than_the_app(given: Any) -> None:
-    """gunicorn takes no notice of them; we say that we take none."""
+    """gunicorn ignores them; Ostler reports that it takes none."""
     found = given("a:a", "-w", "2", "web", "b:b")
     assert (found.app, found.values) == ("a:a", {"workers": "2"})
     assert found.remarks == ["command line: one app is served; ignored: web b:b"]
 
 
 def test_variables(given: Any) -> None:
-    """The command line wins over OSTLER_CMD_ARGS, that over gunicorn's; each value knows where it is from."""
+    """The command line has precedence over OSTLER_CMD_ARGS, which has precedence over gunicorn's variable;
+    each value has its origin.
+    """
     found = given(
         *("-t", "1", "a:a"),
         OSTLER_CMD_ARGS="-t 2 -b :2 --keep-alive 2",
@@ -150,7 +152,7 @@ def test_variables(given: Any) -> None:
 
 
 def test_configuration_in_variables(given: Any) -> None:
-    """-c in a variable counts if the command line has none; the app is the command line's alone."""
+    """-c in a variable counts if the command line has none; the app must be on the command line."""
     variables = {"GUNICORN_CMD_ARGS": "-c g.py b:b", "OSTLER_CMD_ARGS": "-c o.py"}
     assert given("-c", "x.py", "a:a", **variables).config == "x.py"
     assert given("a:a", **variables).config == "o.py"
@@ -170,26 +172,26 @@ def test_configuration_in_variables(given: Any) -> None:
     ],
 )
 def test_mistakes_in_variables(given: Any, text: str, problem: str) -> None:
-    """The error names the variable, which is the last place where one would look."""
+    """The error names the variable."""
     with pytest.raises(click.UsageError) as caught:
         given("a:a", GUNICORN_CMD_ARGS=text)
     assert caught.value.format_message().startswith(problem)
 
 
 def test_empty_variable(given: Any) -> None:
-    """Set but empty is not set."""
+    """A variable that is set but empty counts as not set."""
     assert given("a:a", GUNICORN_CMD_ARGS="  ").values == {}
 
 
 def test_unused_flags_are_not_in_the_help() -> None:
-    """What has no effect is taken, and not advertised."""
+    """Flags without effect are accepted, but not listed."""
     text = command(print).get_help(click.Context(command(print)))
     assert "--dirty-workers" not in text
     assert "--workers" in text
 
 
 def _reference() -> argparse.ArgumentParser:
-    """A parser such as gunicorn has, with its flags."""
+    """An argparse parser like gunicorn's, with its flags."""
     parser = argparse.ArgumentParser(exit_on_error=False, add_help=False)
     for name, flags, follows, _ in SETTINGS:
         if follows == "file":
@@ -200,7 +202,7 @@ def _reference() -> argparse.ArgumentParser:
         else:
             parser.add_argument(*flags.split(), dest=name, action="append" if follows == "list" else "store")
     parser.add_argument("apps", nargs="*")
-    # Abbreviations such as --he are ambiguous by it.
+    # It makes abbreviations such as --he ambiguous.
     parser.add_argument("--help", action="store_true", default=None)
     return parser
 
@@ -216,7 +218,7 @@ _FLAGS = [
 
 @st.composite
 def _written(draw: st.DrawFn) -> list[str]:
-    """One flag in one of the ways in which it can be written, perhaps cut short."""
+    """One flag in one of its spellings, perhaps abbreviated."""
     flag, follows, value = draw(st.sampled_from(_FLAGS))
     if flag[:2] == "--":
         flag = flag[: draw(st.integers(4, len(flag)))]
@@ -227,10 +229,10 @@ def _written(draw: st.DrawFn) -> list[str]:
     )
 
 
-@hypothesis_settings(deadline=None)  # a busy machine is no failure
+@hypothesis_settings(deadline=None)  # a slow example on a busy machine must not fail the test
 @over(st.lists(_written(), max_size=5), st.integers(0, 5))
 def test_read_as_by_gunicorns_parser(written: list[list[str]], app_at: int) -> None:
-    """What argparse reads from gunicorn's flags we read from them, however they are written."""
+    """Ostler reads gunicorn's flags in any spelling as argparse does."""
     written.insert(min(app_at, len(written)), ["a:a"])
     args = [arg for part in written for arg in part]
     try:
@@ -238,13 +240,13 @@ def test_read_as_by_gunicorns_parser(written: list[list[str]], app_at: int) -> N
             name: value for name, value in vars(REFERENCE.parse_args(args)).items() if value is not None
         }
     except (argparse.ArgumentError, SystemExit):
-        return  # cut too short
+        return  # an ambiguous abbreviation
     if expected.keys() & {"check_config", "print_config", "help"}:
-        return  # they are not settings here
+        return  # these are not settings of Ostler
     assert expected.pop("apps") == ["a:a"]
     config = expected.pop("config", None)
     if "pythonpath" in expected:
-        # Several are fine with us, and the last counts there.
+        # Ostler accepts several; in gunicorn the last one counts.
         expected["pythonpath"] = [expected["pythonpath"]]
     taken: list[CommandLine] = []
     with pytest.MonkeyPatch.context() as patch:

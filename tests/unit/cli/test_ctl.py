@@ -1,4 +1,4 @@
-"""`ctl` against a served fake whose fleet moves on by a step at each look."""
+"""`ctl` with a fake daemon whose fleet advances by one step at each request."""
 
 import os
 import re
@@ -95,7 +95,7 @@ def test_status_for_people(daemon: Served, run: Ctl) -> None:
     ],
 )
 def test_json_is_the_apis_own(daemon: Served, run: Ctl, command: str, view: Any) -> None:
-    """--json, before or after the command, prints the view by the API's names."""
+    """--json, before or after the command, prints the view with the API's names."""
     after, before = run(command, "--json"), run("--json", command)
     assert after.code == 0
     msgspec.json.decode(after.out, type=view)
@@ -109,7 +109,9 @@ def in_flight(path: str, age: float = 4.25) -> RequestView:
 
 
 def test_workers_are_not_cut_off(daemon: Served, run: Ctl) -> None:
-    """Without a terminal the longest path is whole and each worker one line; control characters are shown."""
+    """Without a terminal the longest path is complete and each worker is one line;
+    control characters are escaped.
+    """
     path = "/" + "long/" * 80 + "\x1b[31mred"
     daemon.backend.fleet[1].in_flight = [in_flight(path)]
     lines = run("workers").out.splitlines()
@@ -122,7 +124,7 @@ def test_workers_are_not_cut_off(daemon: Served, run: Ctl) -> None:
 
 
 def test_requests_the_oldest_first(daemon: Served, run: Ctl) -> None:
-    """What has been running longest is what one looks for."""
+    """The request that has run longest is first."""
     daemon.backend.fleet[0].in_flight = [in_flight("/young", 0.5)]
     daemon.backend.fleet[1].in_flight = [in_flight("/old", 500.0)]
     out = run("requests").out
@@ -137,7 +139,7 @@ def test_no_requests(daemon: Served, run: Ctl) -> None:
 
 
 def test_config_for_people(daemon: Served, run: Ctl) -> None:
-    """Each setting with value and origin; lists as JSON; what is not set is a dash, but null for programs."""
+    """Each setting with value and origin; lists as JSON; an unset value is a dash, but null in JSON."""
     out = run("config").out
     assert re.search(r"pidfile +- +default +restart", out)
     assert '"value": null' in run("config", "--json").out
@@ -179,7 +181,7 @@ def test_exits(daemon: Served, run: Ctl) -> None:
 
 
 def test_one_exit(daemon: Served, run: Ctl) -> None:
-    """By its id, or the newest: all that is known, the stack at the end."""
+    """One entry by its id, or the newest: all fields, and the stack at the end."""
     daemon.backend.ends = [
         an_exit(2, cause="deadline", last_requests=["GET /slow", "POST /x"], stack='File "app.py"\n  in f'),
         an_exit(1),
@@ -195,7 +197,7 @@ def test_one_exit(daemon: Served, run: Ctl) -> None:
 
 
 def test_no_exits(daemon: Served, run: Ctl) -> None:
-    """A daemon whose processes all live."""
+    """A daemon whose processes are all alive."""
     assert run("exits").out == "no process has ended since the daemon's start\n"
     assert run("exits", "--last") == Done(1, "", "ctl: error: no process has ended yet\n")
 
@@ -218,7 +220,7 @@ def test_no_exits(daemon: Served, run: Ctl) -> None:
 def test_scale_waits_until_it_is_so(
     daemon: Served, run: Ctl, argv: list[str], ask: dict[str, int], wanted: int
 ) -> None:
-    """All spellings; the command ends when exactly so many workers are there and ready."""
+    """With all spellings the command ends when exactly this number of workers is ready."""
     done = run(*argv)
     assert done.code == 0, done.err
     assert re.fullmatch(rf"3 -> {wanted} workers, all ready \(\d+ ms\)\n", done.out)
@@ -229,7 +231,7 @@ def test_scale_waits_until_it_is_so(
 
 
 def test_scale_without_waiting(daemon: Served, run: Ctl) -> None:
-    """--no-wait only asks."""
+    """--no-wait returns after the request was accepted."""
     daemon.backend.stuck = True
     assert run("scale", "+2", "--no-wait").out == "3 -> 5 workers, asked\n"
 
@@ -250,12 +252,12 @@ class Overtaken(FakeBackend):
         super().submit(event)
         if not self._looks:
             self._looks, self.stuck = 1, True
-            self.fleet[0].state = "booting"  # there is something to wait for
+            self.fleet[0].state = "booting"  # so that there is something to wait for
 
     def status(self) -> StatusView:
         if self._looks:
             self._looks += 1
-        if self._looks == 4:  # one look is the answer to the command
+        if self._looks == 4:  # the first status is the answer to the command
             self.stuck = False
             self._change(self)
         return super().status()
@@ -272,7 +274,7 @@ def resize(
 
 
 def test_scale_auto_follows_the_autoscaler(place: Path, run: Ctl) -> None:
-    """A number that the load decides on while the command waits is what the command has asked for."""
+    """If the load decides on another number while the command waits, the command waits for that number."""
     with served(place / "shop.sock", Overtaken(resize(6))):
         done = run("scale", "auto")
     assert (done.code, done.err) == (0, "")
@@ -292,13 +294,15 @@ def test_scale_auto_follows_the_autoscaler(place: Path, run: Ctl) -> None:
 def test_scale_that_is_overtaken(
     place: Path, run: Ctl, argv: str, change: Callable[[Overtaken], object], reason: str
 ) -> None:
-    """The command fails, with the true reason why another number is wanted."""
+    """The command fails, with the real reason why another number is wanted."""
     with served(place / "shop.sock", Overtaken(change)):
         assert run("scale", argv) == Done(1, "", f"ctl: error: {reason}\n")
 
 
 def test_recycle_of_a_slot_that_is_given_up(place: Path, run: Ctl) -> None:
-    """A fleet that was scaled down meanwhile has no successor for the worker: no waiting for the time-out."""
+    """A fleet that was scaled down meanwhile has no successor for the worker:
+    the command does not wait for the time-out.
+    """
 
     def change(fleet: Overtaken) -> None:
         fleet.wanted = 2
@@ -314,7 +318,7 @@ def test_recycle_of_a_slot_that_is_given_up(place: Path, run: Ctl) -> None:
 def test_a_reload_that_ends_just_before_another_begins(
     daemon: Served, run: Ctl, monkeypatch: pytest.MonkeyPatch, name: str | None
 ) -> None:
-    """Its own end counts, as the events say, and not that a newer one runs when `ctl` looks."""
+    """The command takes the end of its own reload from the events, even if a newer one already runs."""
     waited_for = waiting.reloaded
 
     def meanwhile(*arguments: Any) -> ReloadView:
@@ -338,7 +342,9 @@ def test_scale_as_json(daemon: Served, run: Ctl) -> None:
 
 
 def test_scale_gives_up(daemon: Served, run: Ctl) -> None:
-    """A fleet that does not get there: exit 1 after the time-out, with its health as the reason."""
+    """A fleet that does not reach the number:
+    exit 1 after the time-out, with its health sentence as the reason.
+    """
     daemon.backend.stuck = True
     done = run("scale", "5", "--timeout", "0.05")
     assert done == Done(1, "", "ctl: error: not done after 0.05 s; 3 of 5 workers are ready.\n")
@@ -347,7 +353,7 @@ def test_scale_gives_up(daemon: Served, run: Ctl) -> None:
 def test_scale_does_not_wait_for_a_degraded_fleet(
     daemon: Served, run: Ctl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Workers that keep failing at boot end the waiting long before the time-out."""
+    """Workers that repeatedly fail to boot end the wait long before the time-out."""
     monkeypatch.setattr(waiting, "DEGRADED_SECONDS", 0.0)
     daemon.backend.stuck, daemon.backend.state = True, "degraded"
     done = run("scale", "5")
@@ -356,8 +362,8 @@ def test_scale_does_not_wait_for_a_degraded_fleet(
 
 
 @pytest.mark.parametrize("amount", ["five", "--five", "+", "-", "1.5", "²", "+-1", "", "99999999999"])
-def test_scale_refuses_what_is_no_number(daemon: Served, run: Ctl, amount: str) -> None:
-    """A slip is a usage error: exit 2, one line, nothing asked."""
+def test_scale_refuses_invalid_numbers(daemon: Served, run: Ctl, amount: str) -> None:
+    """A typing error is a usage error: exit 2, one line, no request."""
     done = run("scale", amount)
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
     assert done.err.startswith("ctl: error: ")
@@ -365,13 +371,15 @@ def test_scale_refuses_what_is_no_number(daemon: Served, run: Ctl, amount: str) 
 
 
 def test_the_daemons_refusal_is_one_line(daemon: Served, run: Ctl) -> None:
-    """An ErrorView is shown as it is, exit 1."""
+    """An ErrorView is printed as it is, exit 1."""
     assert run("scale", "0") == Done(1, "", "ctl: error: workers must be from 1 to 512, not 0\n")
     assert run("recycle", "9") == Done(1, "", "ctl: error: there is no worker in slot '9'\n")
 
 
 def test_reload(daemon: Served, run: Ctl) -> None:
-    """The command ends when the reload is done: a line for each worker, how it went, what it has changed."""
+    """The command ends when the reload is done:
+    a line for each worker, the outcome, and the changed settings.
+    """
     lines = [f"worker {slot}: pid {100 + slot} -> {1100 + slot}" for slot in (1, 2, 3)]
     summary = ["generation 2: 3 workers replaced (250 ms)", "no setting changed"]
     done = run("reload")
@@ -395,7 +403,7 @@ def test_a_failed_reload(daemon: Served, run: Ctl) -> None:
 
 
 def test_what_a_reload_has_changed(daemon: Served, run: Ctl) -> None:
-    """In one line, as one would say it."""
+    """The changes in one line."""
     daemon.backend.changes = [
         ChangeView("workers", 4, "2..6", "live"),
         ChangeView("bind", ["127.0.0.1:8000"], ["127.0.0.1:8002", "127.0.0.1:8000"], "generation"),
@@ -426,7 +434,7 @@ def test_a_reload_that_is_rolled_back(daemon: Served, run: Ctl) -> None:
 
 
 def test_a_superseded_reload(daemon: Served, run: Ctl, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another reload that takes over makes ours fail."""
+    """When another reload takes over, ours fails."""
     daemon.backend.stuck = True
     real = waiting.reloaded
 
@@ -442,7 +450,7 @@ def test_a_superseded_reload(daemon: Served, run: Ctl, monkeypatch: pytest.Monke
 
 
 def test_recycle_waits_for_the_successor(daemon: Served, run: Ctl) -> None:
-    """The command ends when the old process is gone and the new one is ready."""
+    """The command ends when the old process has ended and the new one is ready."""
     done = run("recycle", "2")
     assert re.fullmatch(r"worker 2: pid 102 -> 1102, ready \(\d+ ms\)\n", done.out)
     assert [w.pid for w in daemon.backend.fleet] == [101, 1102, 103]
@@ -451,7 +459,7 @@ def test_recycle_waits_for_the_successor(daemon: Served, run: Ctl) -> None:
 
 
 def test_events(daemon: Served, run: Ctl) -> None:
-    """The newest last, a line each; what has lines of its own stands below, and can't play tricks."""
+    """One line each, the newest last. Texts of several lines follow below, escaped."""
     daemon.backend.happen("first")
     daemon.backend.happen("second", slot=2, problem="it\x1b[31m broke")
     daemon.backend.happen("third", traceback="Traceback:\n  boom\n")
@@ -467,7 +475,7 @@ def test_events(daemon: Served, run: Ctl) -> None:
 
 
 def test_refork(daemon: Served, run: Ctl) -> None:
-    """Waits for the event with the outcome, then until all workers are the zygote's children."""
+    """Waits for the event with the outcome, then until all workers are children of the zygote."""
     daemon.backend.happen("refork_refused", problem="of an earlier one")
     done = run("refork", "--slot", "2")
     assert (done.code, done.err) == (0, "")
@@ -483,7 +491,7 @@ def test_refork(daemon: Served, run: Ctl) -> None:
 
 
 def test_a_refused_refork(daemon: Served, run: Ctl) -> None:
-    """The audit's findings in one line; --force does it all the same."""
+    """The audit's findings in one line; --force overrides them."""
     daemon.backend.broken = True
     assert run("refork") == Done(
         1,
@@ -496,14 +504,14 @@ def test_a_refused_refork(daemon: Served, run: Ctl) -> None:
 
 
 def test_refork_without_waiting(daemon: Served, run: Ctl) -> None:
-    """--no-wait only asks; a wait that leads to nothing ends in time."""
+    """--no-wait returns after the request was accepted; a wait without result ends at the time-out."""
     daemon.backend.stuck = True
     assert run("refork", "--no-wait").out == "refork asked\n"
     assert run("refork", "--timeout", "0.05").err.startswith("ctl: error: not done after 0.05 s")
 
 
 def test_upgrade(daemon: Served, run: Ctl) -> None:
-    """Another program answers; then its reload is followed to the end."""
+    """When another program answers, its reload is followed to the end."""
     done = run("upgrade")
     assert (done.code, done.err) == (0, "")
     first, *others = done.out.splitlines()
@@ -524,7 +532,7 @@ def test_a_failed_upgrade(daemon: Served, run: Ctl) -> None:
 
 
 def test_an_upgrade_survives_a_lost_connection(place: Path, run: Ctl) -> None:
-    """While the program is replaced connections break; the outcome is found all the same."""
+    """Connections break while the program is replaced; the outcome is found nevertheless."""
     backend = FakeBackend()
     first = Served(place / "shop.sock", backend)
     first.start()
@@ -548,7 +556,7 @@ def test_an_upgrade_survives_a_lost_connection(place: Path, run: Ctl) -> None:
 
 @pytest.mark.parametrize(("argv", "how"), [(["stop"], "graceful"), (["stop", "--quick"], "quick")])
 def test_stop_waits_until_there_is_no_answer(daemon: Served, run: Ctl, argv: list[str], how: str) -> None:
-    """The command ends when the socket is gone."""
+    """The command ends when the socket is removed."""
     done = run(*argv)
     assert re.fullmatch(r"pid 4242 stopped \(.*\)\n", done.out), done
     assert not daemon.path.exists()
@@ -558,13 +566,15 @@ def test_stop_waits_until_there_is_no_answer(daemon: Served, run: Ctl, argv: lis
 
 
 def test_stop_waits_for_the_process_too(place: Path, run: Ctl) -> None:
-    """If the peer is the process that the status names, its end is waited for, not only the socket's."""
+    """If the peer is the process that the status names, the command also waits for its end,
+    not only for the socket's.
+    """
     script = (
         "import sys, os, pathlib; from tests.unit.control.fake import *\n"
         "b = FakeBackend(); b.pid = os.getpid()\n"
         "with served(pathlib.Path(sys.argv[1]), b) as s:\n"
         "    print('up', flush=True); s._thread.join()\n"
-        "sys.stdin.read()\n"  # the socket is gone, the process is not
+        "sys.stdin.read()\n"  # the socket is removed, the process still runs
     )
     with subprocess.Popen(
         [sys.executable, "-c", script, str(place / "a.sock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -578,7 +588,7 @@ def test_stop_waits_for_the_process_too(place: Path, run: Ctl) -> None:
 
 
 def test_open_prints_a_link_that_logs_in(place: Path, run: Ctl) -> None:
-    """Without a display only the address is printed; without a TCP listener the reason why not."""
+    """Without a display only the address is printed; without a TCP listener the reason."""
     with served(place / "shop.sock", tcp=True) as running:
         done = run("open")
         assert re.fullmatch(rf"{running.url}/#login=[\w-]{{32}}\n", done.out)
@@ -591,7 +601,9 @@ def test_open_prints_a_link_that_logs_in(place: Path, run: Ctl) -> None:
 def test_open_uses_the_browser_of_a_display(
     place: Path, tmp_path: Path, run: Ctl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a display a browser opens the same address; other users find it in no process's arguments."""
+    """With a display a browser opens the address, which is not visible to other users in the arguments of any
+    process.
+    """
     opened: list[str] = []
     monkeypatch.setenv("DISPLAY", ":0")
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
@@ -612,7 +624,7 @@ def test_open_uses_the_browser_of_a_display(
 # -- finding ---------------------------------------------------------------------------------------------
 
 
-def test_none_is_running(place: Path, run: Ctl) -> None:
+def test_no_daemon_is_running(place: Path, run: Ctl) -> None:
     """One line: where it looked, and how to start one. Dead sockets do not count."""
     sockets.OwnedSocket.claim(place / "dead.sock").socket.close()
     done = run("status")
@@ -624,7 +636,9 @@ def test_none_is_running(place: Path, run: Ctl) -> None:
 
 
 def test_several_are_listed(place: Path, run: Ctl) -> None:
-    """With two instances `ctl` does not guess: it lists them and asks; --name chooses, on either side."""
+    """With two instances `ctl` lists them and asks for a choice;
+    --name chooses, before or after the command.
+    """
     with served(place / "a.sock", FakeBackend(name="a")), served(place / "b.sock", FakeBackend(name="b")):
         done = run("status")
         assert done.code == 1
@@ -640,7 +654,7 @@ def test_several_are_listed(place: Path, run: Ctl) -> None:
 
 
 def test_a_socket_by_path(place: Path, run: Ctl, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """--socket and OSTLER_SOCKET name one that is elsewhere; the command line wins."""
+    """--socket and OSTLER_SOCKET name a socket elsewhere; the command line has precedence."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     with served(elsewhere / "x"):
@@ -652,7 +666,7 @@ def test_a_socket_by_path(place: Path, run: Ctl, monkeypatch: pytest.MonkeyPatch
 
 
 def test_over_tcp(place: Path, run: Ctl, monkeypatch: pytest.MonkeyPatch) -> None:
-    """--url with OSTLER_TOKEN does the same over TCP; without the right token it fails."""
+    """--url with OSTLER_TOKEN works over TCP; without the right token it fails."""
     with served(place / "shop.sock", tcp=True) as running:
         assert "OSTLER_TOKEN" in run("--url", running.url, "status").err
         monkeypatch.setenv("OSTLER_TOKEN", TOKEN)
@@ -676,7 +690,7 @@ def test_usage_errors(run: Ctl, argv: list[str]) -> None:
 
 
 def test_help(run: Ctl) -> None:
-    """--help is help and exit 0; no command at all is help and exit 2."""
+    """--help prints help and exits with 0; no command prints help and exits with 2."""
     assert run("--help").code == run("scale", "-h").code == 0
     done = run()
     assert done.code == 2
@@ -689,7 +703,7 @@ def command(daemon: Served, *argv: str) -> list[str]:
 
 
 def test_a_broken_pipe_is_silent(daemon: Served) -> None:
-    """`ctl workers | head -1`: no traceback, no complaint at exit."""
+    """`ctl workers | head -1`: no traceback and no error message at exit."""
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
@@ -721,7 +735,7 @@ def test_a_full_disk_is_reported_in_one_line(daemon: Served, argv: list[str]) ->
 
 
 def test_json_does_not_load_rich(daemon: Served) -> None:
-    """Programs do not pay for tables."""
+    """With --json the library for tables is not imported."""
     script = (
         "import sys, atexit; from ostler.cli.ctl import main;"
         "atexit.register(lambda: print('rich' in sys.modules)); main(sys.argv[1:])"
@@ -757,7 +771,7 @@ def test_a_terminal_sees_each_worker_of_a_reload(daemon: Served) -> None:
 
 
 def test_a_worker_that_is_replaced_is_shown_once(capsys: pytest.CaptureFixture[str]) -> None:
-    """However often the reload is looked at, and while others are still at it."""
+    """It is printed once, however often the reload is polled, also while others are still replaced."""
     with progress.Roll([FakeWorker(1, 7).view(), FakeWorker(2, 8).view()]) as roll:
         reload = ReloadView(2, "rolling", 1, 2, 0.1, "test", None, None)
         for second in (FakeWorker(2, 8), FakeWorker(2, 18, 2), FakeWorker(2, 18, 2)):
@@ -777,7 +791,7 @@ def test_a_worker_that_is_replaced_is_shown_once(capsys: pytest.CaptureFixture[s
     ],
 )
 def test_steps_of_a_replacement(workers: list[FakeWorker], step: tuple[int, int | None, str, int]) -> None:
-    """What is shown of a slot, from the workers in it."""
+    """The step that is shown for a slot, from the workers in it."""
     assert progress.step([worker.view() for worker in workers], 2, 7) == step
 
 

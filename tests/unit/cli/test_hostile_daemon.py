@@ -1,7 +1,7 @@
-"""`ctl` against a daemon that answers with all that harms a terminal, in every text of every view.
+"""`ctl` with a daemon that answers with texts that harm a terminal, in every text of every view.
 
-The answers are made from the route table's types, so that routes and fields to come are covered as well. No
-command may let a control character through, fail with a traceback, or print without bounds.
+The answers are made from the types of the route table, so that future routes and fields are covered as well.
+No command may let a control character through, fail with a traceback, or print without bounds.
 """
 
 import itertools
@@ -27,7 +27,7 @@ from ostler.control.routes import ROUTES, SSE, Route
 from ostler.control.views import ErrorView
 from tests.kit.terminal import terminal
 
-# A window's title, a question that the terminal answers as if typed, C1, bidirectional and zero-width
+# A window title, a query that the terminal answers as if typed, C1, bidirectional and zero-width
 # controls, a line that looks like ours, markup of rich's, a wide character.
 EVIL = (
     "\x1b]0;owned\x07\x1b[6n\x9b31m\x90q\x9c\x7f\x00\x08\u202e\u2066\u200b\u200f\u2028\u2029\x85\r"
@@ -36,7 +36,7 @@ EVIL = (
 HUGE = EVIL * 1000
 """Some 100 KB; there are many of it in an answer."""
 
-# What a terminal is sent by rich itself: colours, bars that are drawn again.
+# Sequences that rich itself sends to a terminal: colours, bars that are drawn again.
 OWN_SEQUENCES = re.compile(r"\x1b\[[0-9;]*m|\x1b\[\?25[lh]|\x1b\[2K|\x1b\[1A|\r")
 
 COMMANDS: dict[str, list[list[str]]] = {
@@ -58,7 +58,7 @@ ALL = [argv for ways in COMMANDS.values() for argv in ways]
 
 
 class Filling(NamedTuple):
-    """What views are made of. `given`: values of fields by `View.field`, before all else."""
+    """Values for views. `given`: values of fields by `View.field`, which have precedence."""
 
     text: str = EVIL
     number: int = 1
@@ -67,7 +67,7 @@ class Filling(NamedTuple):
 
 
 def filled(kind: msgspec.inspect.Type, filling: Filling, place: str = "") -> Any:
-    """Data of a type as JSON has it."""
+    """Data of a type as decoded JSON."""
     inspect = msgspec.inspect
     if place in filling.given:
         given = filling.given[place]
@@ -100,7 +100,7 @@ def filled(kind: msgspec.inspect.Type, filling: Filling, place: str = "") -> Any
 
 
 def fields() -> dict[str, Any]:
-    """What lets commands that wait reach their ends: each look finds other processes and a newer program."""
+    """Fields that let commands end their wait: each request finds other processes and a newer program."""
     pids, times = itertools.count(1), itertools.count(1)
     return {
         "StatusView.state": "ready",
@@ -117,7 +117,7 @@ def fields() -> dict[str, Any]:
 
 
 class Answers(NamedTuple):
-    """filling: of the views; events: names of events, one each; error: an ErrorView answers everything."""
+    """filling: for the views; events: names of events, one each; error: an ErrorView answers everything."""
 
     filling: Filling
     events: tuple[str, ...] = (EVIL,)
@@ -180,7 +180,7 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     block_on_close = False
 
     def handle_error(self, *_: Any) -> None:
-        pass  # clients hang up in the middle of what is too large
+        pass  # clients close the connection in the middle of an answer that is too large
 
 
 @contextmanager
@@ -232,7 +232,7 @@ def run(place: Path, capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 def waits(argv: list[str]) -> list[str]:
-    """A command that may wait for ever waits a moment."""
+    """A command that may wait for ever waits only a moment."""
     waiting_ones = ("scale", "reload", "recycle", "refork", "upgrade", "stop")
     return [*argv, "--timeout", "0.2"] if argv[0] in waiting_ones else argv
 
@@ -243,7 +243,7 @@ def assert_harmless(text: str) -> None:
 
 
 def test_every_command_is_here() -> None:
-    """A command that is added to `ctl` must be attacked as well, and each route's type be known."""
+    """Every command of `ctl` is attacked here, also new ones, and the type of each route is known."""
     assert COMMANDS.keys() == ctl.cli.commands.keys()
     for route in ROUTES:
         if route.media != SSE and route.view is not None:
@@ -269,7 +269,7 @@ OUTCOMES = {
 
 @pytest.mark.parametrize("outcome", OUTCOMES)
 def test_nothing_gets_through(place: Path, run: Run, outcome: str) -> None:
-    """Into a pipe: no control character on either stream, whatever the answer; JSON is ASCII and complete."""
+    """Into a pipe: no control character on either stream for any answer; JSON is ASCII and complete."""
     with hostile(place / "shop.sock", OUTCOMES[outcome]):
         for argv in ALL:
             done = run("--socket", str(place / "shop.sock"), *waits(argv))
@@ -288,7 +288,7 @@ def test_nothing_gets_through(place: Path, run: Run, outcome: str) -> None:
 
 
 def test_the_attack_reaches_the_output(place: Path, run: Run) -> None:
-    """The texts are shown, escaped; else the tests here would prove nothing."""
+    """The texts are shown, escaped; otherwise the other tests would prove nothing."""
     with hostile(place / "shop.sock", OUTCOMES["well"]):
         for argv in (
             ["status"],
@@ -316,7 +316,7 @@ def test_the_attack_reaches_the_output(place: Path, run: Run) -> None:
 
 
 def test_names_in_the_usual_places(place: Path, run: Run) -> None:
-    """Several instances are listed, none of the name that was asked for: each on a line of its own."""
+    """Several instances are listed, none with the requested name: each on a line of its own."""
     with hostile(place / "a.sock", OUTCOMES["well"]), hostile(place / "b.sock", OUTCOMES["well"]):
         for argv in (["status"], ["--name", EVIL, "status"], ["--name", "\x1b[6n", "status"]):
             done = run(*argv)
@@ -326,7 +326,7 @@ def test_names_in_the_usual_places(place: Path, run: Run) -> None:
 
 
 def test_arguments(run: Run) -> None:
-    """What was typed, or put there by a script, is shown escaped as well."""
+    """Arguments from a user or a script are shown escaped as well."""
     for argv in (
         [EVIL],
         ["scale", EVIL],
@@ -358,7 +358,7 @@ def texts(data: Any) -> list[str]:
     ids=["large", "negative", "huge", "0"],
 )
 def test_numbers_that_can_not_be(place: Path, run: Run, number: int, real: float) -> None:
-    """Times before the Big Bang, sizes beyond all disks: shown somehow, or one line with an error."""
+    """Impossible times and sizes are shown in some form, or are an error in one line."""
     filling = Filling("x", number, real)
     with hostile(place / "shop.sock", Answers(filling)):
         for argv in ALL:
@@ -368,7 +368,7 @@ def test_numbers_that_can_not_be(place: Path, run: Run, number: int, real: float
 
 
 def test_huge_texts(place: Path, run: Run) -> None:
-    """100 KB in each text: some lines are printed, with what is missing; --json has all."""
+    """100 KB in each text: some lines are printed, with the length of the rest; --json has all of it."""
     with hostile(place / "shop.sock", Answers(Filling(HUGE, given=fields()), (HUGE,))):
         for argv in ALL:
             done = run("--socket", str(place / "shop.sock"), *waits(argv))
@@ -380,7 +380,7 @@ def test_huge_texts(place: Path, run: Run) -> None:
 
 
 def test_an_answer_of_ten_megabytes(place: Path, run: Run) -> None:
-    """One text alone, all of it to be escaped; shown at once."""
+    """A single text, all of it to be escaped, is printed at once."""
     given = fields() | {"StatusView.health": "\x1b" * 10_000_000}
     with hostile(place / "shop.sock", Answers(Filling("x", given=given))):
         done = run("--socket", str(place / "shop.sock"), "status")
@@ -391,7 +391,7 @@ def test_an_answer_of_ten_megabytes(place: Path, run: Run) -> None:
 
 
 def test_an_answer_without_end(place: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is given up at a limit."""
+    """`ctl` stops reading at a limit."""
     monkeypatch.setattr(client, "LARGEST_ANSWER", 1 << 20)
     body = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + b" " * (2 << 20)
     with hostile(place / "shop.sock", Answers(Filling(), raw=body)):
@@ -421,7 +421,7 @@ def output_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bytes
 def test_a_terminal_gets_our_own_sequences_only(
     place: Path, monkeypatch: pytest.MonkeyPatch, outcome: str, text: str
 ) -> None:
-    """Colours and bars, and nothing else; tables stay within its columns."""
+    """Colours and bars, and nothing else; tables stay within the terminal's columns."""
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("LINES", "24")

@@ -1,4 +1,4 @@
-"""The daemon's command line: what reaches the fork server of what was written."""
+"""The daemon's command line: which settings reach the fork server."""
 
 from typing import Any
 
@@ -40,31 +40,31 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> Any:
     ],
 )
 def test_flag_whose_value_may_be_left_out(parsed: Any, args: list[str], mode: str | None, app: str) -> None:
-    """--proxy-protocol alone means auto, as it always did, and does not swallow the app behind it."""
+    """--proxy-protocol alone means auto, and does not take the following app as its value."""
     values, given = parsed(*args)
     assert (values.get("proxy_protocol"), given) == (mode, app)
 
 
 def test_flag_that_turns_off(parsed: Any) -> None:
-    """--no-sendfile turns off what is on by default; other switches turn on."""
+    """--no-sendfile turns a setting off that is on by default; other switches turn on."""
     assert parsed("--no-sendfile", "--preload", "a:a")[0] == {"sendfile": "false", "preload_app": True}
 
 
 def test_gunicorns_spellings(parsed: Any) -> None:
-    """gunicorn's flags that are not spelled like their settings."""
+    """gunicorn's flags whose names differ from their settings."""
     args = ["--limit-request-field_size", "1", "--proxy-allow-from", "*", "--cert-reqs", "2", "a:a"]
     expected = {"limit_request_field_size": "1", "proxy_allow_ips": "*", "cert_reqs": "2"}
     assert parsed(*args)[0] == expected
 
 
-def test_mistakes_are_told_at_once(parsed: Any) -> None:
-    """A value is checked as its row demands, with the setting's name."""
+def test_mistakes_are_reported_at_once(parsed: Any) -> None:
+    """A value is checked as its row says; the error has the setting's name."""
     with pytest.raises(click.BadParameter, match="limit_request_body: expected a number of bytes"):
         parsed("--limit-request-body", "10X", "a:a")
 
 
 def test_help_shows_defaults_as_one_writes_them() -> None:
-    """Sizes have their unit, lists their commas, and what is on by default needs no default."""
+    """Sizes have a unit, lists have commas, and switches that are on by default show no default."""
     text = " ".join(cli._command().get_help(click.Context(cli._command())).split())
     for part in (
         "[default: 512K]",
@@ -76,7 +76,7 @@ def test_help_shows_defaults_as_one_writes_them() -> None:
 
 
 def test_negative_numbers(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """A number below zero is refused as such, and not as an unknown flag."""
+    """A number below zero is refused as a value, not as an unknown flag."""
     for args, text in (
         (["-t", "-3"], "'-t' / '--timeout': timeout: expected zero or more seconds, got '-3'"),
         (

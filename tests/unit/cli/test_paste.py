@@ -1,4 +1,4 @@
-"""`use = egg:ostler#main`: what the process becomes."""
+"""`use = egg:ostler#main`: the command line that the process executes."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from ostler.errors import SettingError
 
 
 def test_command() -> None:
-    """The file, its variables and the section's settings, by their flags."""
+    """The file, its variables and the section's settings, as flags."""
     argv = command(
         {"__file__": "/srv/site.ini", "here": "/srv", "debug": "true"},
         {
@@ -27,7 +27,7 @@ def test_command() -> None:
 
 @pytest.mark.parametrize("settings", [{"spam": "1"}, {"secure_scheme_headers": "1"}, {"reload": "perhaps"}])
 def test_mistakes(settings: dict[str, str]) -> None:
-    """What can't be a setting there is refused by its name."""
+    """Keys that can't be settings there are refused by name."""
     with pytest.raises(SettingError, match=next(iter(settings))):
         command({"__file__": "site.ini"}, settings)
 

@@ -22,7 +22,7 @@ class Clock:
 
 @dataclass
 class Rig:
-    """unix and tcp: HTTP clients of the two listeners; tcp sends no token by itself."""
+    """unix and tcp: HTTP clients of the two listeners; the TCP client sends no token by default."""
 
     backend: FakeBackend
     server: ControlServer

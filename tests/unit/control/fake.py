@@ -1,6 +1,6 @@
 """A fake daemon: a `Backend` whose fleet advances by one step at each call.
 
-So the tests of those who poll need no clock: after so many looks the change is complete.
+So tests of clients that poll need no clock: after some calls the change is complete.
 """
 
 import asyncio
@@ -351,7 +351,7 @@ class FakeBackend:
 
 
 class Served:
-    """A ControlServer with a fake behind it, in a thread of its own, for clients that block."""
+    """A ControlServer with a fake daemon, in a thread of its own, for blocking clients."""
 
     def __init__(self, path: Path, backend: FakeBackend, *, tcp: bool = False) -> None:
         self.path = path

@@ -19,7 +19,7 @@ NOBODY = pwd.getpwnam("nobody").pw_uid
 
 
 async def exchange(rig: Rig, sent: bytes) -> bytes:
-    """All that the server sends until it closes; a reset ends it as well."""
+    """Everything that the server sends until it closes; a reset also ends it."""
     reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
     received = b""
     try:
@@ -51,21 +51,21 @@ def request(rig: Rig, line: str, *headers: str) -> bytes:
     ],
 )
 async def test_a_refusal_reads_no_body(rig: Rig, line: str, headers: list[str], status: int) -> None:
-    """The answer comes at once though no byte of the body does, and then the connection closes."""
+    """The answer is sent at once, before any byte of the body arrives, and then the connection is closed."""
     answer = await exchange(rig, request(rig, line, *headers))
     assert answer.startswith(b"HTTP/1.1 %d " % status)
     assert b"\r\nConnection: close\r\n" in answer
 
 
 async def test_a_refused_client_that_goes_on_sending_reads_the_answer(rig: Rig) -> None:
-    """Further bytes are dropped for a while: with a reset the client could lose the answer."""
+    """Further bytes are discarded for a while, because after a reset the client could lose the answer."""
     body = b"x" * 100_000
     sent = request(rig, "POST /v1/login", f"Content-Length: {len(body)}") + body
     assert (await exchange(rig, sent)).startswith(b"HTTP/1.1 413 ")
 
 
 async def test_no_client_sends_without_end(rig: Rig) -> None:
-    """It is cut off after some hundred KB."""
+    """The connection is closed after some hundred KB."""
     _, writer = await asyncio.open_connection("127.0.0.1", rig.port)
     writer.write(request(rig, "POST /v1/login", "Content-Length: 100000000"))
     sent = 0
@@ -83,7 +83,7 @@ async def test_no_client_sends_without_end(rig: Rig) -> None:
 
 
 async def test_100_continue_comes_when_the_body_is_wanted(rig: Rig) -> None:
-    """Not before authentication (RFC 9110, section 10.1.1)."""
+    """It is not sent before authentication (RFC 9110, section 10.1.1)."""
     expect = ["Expect: 100-continue", "Content-Type: application/json", "Content-Length: 2"]
     refused = await exchange(rig, request(rig, "POST /v1/scale", *expect))
     assert refused.startswith(b"HTTP/1.1 401 ")
@@ -120,7 +120,7 @@ async def test_a_slow_head_is_closed(rig: Rig, monkeypatch: pytest.MonkeyPatch) 
 
 
 async def test_a_slow_body_is_refused(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A body that does not arrive in time is a 408, and the connection closes."""
+    """A body that does not arrive in time is a 408, and the connection is closed."""
     monkeypatch.setattr("ostler.control.app.BODY_SECONDS", 0.2)
     headers = ["Content-Type: application/json", "Content-Length: 100"]
     answer = await exchange(rig, request(rig, "POST /v1/login", *headers) + b'{"co')
@@ -132,18 +132,18 @@ async def test_a_slow_body_is_refused(rig: Rig, monkeypatch: pytest.MonkeyPatch)
     "head", ["\r\n".join(f"x{number}: {'y' * 8000}" for number in range(40)), f"Cookie: {'c' * 1_100_000}"]
 )
 async def test_a_large_head_is_refused(rig: Rig, head: str) -> None:
-    """Not kept in memory while its client sends more."""
+    """It is not kept in memory while its client sends more."""
     answer = await exchange(rig, request(rig, "GET /", head))
     assert answer[9:12] in (b"431", b"400"), answer[:80]
 
 
 async def test_a_target_of_many_slashes_is_refused(rig: Rig) -> None:
-    """The router's work would grow with their square."""
+    """The router's work would grow with the square of their number."""
     assert b" 400 " in (await exchange(rig, request(rig, f"GET {'/' * 7000}")))[:16]
 
 
 async def test_pipelined_requests_are_answered_in_turn(rig: Rig) -> None:
-    """All of them, though only so many are parsed ahead."""
+    """All are answered, although only a limited number is parsed in advance."""
     sent = request(rig, "GET /healthz") * 99 + request(rig, "GET /healthz", "Connection: close")
     assert (await exchange(rig, sent)).count(b"HTTP/1.1 200 OK") == 100
 
@@ -184,8 +184,8 @@ async def test_a_client_that_ends_its_side_is_answered(rig: Rig, requests: int) 
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user for a moment")
-async def test_a_stranger_beyond_its_allowance_waits(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many short connections, as of a proxy: they wait for a short time and are not refused."""
+async def test_an_untrusted_user_beyond_its_budget_waits(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many short connections, as a proxy makes them, wait for a short time and are not refused."""
     monkeypatch.setattr(peers, "OTHER_USER", (0.02, 0.02))
     loop = asyncio.get_running_loop()
     began = loop.time()
@@ -206,7 +206,7 @@ async def test_a_stranger_beyond_its_allowance_waits(rig: Rig, monkeypatch: pyte
 
 
 async def test_slow_bodies_make_room(rig: Rig) -> None:
-    """As many as there may be connections: the next one is served at once."""
+    """At the limit of connections one with an incomplete body is closed; the next is served at once."""
     served = rig.server._runners[0]._connections
     slow = []
     for _ in range(served._limits.total):
@@ -238,7 +238,7 @@ async def test_idle_connections_make_room(rig: Rig) -> None:
 
 
 async def test_refusals_are_logged_at_a_bounded_rate(rig: Rig) -> None:
-    """The first ones of a peer stand in the log; changes that are carried out always do."""
+    """The first ones of a peer are logged; changes that are carried out always are."""
     for _ in range(40):
         await rig.unix.post("/v1/workers/9/recycle")
         await rig.unix.post("/v1/scale", json={"delta": 0})

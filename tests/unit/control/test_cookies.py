@@ -12,7 +12,7 @@ CHUNKED = b"Transfer-Encoding: chunked\r\n"
 
 
 def filtered(data: bytes, size: int | None = None) -> bytes:
-    """In pieces of `size` bytes; at the end nothing is held back but the start of a line."""
+    """The result for pieces of `size` bytes; at the end only the beginning of a line may be held back."""
     fields, size = CookieFilter(), size or len(data) or 1
     return b"".join(fields.feed(data[at : at + size]) for at in range(0, len(data), size))
 
@@ -35,7 +35,7 @@ def filtered(data: bytes, size: int | None = None) -> bytes:
     ],
 )  # fmt: skip
 def test_cookies_go(head: bytes, expected: bytes, size: int | None) -> None:
-    """Cookie fields alone go, in any spelling and in each head; bodies pass unread."""
+    """Only cookie fields are removed, in any spelling and in each head; bodies are not changed."""
     assert filtered(head, size) == expected
 
 
@@ -44,7 +44,7 @@ def test_cookies_go(head: bytes, expected: bytes, size: int | None) -> None:
     st.data(),
 )
 def test_pieces_do_not_matter(parts: list[bytes], data: st.DataObject) -> None:
-    """Any bytes give the same result however they are cut, and only whole lines are missing."""
+    """The result is the same for any division into pieces, and only whole lines are removed."""
     whole = b"".join(parts) + b"\r\n"
     cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)))))
     fields = CookieFilter()
@@ -56,7 +56,7 @@ def test_pieces_do_not_matter(parts: list[bytes], data: st.DataObject) -> None:
 
 
 def test_nothing_is_kept_of_cookies() -> None:
-    """A field of any length is dropped as it comes; of a line not decided yet at most 18 bytes are held."""
+    """A field of any length is dropped as it arrives; of an undecided line at most 18 bytes are held."""
     fields = CookieFilter()
     assert fields.feed(b"GET / HTTP/1.1\r\nCookie: ") == b"GET / HTTP/1.1\r\n"
     for _ in range(1000):

@@ -23,7 +23,7 @@ from tests.unit.control.fake import TOKEN
 async def test_an_error_is_an_error_view(
     rig: Rig, method: str, path: str, body: bytes, media: str | None, status: int, word: str
 ) -> None:
-    """Refusals of router, body reader and decoder have the same form: a word and one line."""
+    """Refusals of router, body reader and decoder have the same form: a word and a line."""
     headers = {"Content-Type": media} if media else {}
     session = rig.tcp if path == "/v1/login" else rig.unix
     async with session.request(method, path, data=body, headers=headers) as answer:
@@ -43,10 +43,10 @@ async def test_an_error_is_an_error_view(
         b"GET /?\xc3 HTTP/1.1\r\nHost: localhost\r\n\r\n",
     ],
 )
-async def test_bytes_that_are_no_http_make_no_noise(
+async def test_bytes_other_than_http_are_not_logged_as_errors(
     rig: Rig, sent: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A broken client gets a 400 and the log at most a debug line, never a traceback."""
+    """A broken client gets a 400, and the log at most a debug line, never a traceback."""
     reader, writer = await asyncio.open_unix_connection(rig.path)
     writer.write(sent)
     assert b" 400 " in await asyncio.wait_for(reader.readline(), 10)
@@ -80,9 +80,10 @@ async def test_a_defect_is_a_500_with_its_traceback_in_the_log(
 
 
 async def test_changes_are_audited(rig: Rig) -> None:
-    """Each non-GET, carried out or refused, is one `control_change` with `who`, `what`, `outcome`.
+    """Each request other than GET, carried out or refused, is one `control_change` with `who`, `what`,
+    `outcome`.
 
-    A GET none.
+    A GET is none.
     """
     await rig.unix.get("/v1/status")
     await rig.unix.post("/v1/scale", json={"delta": 2})
@@ -95,8 +96,10 @@ async def test_changes_are_audited(rig: Rig) -> None:
     assert (third["who"], third["what"], third["outcome"]) == ("127.0.0.1", "scale", "401 unauthorized")
 
 
-async def test_what_the_fleet_tells_is_told_once(rig: Rig) -> None:
-    """A change that the fleet logs is a debug line here; a refused one, and one for other parts, is not."""
+async def test_what_the_fleet_logs_is_logged_once(rig: Rig) -> None:
+    """A change that the fleet also logs is a debug line here;
+    refused changes, and changes of other parts, are not.
+    """
     await rig.unix.post("/v1/scale", json={"delta": 1})
     await rig.unix.post("/v1/scale", json={"workers": 0})
     await rig.unix.post("/v1/login-link")

@@ -30,7 +30,7 @@ def code_of(rig: Rig) -> str:
 
 
 async def login(rig: Rig, code: str) -> tuple[int, dict[str, str]]:
-    """Log in; the status, and headers with the session's secret."""
+    """Log in; returns the status, and headers with the session's secret."""
     async with rig.tcp.post("/v1/login", json={"code": code}) as answer:
         assert "Set-Cookie" not in answer.headers
         view = await answer.json()
@@ -45,7 +45,7 @@ async def status(rig: Rig, method: str, path: str, headers: dict[str, str], **mo
 @pytest.mark.parametrize("route", [r for r in ROUTES if not r.open], ids=lambda r: r.name)
 @pytest.mark.parametrize("authorization", [None, "Bearer wrong", "Bearer", "Basic YTpi", "Bearer \xe4"])
 async def test_tcp_needs_a_token(rig: Rig, route: Any, authorization: str | None) -> None:
-    """Every route that is not open answers 401 without the token, and submits nothing."""
+    """Without the token every route that is not open answers 401, and submits no event."""
     headers = {"Authorization": authorization} if authorization else {}
     async with rig.tcp.request(route.method, route.path.format(slot=1), headers=headers) as answer:
         assert answer.status == 401
@@ -53,8 +53,8 @@ async def test_tcp_needs_a_token(rig: Rig, route: Any, authorization: str | None
     assert rig.backend.submitted == []
 
 
-async def test_a_token_in_the_url_is_worth_nothing(rig: Rig) -> None:
-    """Only the header counts: a query string ends up in logs and histories."""
+async def test_a_token_in_the_url_does_not_count(rig: Rig) -> None:
+    """Only the header counts, because query strings are stored in logs and histories."""
     assert await status(rig, "GET", "/v1/status?token=a-token-for-the-tests", {}) == 401
     assert await status(rig, "GET", "/v1/status", rig.bearer) == 200
 
@@ -64,14 +64,14 @@ async def test_a_token_in_the_url_is_worth_nothing(rig: Rig) -> None:
 )
 @pytest.mark.parametrize("path", ["/", "/healthz", "/v1/status", "/nothing"])
 async def test_a_foreign_host_is_refused(rig: Rig, host: str, path: str) -> None:
-    """DNS rebinding: a page under another name gets nothing, not even open routes or the page."""
+    """DNS rebinding: a page under another host name is refused, also for open routes and the page."""
     headers = rig.bearer | {"Host": host.format(port=rig.port)}
     assert await status(rig, "GET", path, headers) == 403
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST", "127.0.0.1", "[::1]"])
 async def test_all_names_of_loopback_are_ours(rig: Rig, host: str) -> None:
-    """A user may type any of the usual names."""
+    """Any of the usual names of loopback is accepted."""
     assert await status(rig, "GET", "/v1/status", rig.bearer | {"Host": f"{host}:{rig.port}"}) == 200
 
 
@@ -86,7 +86,7 @@ async def test_all_names_of_loopback_are_ours(rig: Rig, host: str) -> None:
     ],
 )
 async def test_a_foreign_origin_changes_nothing(rig: Rig, origin: str) -> None:
-    """Requests of other pages' scripts are refused even with valid credentials, and so are preflights."""
+    """Requests from scripts of other origins, and preflights, are refused even with valid credentials."""
     headers = rig.bearer | {"Origin": origin.format(port=rig.port)}
     assert await status(rig, "POST", "/v1/scale", headers, json={"delta": 1}) == 403
     for path in ("/v1/stream", "/v1/status", "/healthz", "/"):
@@ -104,7 +104,7 @@ FETCH = {"Sec-Fetch-Mode": "cors", "Sec-Fetch-Dest": "empty"}
 @pytest.mark.parametrize("site", ["cross-site", "same-site", "Same-Site", "", "unheard-of"])
 @pytest.mark.parametrize("origin", [{}, {"Origin": "http://127.0.0.1:{port}"}], ids=["no origin", "ours"])
 async def test_other_pages_may_only_link(rig: Rig, site: str, origin: dict[str, str]) -> None:
-    """Sec-Fetch-Site counts, with or without an Origin; a page on another port is `same-site`."""
+    """Sec-Fetch-Site is checked, with or without an Origin; a page on another port is `same-site`."""
     origin = {name: value.format(port=rig.port) for name, value in origin.items()}
     headers = rig.bearer | origin | {"Sec-Fetch-Site": site}
     for kind in ({}, VISIT, FETCH):
@@ -129,7 +129,7 @@ async def test_own_pages_and_tools_may_change(rig: Rig) -> None:
 
 @pytest.mark.parametrize("path", ["/", "/healthz", "/v1/status", "/nothing"])
 async def test_no_answer_is_of_use_to_other_pages(rig: Rig, path: str) -> None:
-    """It can't be framed or loaded as a script, style or image, and has its declared type."""
+    """No answer can be framed or loaded as a script, style or image, and each has its declared type."""
     async with rig.tcp.get(path, headers=rig.bearer) as answer:
         assert "frame-ancestors 'none'" in answer.headers["Content-Security-Policy"]
         assert answer.headers["Cross-Origin-Resource-Policy"] == "same-origin"
@@ -138,7 +138,9 @@ async def test_no_answer_is_of_use_to_other_pages(rig: Rig, path: str) -> None:
 
 
 async def test_the_page_has_one_origin(rig: Rig) -> None:
-    """`localhost` may be another user's on ::1, so the page, which keeps a secret, is served by address."""
+    """The page, which keeps a secret, is served by address only:
+    `localhost` may be another user's port on ::1.
+    """
     named = {"Host": f"localhost:{rig.port}"}
     async with rig.tcp.get("/", headers=named, allow_redirects=False) as answer:
         assert (answer.status, answer.headers["Location"]) == (307, f"{rig.url}/")
@@ -146,12 +148,12 @@ async def test_the_page_has_one_origin(rig: Rig) -> None:
 
 
 async def test_the_own_origin_may_change(rig: Rig) -> None:
-    """The dashboard's own requests pass."""
+    """The dashboard's own requests are accepted."""
     headers = rig.bearer | {"Origin": rig.url}
     assert await status(rig, "POST", "/v1/scale", headers, json={"delta": 1}) == 200
 
 
-async def test_a_code_buys_one_session(rig: Rig) -> None:
+async def test_a_code_gives_one_session(rig: Rig) -> None:
     """A code logs in once; the session's secret is in the answer's body and in no cookie."""
     code = code_of(rig)
     async with rig.tcp.post("/v1/login", json={"code": code}, headers={"Origin": rig.url}) as answer:
@@ -166,7 +168,7 @@ async def test_a_code_buys_one_session(rig: Rig) -> None:
 
 
 async def test_a_session_is_not_admin(rig: Rig) -> None:
-    """A browser can't stop or upgrade the daemon or make further logins, whatever runs in it."""
+    """A session can't stop or upgrade the daemon or create further logins."""
     _, headers = await login(rig, code_of(rig))
     assert await status(rig, "POST", "/v1/stop", headers) == 403
     assert await status(rig, "POST", "/v1/login-link", headers) == 403
@@ -175,7 +177,9 @@ async def test_a_session_is_not_admin(rig: Rig) -> None:
 
 
 async def test_a_cookie_gives_no_rights(rig: Rig) -> None:
-    """A session's secret, or the token, counts in one header only: browsers send cookies to every port."""
+    """A session's secret, or the token, counts in one header only,
+    because browsers send cookies to every port.
+    """
     _, headers = await login(rig, code_of(rig))
     secret = headers["Authorization"].removeprefix("Bearer ")
     for value in (secret, rig.bearer["Authorization"].removeprefix("Bearer ")):
@@ -187,14 +191,14 @@ async def test_a_cookie_gives_no_rights(rig: Rig) -> None:
 
 
 async def test_cookies_of_any_size_are_no_obstacle(rig: Rig) -> None:
-    """Another port's pages can make browsers send some 700 KB of them with each request for the page."""
+    """Pages on another port can make browsers send some 700 KB of cookies with each request for the page."""
     bomb = {"Cookie": "; ".join(f"c{number}={'x' * 4090}" for number in range(180))}
     assert await status(rig, "GET", "/", bomb) == 200
     assert await status(rig, "GET", "/v1/status", rig.bearer | bomb) == 200
 
 
 async def test_codes_and_sessions_expire(rig: Rig) -> None:
-    """A code is good for ten minutes, a session for twelve hours, to the second."""
+    """A code expires after exactly ten minutes, a session after twelve hours."""
     late, in_time = code_of(rig), code_of(rig)
     rig.clock.now += CODE_SECONDS - 1
     answered, headers = await login(rig, in_time)
@@ -217,7 +221,7 @@ async def test_logout_ends_the_session(rig: Rig) -> None:
 
 
 async def test_failed_logins_lock_no_one_out(rig: Rig) -> None:
-    """After so many wrong codes further ones are 429; a valid one still logs in, and sessions stay."""
+    """After some wrong codes further ones get 429; a valid code still logs in, and sessions stay."""
     _, session = await login(rig, code_of(rig))
     for _ in range(FAILED_LOGINS):
         assert (await login(rig, "guess"))[0] == 401
@@ -231,7 +235,7 @@ async def test_failed_logins_lock_no_one_out(rig: Rig) -> None:
 
 
 async def test_a_login_link_over_the_unix_socket(rig: Rig) -> None:
-    """`ctl open`: the link of the Unix socket logs in on TCP; logging in on the Unix socket is pointless."""
+    """`ctl open`: a link from the Unix socket logs in on TCP; a login on the Unix socket is refused."""
     async with rig.unix.post("/v1/login-link") as answer:
         link = (await answer.json())["url"]
     code = link.partition("#login=")[2]
@@ -241,7 +245,7 @@ async def test_a_login_link_over_the_unix_socket(rig: Rig) -> None:
 
 
 def test_secrets_are_bounded() -> None:
-    """The oldest secret is replaced; the number never exceeds the limit."""
+    """The oldest secret is replaced; their number never exceeds the limit."""
     words = Secrets(2, 10.0, Clock())
     first, second, third = words.issue(), words.issue(), words.issue()
     assert [words.is_valid(word) for word in (first, second, third)] == [False, True, True]
@@ -249,7 +253,7 @@ def test_secrets_are_bounded() -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="root is let in, so only root can play a stranger")
 async def test_another_user_is_refused_on_the_unix_socket(rig: Rig) -> None:
-    """The kernel's peer credentials count, even if the file mode permits more."""
+    """The kernel's peer credentials decide, even if the file mode permits more."""
     rig.path.chmod(0o777)
     for folder in rig.path.parents:
         if folder.name.startswith("pytest-"):
@@ -269,7 +273,7 @@ async def test_another_user_is_refused_on_the_unix_socket(rig: Rig) -> None:
 
 
 class Peer:
-    """Stands for a request of a user on a Unix socket."""
+    """A request of a user on a Unix socket."""
 
     def __init__(self, uid: int) -> None:
         self._uid = uid
@@ -292,7 +296,9 @@ def test_the_unix_guard_knows_uids() -> None:
 
 
 def test_the_unix_guard_of_a_shared_socket() -> None:
-    """Users that its mode permits may operate, the app's user only read; the daemon's own user is admin."""
+    """Users that the mode permits may operate, the app's user may only read;
+    the daemon's own user is admin.
+    """
     guard: Any = UnixGuard(uid=0, shared=True, app_uid=33)
     scopes = {}
     for uid in (0, 33, 1001):
@@ -308,7 +314,7 @@ def test_the_unix_guard_of_a_shared_socket() -> None:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.168.1.2", "example.com", "127.0.0.1.evil.com"])
 def test_only_loopback_is_bound(host: str) -> None:
-    """An address that others can reach is refused by the setting's name, names are not even resolved."""
+    """An address that others can reach is refused with the setting's name; names are not resolved."""
     with pytest.raises(SettingError, match=r"^control_bind: "):
         loopback_address(host)
 

@@ -1,4 +1,4 @@
-"""Limits of connections, of time in the loop, and of streams."""
+"""Limits of connections, of time in the event loop, and of streams."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ class Seat:
 
 @pytest.mark.parametrize(("descriptors", "total"), [(64, 8), (256, 32), (1024, 128), (1 << 20, 128)])
 def test_limits_follow_the_descriptors(descriptors: int, total: int) -> None:
-    """Connections take an eighth at most, but there are always some.
+    """Connections may use an eighth of the descriptors, but there are always some.
 
     Untrusted users can't have all of them.
     """
@@ -30,18 +30,18 @@ def test_limits_follow_the_descriptors(descriptors: int, total: int) -> None:
 
 
 def test_room_for_the_first() -> None:
-    """Nothing has to leave as long as there is room."""
+    """No connection is closed as long as there is room."""
     assert make_room(7, False, [Seat(7), Seat(8)], LIMITS) == (True, None)
 
 
 def test_a_peer_at_its_limit_makes_room_itself() -> None:
-    """Its own connection that is idle for longest leaves, not another peer's older one."""
+    """Its own longest idle connection is closed, not an older one of another peer."""
     seats = [Seat(8, 0.0), *(Seat(7, float(at)) for at in (5, 3, 4, 6))]
     assert make_room(7, False, seats, LIMITS) == (True, seats[2])
 
 
 def test_strangers_together_leave_the_reserve() -> None:
-    """At their common limit the peer with most connections makes room."""
+    """At the common limit of untrusted users, a connection of the peer with most connections is closed."""
     seats = [Seat(6, 0.0), Seat(7, 1.0), Seat(7, 2.0), Seat(7, 3.0), Seat(8, 0.5), Seat(8, 0.6)]
     assert make_room(9, False, seats, LIMITS) == (True, seats[1])
     assert make_room(0, True, seats, LIMITS) == (True, None)
@@ -57,26 +57,28 @@ def test_the_reserve_is_for_trusted_users() -> None:
 
 
 def test_unknown_users_share_what_strangers_have() -> None:
-    """Without a single one may have all but the reserve; the oldest makes room."""
+    """If the kernel can't name users, all of them share one quota: everything but the reserve;
+    the oldest is closed.
+    """
     seats = [Seat(None, float(at)) for at in range(6)]
     assert make_room(None, False, seats[:5], LIMITS) == (True, None)
     assert make_room(None, False, seats, LIMITS) == (True, seats[0])
 
 
-def test_who_has_proved_itself_stays_longest() -> None:
+def test_connections_that_have_shown_a_token_are_closed_last() -> None:
     """A flood of idle connections ends the others before one that has shown a token."""
     seats = [Seat(7, 0.0, proven=True), *(Seat(7, float(at)) for at in (1, 2, 3))]
     assert make_room(7, False, seats, LIMITS) == (True, seats[1])
 
 
-def test_requests_are_not_ended() -> None:
-    """If all that could make room are answering, the new connection is refused."""
+def test_connections_with_a_request_are_not_closed() -> None:
+    """If all connections that could be closed have requests, the new connection is refused."""
     seats = [Seat(7, busy=True) for _ in range(4)]
     assert make_room(7, False, seats, LIMITS) == (False, None)
 
 
 def test_a_quota_keeps_some_for_trusted_users() -> None:
-    """One other user has a limit, all others together leave the reserve, which is for trusted users."""
+    """One untrusted user has a limit, and all of them together leave the reserve for trusted users."""
     quota = Quota("streams", total=4, per_key=2, reserved=1)
     with quota.one("a", False), quota.one("a", False):
         assert quota.refusal("a", False) == "2 of your streams are open already"

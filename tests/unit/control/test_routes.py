@@ -1,4 +1,4 @@
-"""The route table, what is derived from it, and the answer of each route."""
+"""The route table, everything that is derived from it, and the answer of each route."""
 
 import os
 import re
@@ -48,7 +48,7 @@ def test_the_document_lists_exactly_the_table() -> None:
 
 
 def test_the_document_has_no_dangling_reference() -> None:
-    """Each $ref names a schema that is there, and the stream's types are there too."""
+    """Each $ref names an existing schema, and the stream's types exist as well."""
     text = msgspec.json.encode(document()).decode()
     schemas = document()["components"]["schemas"]
     assert set(re.findall(r'"#/components/schemas/(\w+)"', text)) <= set(schemas)
@@ -71,7 +71,7 @@ async def test_a_get_answers_its_view(rig: Rig, route: Route[object, Any]) -> No
 
 @pytest.mark.parametrize(("body", "wanted"), [({"workers": 5}, 5), ({"delta": -1}, 2), ({"delta": -9}, 1)])
 async def test_scale_submits_one_event(rig: Rig, body: dict[str, int], wanted: int) -> None:
-    """A scale request becomes one ResizeAsked with its originator; the answer is the new status."""
+    """A scale request becomes one ResizeAsked with the caller; the answer is the new status."""
     async with rig.unix.post("/v1/scale", json=body) as answer:
         view = msgspec.json.decode(await answer.read(), type=StatusView)
     (seen,) = rig.backend.submitted
@@ -107,7 +107,7 @@ async def test_scale_refuses_what_makes_no_sense(rig: Rig, body: object) -> None
 
 
 async def test_an_empty_body_means_the_defaults(rig: Rig) -> None:
-    """POST without a body: a reload that is not waited for, a stop that is graceful."""
+    """POST without a body: a reload without waiting, a graceful stop."""
     async with rig.unix.post("/v1/reload") as answer:
         assert answer.status == 202
         assert msgspec.json.decode(await answer.read(), type=ReloadView).phase == "loading"
@@ -120,8 +120,8 @@ async def test_an_empty_body_means_the_defaults(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize(("broken", "status", "phase"), [(False, 200, "done"), (True, 409, "failed")])
-async def test_a_waited_reload_tells_the_outcome(rig: Rig, broken: bool, status: int, phase: str) -> None:
-    """With `wait` the answer comes at the end: 200 done, or 409 with reason and traceback."""
+async def test_a_waited_reload_answers_the_outcome(rig: Rig, broken: bool, status: int, phase: str) -> None:
+    """With `wait` the answer is sent at the end: 200 done, or 409 with reason and traceback."""
     rig.backend.broken = broken
     async with rig.unix.post("/v1/reload", json={"wait": True}) as answer:
         assert answer.status == status
@@ -137,7 +137,7 @@ async def test_there_is_no_reload_before_the_first(rig: Rig) -> None:
 
 
 async def test_recycle_names_the_slot(rig: Rig) -> None:
-    """The event has the slot; the answer is the worker that is to go, with the pid to wait for."""
+    """The event has the slot; the answer is the worker that is to leave, with the pid to wait for."""
     async with rig.unix.post("/v1/workers/2/recycle") as answer:
         assert answer.status == 202
         view = msgspec.json.decode(await answer.read(), type=WorkerView)
@@ -149,7 +149,7 @@ async def test_recycle_names_the_slot(rig: Rig) -> None:
 
 @pytest.mark.parametrize("slot", ["9", "0", "x", "-1", "²", "9" * 900])
 async def test_a_slot_that_is_not_there_is_404(rig: Rig, slot: str) -> None:
-    """Unknown numbers and things that are no numbers get the same clear answer, never a 500."""
+    """Unknown numbers and texts that are not numbers get the same clear answer, never a 500."""
     for method, path in (("GET", f"/v1/workers/{slot}"), ("POST", f"/v1/workers/{slot}/recycle")):
         async with rig.unix.request(method, path) as answer:
             assert answer.status == 404
@@ -158,7 +158,7 @@ async def test_a_slot_that_is_not_there_is_404(rig: Rig, slot: str) -> None:
 
 
 async def test_nothing_is_changed_while_stopping(rig: Rig) -> None:
-    """A daemon on its way out refuses every other change, but a second stop is welcome."""
+    """While the daemon stops, every other change is refused, but a second stop is accepted."""
     rig.backend.state = "stopping"
     for path, body in (
         ("/v1/scale", {"delta": 1}),
@@ -177,15 +177,15 @@ async def test_nothing_is_changed_while_stopping(rig: Rig) -> None:
 
 
 async def test_refork_names_slot_and_force(rig: Rig) -> None:
-    """The event has both; the answer has the id after which the outcome is found."""
+    """The event has both; the answer has the event id after which the outcome follows."""
     rig.backend.happen("worker_ready")
     async with rig.unix.post("/v1/refork", json={"slot": 2, "force": True}) as answer:
         assert answer.status == 202
         asked = msgspec.json.decode(await answer.read(), type=Asked)
     assert rig.backend.submitted == [ReforkAsked(f"api unix uid {os.geteuid()}", 2, True)]
     async with rig.unix.get(f"/v1/events?after={asked.after}") as answer:
-        told = msgspec.json.decode(await answer.read(), type=list[EventView])
-    assert [event.name for event in told] == ["refork", "refork_done"]
+        received = msgspec.json.decode(await answer.read(), type=list[EventView])
+    assert [event.name for event in received] == ["refork", "refork_done"]
 
 
 async def test_refork_that_can_not_be(rig: Rig) -> None:
@@ -209,7 +209,7 @@ async def test_refork_that_can_not_be(rig: Rig) -> None:
 
 
 async def test_upgrade(rig: Rig) -> None:
-    """One event; 409 while a reload runs."""
+    """One event; 409 during a reload."""
     async with rig.unix.post("/v1/upgrade") as answer:
         assert answer.status == 202
     assert rig.backend.submitted[0] == UpgradeAsked(f"api unix uid {os.geteuid()}")
@@ -220,7 +220,7 @@ async def test_upgrade(rig: Rig) -> None:
 
 
 async def test_events_after_an_id(rig: Rig) -> None:
-    """All without `after`, only newer ones with it."""
+    """All events without `after`, only newer ones with it."""
     for name in ("one", "two", "three"):
         rig.backend.happen(name)
 
@@ -243,15 +243,17 @@ async def test_exits_are_limited(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("text", ["-1", "x", "1.5", "", "²", "9" * 30])
-async def test_a_parameter_that_is_no_number(rig: Rig, text: str) -> None:
-    """422 that names the parameter."""
+async def test_a_parameter_that_is_not_a_number(rig: Rig, text: str) -> None:
+    """422 with the name of the parameter."""
     async with rig.unix.get("/v1/exits", params={"limit": text}) as answer:
         assert answer.status == 422
         assert "limit" in (await answer.json())["message"]
 
 
 async def test_readiness(rig: Rig) -> None:
-    """/readyz is 503 without a ready worker and while stopping; /healthz is 200 as long as we live."""
+    """/readyz is 503 without a ready worker and while stopping;
+    /healthz is 200 as long as the daemon runs.
+    """
 
     async def get(path: str) -> int:
         async with rig.tcp.get(path) as answer:  # no token

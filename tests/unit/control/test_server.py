@@ -1,4 +1,4 @@
-"""The listeners' life, the dashboard's files, and what the rest of the daemon relies on."""
+"""The life cycle of the listeners, the dashboard's files, and what the rest of the daemon relies on."""
 
 import os
 import shutil
@@ -24,8 +24,8 @@ def server() -> ControlServer:
     return ControlServer(FakeBackend(), captured_log()[0])
 
 
-async def test_a_taken_port_is_told_and_the_unix_socket_serves_on(tmp_path: Path) -> None:
-    """One listener's failure names its setting and leaves the other alone."""
+async def test_a_taken_port_is_reported_and_the_unix_socket_serves_on(tmp_path: Path) -> None:
+    """The failure of one listener names its setting and does not affect the other listener."""
     control = server()
     await control.start_unix(tmp_path / "a.sock")
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -47,13 +47,13 @@ async def test_a_taken_port_is_told_and_the_unix_socket_serves_on(tmp_path: Path
     ("host", "port", "token"), [("0.0.0.0", 0, TOKEN), ("127.0.0.1", 0, ""), ("127.0.0.1", 70000, TOKEN)]
 )
 async def test_what_can_not_be_bound(host: str, port: int, token: str) -> None:
-    """Not loopback, no token, no such port: refused by the setting's name."""
+    """Not loopback, no token, no such port: refused with the setting's name."""
     with pytest.raises(SettingError, match=r"^control_bind: "):
         await server().start_tcp(host, port, token)
 
 
 async def test_close_leaves_nothing(tmp_path: Path) -> None:
-    """After close the socket and its lock are gone, the port is free, and a second close does nothing."""
+    """After close the socket and its lock are removed, the port is free, and a second close does nothing."""
     control = server()
     await control.start_unix(tmp_path / "a.sock")
     url = await control.start_tcp("localhost", 0, TOKEN)
@@ -66,7 +66,7 @@ async def test_close_leaves_nothing(tmp_path: Path) -> None:
 
 
 async def test_the_second_instance_is_refused_the_first_serves_on(tmp_path: Path) -> None:
-    """Two daemons of one name: the later one gets an error and does not break the earlier one."""
+    """Two daemons of one name: the later one gets an error and does not affect the earlier one."""
     first, second = server(), server()
     await first.start_unix(tmp_path / "a.sock")
     with pytest.raises(SettingError, match="in use by another instance"):
@@ -100,7 +100,7 @@ async def is_served(path: Path) -> bool:
 
 @pytest.mark.parametrize("what", ["socket", "lock", "token", "folder"])
 async def test_what_is_deleted_under_us_comes_back(tmp_path: Path, what: str) -> None:
-    """With the same rights; it still belongs to us, and connections stay."""
+    """Deleted files are restored with the same permissions and owner, and connections stay."""
     folder = tmp_path / "run"
     folder.mkdir(mode=0o750)
     path, lock, token = (folder / name for name in ("a.sock", "a.sock.lock", "a.token"))
@@ -123,7 +123,7 @@ async def test_what_is_deleted_under_us_comes_back(tmp_path: Path, what: str) ->
             folder.rmdir()
         await control.ensure()
         if what == "lock":
-            path.unlink()  # alone it is not missed; now both are
+            path.unlink()  # its absence alone is not noticed; now both are
             await control.ensure()
         async with session.get("/healthz") as answer:
             assert answer.status == 200
@@ -147,9 +147,9 @@ async def test_what_is_deleted_under_us_comes_back(tmp_path: Path, what: str) ->
 
 
 async def test_a_daemon_that_took_the_path_is_left_alone(tmp_path: Path) -> None:
-    """All files are deleted and another instance starts: it keeps the path until its end.
+    """All files are deleted and another instance starts: that one keeps the path until its end.
 
-    That is logged once.
+    This is logged once.
     """
     path, token = tmp_path / "a.sock", tmp_path / "a.token"
     log, records = captured_log()
@@ -174,7 +174,7 @@ async def test_a_daemon_that_took_the_path_is_left_alone(tmp_path: Path) -> None
 
 
 async def test_a_close_after_others_took_the_path(tmp_path: Path) -> None:
-    """Our end takes nothing from them, neither socket nor lock nor token."""
+    """Our close removes nothing of the other instance: neither socket nor lock nor token."""
     path, token = tmp_path / "a.sock", tmp_path / "a.token"
     first, second = server(), server()
     await first.start_unix(path)
@@ -189,7 +189,7 @@ async def test_a_close_after_others_took_the_path(tmp_path: Path) -> None:
 
 
 async def test_a_folder_that_can_not_be_made_again(tmp_path: Path) -> None:
-    """Its own folder is gone, too: one warning, however often we look."""
+    """If the folder is removed as well, there is one warning, however often it is checked."""
     folder = tmp_path / "one" / "two"
     folder.mkdir(parents=True)
     log, records = captured_log()
@@ -216,7 +216,7 @@ async def test_handing_over(tmp_path: Path) -> None:
     assert link is not None
     session = await logged_in(first, url)
     before = msgspec.json.decode(msgspec.json.encode(first.snapshot()), type=ControlState)
-    # An exec would close all descriptors but these.
+    # An exec would close all descriptors except these.
     kept = {fd: os.dup(fd) for fd in before.descriptors()}
     assert before.unix is not None
     assert before.tcp is not None
@@ -244,7 +244,7 @@ async def test_handing_over(tmp_path: Path) -> None:
 
 
 async def test_sessions_that_were_cookies_end_with_their_program() -> None:
-    """An older program's sessions were cookies, which every port of the host has seen."""
+    """Sessions of an older program were cookies, which every port of the host has received, so they end."""
     first, second = server(), server()
     url = await first.start_tcp("127.0.0.1", 0, TOKEN)
     session = await logged_in(first, url)
@@ -266,14 +266,14 @@ async def logged_in(control: ControlServer, url: str) -> dict[str, str]:
 
 
 async def test_the_page_says_how_to_build_it(rig: Rig) -> None:
-    """Without built files `/` is a plain page with the command; the API is as ever."""
+    """Without built files `/` is a plain page with the command; the API works as usual."""
     async with rig.tcp.get("/") as answer:
         assert answer.status == 200
         assert "npm ci &amp;&amp; npm run build" in await answer.text()
 
 
 async def test_the_dashboards_files(rig: Rig, tmp_path: Path) -> None:
-    """Built files are served without authentication, with their types and strict headers; nothing else is."""
+    """Only built files are served without authentication, with their types and strict headers."""
     assets = tmp_path / "static" / "assets"
     assets.mkdir(parents=True)
     (tmp_path / "static" / "index.html").write_text("<!doctype html>built")
@@ -296,7 +296,7 @@ async def test_the_dashboards_files(rig: Rig, tmp_path: Path) -> None:
         "/assets/..%2f..%2fsecret.js",
         "/..%2fsecret.js",
         "/assets/%00.js",
-        f"/assets/{'a' * 300}.js",  # longer than a name may be
+        f"/assets/{'a' * 300}.js",  # longer than a file name may be
         f"/{'a' * 300}.js",
         "/assets/",
     ):
@@ -305,13 +305,13 @@ async def test_the_dashboards_files(rig: Rig, tmp_path: Path) -> None:
 
 
 async def test_the_unix_socket_has_no_page(rig: Rig) -> None:
-    """The dashboard is for browsers, and they speak TCP."""
+    """The dashboard is for browsers, which use TCP."""
     async with rig.unix.get("/") as answer:
         assert answer.status == 404
 
 
 def test_the_client_imports_nothing_heavy() -> None:
-    """`ctl` must start fast: the client's side loads neither aiohttp nor asyncio, nor rich for JSON."""
+    """`ctl` must start fast: the client imports neither aiohttp nor asyncio, nor rich for JSON."""
     script = (
         "import sys; import ostler.control.client, ostler.cli.ctl;"
         "print(*{'aiohttp', 'asyncio', 'rich', 'structlog', 'psutil'} & set(sys.modules))"

@@ -36,7 +36,7 @@ def dead_socket(path: Path) -> None:
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
 def test_the_socket_is_ours_alone(tmp_path: Path, umask: int) -> None:
-    """Mode 0600 whatever the umask, which is as before afterwards; nothing is left after release."""
+    """It has mode 0600 for any umask, which is then restored; nothing is left after release."""
     before = os.umask(umask)
     try:
         owned = OwnedSocket.claim(tmp_path / "a.sock")
@@ -51,7 +51,7 @@ def test_the_socket_is_ours_alone(tmp_path: Path, umask: int) -> None:
 
 
 def test_a_live_instance_is_left_alone(tmp_path: Path) -> None:
-    """A second claim fails with one line that names the setting and the owner; the first goes on."""
+    """A second claim fails with one line that names the setting and the owner; the first continues."""
     first = OwnedSocket.claim(tmp_path / "a.sock")
     first.socket.listen()
     with pytest.raises(SettingError, match=rf"^control_socket: .*in use.*pid {os.getpid()}") as caught:
@@ -64,7 +64,7 @@ def test_a_live_instance_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_an_instance_that_does_not_listen_yet_is_left_alone(tmp_path: Path) -> None:
-    """Between bind and listen a socket refuses connections like a dead one; the lock tells them apart."""
+    """Between bind and listen a socket refuses connections like a dead one; the lock shows the difference."""
     first = OwnedSocket.claim(tmp_path / "a.sock")
     with pytest.raises(SettingError, match="in use"):
         OwnedSocket.claim(tmp_path / "a.sock")
@@ -72,7 +72,7 @@ def test_an_instance_that_does_not_listen_yet_is_left_alone(tmp_path: Path) -> N
 
 
 def test_another_programs_live_socket_is_left_alone(tmp_path: Path) -> None:
-    """Who knows nothing of our lock but listens there keeps its socket."""
+    """A program that does not use our lock but listens there keeps its socket."""
     path = tmp_path / "a.sock"
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(str(path))
@@ -85,7 +85,7 @@ def test_another_programs_live_socket_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_dead_socket_is_replaced(tmp_path: Path) -> None:
-    """What a killed instance left, socket and lock file, is no obstacle."""
+    """Socket and lock file of a killed instance are no obstacle."""
     path = tmp_path / "a.sock"
     script = (
         "import os, sys, pathlib; from ostler.control.sockets import OwnedSocket;"
@@ -103,7 +103,9 @@ def test_a_dead_socket_is_replaced(tmp_path: Path) -> None:
 def test_a_lock_whose_file_was_unlinked_is_not_enough(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The unlink race: between our open and our flock the owner removes the lock file. We begin again."""
+    """The unlink race: between our open and our flock the owner removes the lock file.
+    The claim starts again.
+    """
     lock = tmp_path / "a.sock.lock"
     real, locked = fcntl.flock, []
 
@@ -121,7 +123,7 @@ def test_a_lock_whose_file_was_unlinked_is_not_enough(
 
 
 def test_release_leaves_what_others_have_put_there(tmp_path: Path) -> None:
-    """If somebody has replaced our socket by hand, theirs stays."""
+    """If our socket was replaced by hand, the new one stays."""
     owned = OwnedSocket.claim(tmp_path / "a.sock")
     owned.path.rename(tmp_path / "moved")
     dead_socket(owned.path)
@@ -152,7 +154,7 @@ def test_a_file_or_link_is_not_removed(tmp_path: Path) -> None:
 def test_what_the_disk_says_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, words: str
 ) -> None:
-    """Errors that a test can't make for real, as root at least, are told by the setting's name."""
+    """Errors that a test can't cause for real, at least as root, are reported with the setting's name."""
 
     def fails(*_: object, **__: object) -> int:
         raise OSError(code, os.strerror(code))
@@ -163,7 +165,7 @@ def test_what_the_disk_says_is_one_line(
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    """The message names the folder; it is not made silently."""
+    """The message names the folder; it is not created silently."""
     with pytest.raises(SettingError, match=r"^control_socket: the folder .*/no does not exist"):
         OwnedSocket.claim(tmp_path / "no" / "a.sock")
     (tmp_path / "file").touch()
@@ -172,7 +174,7 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_path_too_long_for_the_kernel(tmp_path: Path) -> None:
-    """sun_path has 107 bytes; one more is told before anything is made."""
+    """sun_path has 107 bytes; a longer path is reported before anything is created."""
     name = "x" * (107 - len(os.fsencode(tmp_path)) - 1)
     OwnedSocket.claim(tmp_path / name).release()
     with pytest.raises(SettingError, match="107 bytes"):
@@ -182,7 +184,7 @@ def test_a_path_too_long_for_the_kernel(tmp_path: Path) -> None:
 
 @pytest.fixture
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two folders like /tmp, `one` and `two`; no folder of this machine is looked at."""
+    """Two folders like /tmp, `one` and `two`; no real folder of this machine is used."""
     monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     both = [tmp_path / "one", tmp_path / "two"]
@@ -195,7 +197,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_systemds_folder_is_first(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """RUNTIME_DIRECTORY may name several folders; the first is ours."""
+    """RUNTIME_DIRECTORY may name several folders; the first one is used."""
     monkeypatch.setenv("RUNTIME_DIRECTORY", f"{places}/one:{places}/two")
     assert default_socket_path("shop") == places / "one" / "shop.sock"
     assert candidate_dirs()[0] == places / "one"
@@ -218,7 +220,7 @@ def test_the_sessions_folder(places: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_without_a_session_a_user_gets_a_temporary_folder(
     places: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Somebody else's or a vanished XDG_RUNTIME_DIR is passed over, as after `su`."""
+    """An XDG_RUNTIME_DIR of another user, or a missing one, is skipped, as after `su`."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(places / "vanished"))
     path = default_socket_path("shop")
     assert path == places / "one" / f"ostler-{os.geteuid()}" / "shop.sock"
@@ -226,8 +228,9 @@ def test_without_a_session_a_user_gets_a_temporary_folder(
 
 
 def test_temporary_folders(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one of the environment first; a relative one would be another for each process; never the current
-    folder, which tempfile takes if there is no other."""
+    """The one of the environment is first. Relative ones are ignored, because they differ between processes,
+    and so is the current folder, which tempfile would use if there is no other.
+    """
     monkeypatch.setenv("TMPDIR", "/scratch")
     monkeypatch.setenv("TEMP", "here")
     monkeypatch.delenv("TMP", raising=False)
@@ -237,7 +240,9 @@ def test_temporary_folders(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_mode_that_lets_others_in(places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The socket has it from the first moment on, also a second time, and its folder can be passed."""
+    """The socket has the mode from its first moment, also when it is restored,
+    and its folder can be entered.
+    """
     assert mode_of(default_socket_path("shop").parent) == 0o700
     assert mode_of(default_socket_path("shop", 0o660).parent) == 0o711
     monkeypatch.setattr("os.chmod", None)
@@ -253,7 +258,7 @@ def test_a_mode_that_lets_others_in(places: Path, tmp_path: Path, monkeypatch: p
 
 
 def unfit(folder: Path, how: str) -> None:
-    """Make a folder that must not be used, as another user might have."""
+    """Make a folder that must not be used, as another user could have made it."""
     match how:
         case "link":
             (folder.parent / "real").mkdir(mode=0o700)
@@ -274,7 +279,9 @@ PROBLEMS = {"link": "no folder", "file": "no folder", "loose": "others can write
 def test_a_folder_that_is_not_safely_ours_is_passed_over(
     places: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    """In a shared folder others may have been there first; the next place is taken. Without any: one line."""
+    """In a shared folder another user may have made ours; then the next place is used.
+    Without any: one line.
+    """
     if how == "read-only":
         monkeypatch.setattr("os.access", lambda *_, **__: False)
     unfit(places / "one" / f"ostler-{os.geteuid()}", how)
@@ -292,7 +299,7 @@ def test_a_folder_that_is_not_safely_ours_is_passed_over(
 
 
 def test_another_users_folder_is_passed_over(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It names whose it is."""
+    """The message names its owner."""
     me = os.geteuid()
     monkeypatch.setattr("os.geteuid", lambda: 4321)
     for place in ("one", "two"):
@@ -303,7 +310,7 @@ def test_another_users_folder_is_passed_over(places: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("how", ["link", "file", "loose"])
 def test_folders_that_ctl_does_not_look_into(places: Path, how: str) -> None:
-    """In a place where anybody may make a folder; the parent's mode decides about that."""
+    """In a folder where anyone may create folders; the parent's mode decides about that."""
     folder = places / "one" / f"ostler-{os.geteuid()}"
     unfit(folder, how)
     with pytest.raises(UntrustedFolder, match=PROBLEMS[how]) as caught:
@@ -311,8 +318,8 @@ def test_folders_that_ctl_does_not_look_into(places: Path, how: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_whose_sockets_are_trusted(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ours and root's; in a folder that only root or we could have made, those of its owner as well."""
+def test_which_owners_of_sockets_are_trusted(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours and root's; in a folder that only root or we could have made, also the folder's owner."""
     me = os.geteuid()
     shared, given = places / "one" / "ostler-1", places / "ostler"
     for folder in (shared, given):
@@ -331,7 +338,7 @@ def test_whose_sockets_are_trusted(places: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_link_where_only_root_could_make_one(places: Path) -> None:
-    """systemd makes them for services with DynamicUser=."""
+    """systemd makes such links for services with DynamicUser=."""
     (places / "private").mkdir(mode=0o755)
     (places / "ostler").symlink_to(places / "private")
     assert os.geteuid() in trusted_owners(places / "ostler")
@@ -339,8 +346,9 @@ def test_a_link_where_only_root_could_make_one(places: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["fifo", "hard link", "directory"])
 def test_a_lock_file_of_anothers_making(tmp_path: Path, kind: str) -> None:
-    """Where others can write they may have put something in its place: it is neither written to nor waited
-    for."""
+    """Where others can write, the lock file may be another user's:
+    it is neither written to nor waited for.
+    """
     lock, precious = tmp_path / "a.sock.lock", tmp_path / "precious"
     precious.write_text("precious")
     match kind:
@@ -359,7 +367,9 @@ def test_a_lock_file_of_anothers_making(tmp_path: Path, kind: str) -> None:
 def test_a_folder_that_another_user_has_made_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ours was deleted, as of old files in /tmp; what another has made in its place is not used."""
+    """Our folder was deleted, as old files in /tmp are;
+    one that another user has made in its place is not used.
+    """
     folder = tmp_path / "ostler"
     folder.mkdir(mode=0o700)
     owned = OwnedSocket.claim(folder / "a.sock")
@@ -375,7 +385,9 @@ def test_a_folder_that_another_user_has_made_meanwhile(
 def test_a_folder_that_is_swapped_while_it_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who may write in the folder above chooses neither what gets a mode, nor a mode with set-user-ID."""
+    """An account that can write in the parent folder can choose neither which file gets a mode,
+    nor a mode with set-user-ID.
+    """
     folder, victim = tmp_path / "run", tmp_path / "victim"
     folder.mkdir(mode=0o700)
     owned = OwnedSocket.claim(folder / "a.sock")
@@ -399,7 +411,7 @@ def test_a_folder_that_is_swapped_while_it_is_made_again(
 
 
 def test_a_folder_that_is_swapped_before_a_removal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was looked at is removed, or nothing is: a dead socket's name may lead elsewhere soon."""
+    """Only the socket that was checked is removed, because its name may lead elsewhere soon."""
     folder, other = tmp_path / "run", tmp_path / "other"
     for place in (folder, other):
         place.mkdir(mode=0o700)
@@ -419,7 +431,7 @@ def test_a_folder_that_is_swapped_before_a_removal(tmp_path: Path, monkeypatch: 
 
 
 def test_a_token_file_that_is_a_fifo_now(tmp_path: Path) -> None:
-    """Our end does not wait for a reader of it, and it stays."""
+    """Our close does not wait for a reader of it, and does not remove it."""
     file = TokenFile(tmp_path / "a.token", "secret")
     file.write()
     file.path.unlink()
@@ -443,5 +455,5 @@ def test_a_token_file_that_is_a_fifo_now(tmp_path: Path) -> None:
     ],
 )
 def test_a_name_is_made_file_safe(name: str, file: str) -> None:
-    """No name leads out of the folder or hides its file."""
+    """No name leads out of the folder or makes a hidden file."""
     assert safe_name(name) == file

@@ -1,4 +1,4 @@
-"""Server-sent events, as a dashboard reads them."""
+"""Server-sent events, as the dashboard reads them."""
 
 import asyncio
 import contextlib
@@ -57,7 +57,7 @@ async def until(stream: AsyncIterator[tuple[str, Any]], name: str) -> Any:
 
 
 async def test_the_complete_state_first_then_events(rig: Rig) -> None:
-    """On connect history, events, exits, status, workers; then events and samples as they come."""
+    """On connect history, events, exits, status, workers; then events and samples as they occur."""
     rig.backend.seconds = [sample(1.0), sample(2.0)]
     rig.backend.happen("worker_ready", slot=1)
     async with rig.tcp.get("/v1/stream", headers=rig.bearer) as answer:
@@ -70,14 +70,14 @@ async def test_the_complete_state_first_then_events(rig: Rig) -> None:
         assert [one.name for one in first[1][1]] == ["worker_ready"]
         rig.backend.happen("worker_exited", slot=2)
         assert (await take(stream, 1))[0][1].fields == {"slot": 2}
-        # The numbers follow an event at once, not at the next full second.
+        # The numbers follow the event at once, not at the next full second.
         assert [name for name, _ in await take(stream, 2)] == ["status", "workers"]
         rig.backend.seconds.append(sample(3.0))
         assert (await until(stream, "sample")).at == 3.0
 
 
 async def test_an_event_in_the_first_state_is_not_sent_again(rig: Rig) -> None:
-    """An event that falls between subscribing and the snapshot comes once."""
+    """An event between subscribing and the snapshot is sent once."""
     late: list[str] = []
 
     def recent() -> list[EventView]:
@@ -110,7 +110,7 @@ async def test_each_exit_is_sent_once(rig: Rig) -> None:
 
 
 async def test_the_state_at_the_start_is_bounded(rig: Rig) -> None:
-    """Of many events a new reader gets the newest 200."""
+    """Of many events a new client gets the newest 200."""
     for _ in range(250):
         rig.backend.happen("worker_ready")
     async with rig.tcp.get("/v1/stream", headers=rig.bearer) as answer:
@@ -119,7 +119,7 @@ async def test_the_state_at_the_start_is_bounded(rig: Rig) -> None:
 
 @pytest.mark.parametrize("readers", [3, 8])
 async def test_all_streams_share_one_snapshot_per_tick(readers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Status and workers are read once per tick, however many streams there are, and not at all without."""
+    """Status and workers are read once per tick for all streams, and not at all without streams."""
     backend, (log, _) = FakeBackend(), captured_log()
     made: list[float] = []
     status = backend.status
@@ -137,7 +137,7 @@ async def test_all_streams_share_one_snapshot_per_tick(readers: int, monkeypatch
 
     async def read(session: aiohttp.ClientSession, number: int) -> list[str]:
         """The names of the frames until the tenth status."""
-        await asyncio.sleep(number * tick / readers)  # without a common grid each would have its own ticks
+        await asyncio.sleep(number * tick / readers)  # without common ticks each stream would have its own
         names: list[str] = []
         async with session.get("/v1/stream") as answer:
             async for name, _ in frames(answer):
@@ -164,7 +164,7 @@ async def test_all_streams_share_one_snapshot_per_tick(readers: int, monkeypatch
 
 
 async def test_streams_share_the_numbers_after_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One event makes one new snapshot for all streams."""
+    """An event causes one new snapshot for all streams."""
     backend, (log, _) = FakeBackend(), captured_log()
     made: list[int] = []
     status = backend.status
@@ -187,7 +187,7 @@ async def test_streams_share_the_numbers_after_an_event(monkeypatch: pytest.Monk
 
 
 async def test_the_number_of_streams_is_bounded() -> None:
-    """One more than the limit is 503; when one ends there is room again."""
+    """One more than the limit is 503; when one ends another is accepted."""
     backend, (log, _) = FakeBackend(), captured_log()
     server = ControlServer(backend, log, streams=lambda b, lg: Streams(b, lg, limit=1, tick=0.01))
     url = await server.start_tcp("127.0.0.1", 0, TOKEN)
@@ -204,13 +204,13 @@ async def test_the_number_of_streams_is_bounded() -> None:
 
 
 async def test_a_slow_reader_is_dropped(tmp_path: Path) -> None:
-    """A client that does not read is cut off when the kernel's buffers are full.
+    """A client that does not read is disconnected when the kernel's buffers are full.
 
     Its subscription is closed.
     """
     backend, (log, records) = FakeBackend(), captured_log()
     server = ControlServer(backend, log, streams=lambda b, lg: Streams(b, lg, tick=0.001, write_seconds=0.05))
-    backend.name = "x" * 200_000  # each status is as large
+    backend.name = "x" * 200_000  # each status has this size
     await server.start_unix(tmp_path / "a.sock")
     with socket.socket(socket.AF_UNIX) as reader:
         reader.connect(str(tmp_path / "a.sock"))
@@ -221,7 +221,7 @@ async def test_a_slow_reader_is_dropped(tmp_path: Path) -> None:
 
 
 async def test_close_ends_the_streams(rig: Rig) -> None:
-    """A server that closes does not wait for its readers: each sees the end of its stream."""
+    """A server that closes does not wait for its clients: each sees the end of its stream."""
     async with rig.tcp.get("/v1/stream", headers=rig.bearer) as answer:
         stream = frames(answer)
         await take(stream, 5)
@@ -231,7 +231,7 @@ async def test_close_ends_the_streams(rig: Rig) -> None:
 
 
 async def test_logout_ends_the_sessions_streams(rig: Rig) -> None:
-    """A stream lives no longer than the session that opened it."""
+    """A stream ends with the session that opened it."""
     link = rig.server.login_link()
     assert link is not None
     async with rig.tcp.post("/v1/login", json={"code": link.partition("#login=")[2]}) as answer:
@@ -240,13 +240,13 @@ async def test_logout_ends_the_sessions_streams(rig: Rig) -> None:
         stream = frames(answer)
         await take(stream, 5)
         await rig.tcp.post("/v1/logout", headers=headers)
-        rig.backend.happen("anything")  # wakes the stream
+        rig.backend.happen("anything")  # this wakes the stream up
         async with asyncio.timeout(10):
             assert "sample" not in [name async for name, _ in stream]
 
 
 @pytest.mark.parametrize("path", ["/v1/stream"])
 async def test_head_is_no_stream(rig: Rig, path: str) -> None:
-    """HEAD would keep a connection open without sending anything."""
+    """HEAD would keep a connection open without any data."""
     async with rig.unix.head(path) as answer:
         assert answer.status == 405

@@ -1,4 +1,4 @@
-"""The ports of the daemon's parts, with stand-ins for what a test does not need."""
+"""The ports of the daemon's parts, with fakes for everything that a test does not need."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ from ostler.daemon.children.registry import ChildRegistry
 
 
 def fake_ports(**given: Any) -> Any:
-    """Ports with an empty registry; a use of what was not given fails.
+    """Ports with an empty registry; using a port that was not given fails.
 
-    given: by name; `state` is the state itself, `workers`, `fork_servers` and `leaving` are what the
-    registry holds.
+    given: by name; `state` is the state itself, `workers`, `fork_servers` and `leaving` are the contents of
+    the registry.
     """
     children = ChildRegistry()
     children.workers = given.pop("workers", children.workers)

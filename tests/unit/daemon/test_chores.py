@@ -1,4 +1,4 @@
-"""What is done once a second: a chore that fails ends no other one, and is tried again."""
+"""Work that is done once a second: a chore that fails stops no other one, and is tried again."""
 
 import asyncio
 from types import SimpleNamespace
@@ -31,7 +31,7 @@ class Rig:
 
 
 def test_one_that_fails_ends_nothing() -> None:
-    """It is logged; those before and after it are done each second, and it is done again when it works."""
+    """It is logged; those before and after it run each second, and it runs again when it works."""
     rig = Rig()
     rig.chores.add("before", lambda: rig.done.append("before"))
     rig.chores.add("broken", rig.fail)
@@ -77,7 +77,7 @@ async def test_one_that_waits_delays_no_other() -> None:
 
 
 def test_an_error_of_each_event_does_not_flood_the_log() -> None:
-    """Lines are bounded, and the next one that is written says how many were left out."""
+    """The number of lines is bounded, and the next line has the number of those left out."""
     rig = Rig()
     attempt = rig.chores._attempt
     for _ in range(1000):

@@ -1,4 +1,4 @@
-"""The supervisor's lines on their way to loggers: none is lost, and none is logged twice."""
+"""The supervisor's lines on their way to loggers: no line is lost, and none is logged twice."""
 
 import os
 from pathlib import Path
@@ -18,7 +18,7 @@ from tests.unit.daemon.fakes import fake_ports
 
 
 class Channel:
-    """Takes messages, unless it is broken."""
+    """Accepts messages, unless it is broken."""
 
     def __init__(self) -> None:
         self.sent: list[Any] = []
@@ -66,14 +66,16 @@ def rig(tmp_path: Path) -> Rig:
 
 
 def test_without_loggers(rig: Rig) -> None:
-    """Nothing is sent, and the line is the supervisor's to write."""
+    """Nothing is sent, and the supervisor writes the line."""
     rig.server.record.wants_log_lines = False
     assert not rig.take("line")
     assert rig.channel.sent == []
 
 
 def test_taken(rig: Rig) -> None:
-    """What the loggers have is not written again, also not at the end; fields are what can be sent."""
+    """Lines that the loggers have logged are not written again, also not at the end;
+    only fields that can be sent are sent.
+    """
     assert rig.take("line", n=1, path=Path("/x"), none=None)
     (sent,) = rig.channel.sent
     fields = {"n": 1, "path": "/x", "none": None}
@@ -86,7 +88,7 @@ def test_taken(rig: Rig) -> None:
 
 
 def test_one_that_hangs(rig: Rig) -> None:
-    """What it has not taken in time is written here, and what comes after it, too, until it takes again."""
+    """Lines that it has not logged in time, and later ones, are written here until it logs again."""
     assert rig.take("first")
     rig.forwarder.write_overdue()
     assert rig.own == []
@@ -102,7 +104,7 @@ def test_one_that_hangs(rig: Rig) -> None:
 
 @pytest.mark.parametrize("error", [BrokenPipeError(), BlockingIOError()])
 def test_one_that_is_gone_or_full(rig: Rig, error: OSError) -> None:
-    """What can't be sent is the supervisor's to write; what was on its way follows in time."""
+    """Lines that can't be sent are written by the supervisor; those under way follow in time."""
     assert rig.take("sent")
     rig.channel.broken = error
     assert not rig.take("not sent")
@@ -111,8 +113,8 @@ def test_one_that_is_gone_or_full(rig: Rig, error: OSError) -> None:
     assert rig.own == ["sent"]
 
 
-def test_before_it_is_told_to_leave(rig: Rig) -> None:
-    """It is given a moment for what it has in hand, and no more than that."""
+def test_before_it_is_asked_to_end(rig: Rig) -> None:
+    """It gets a moment for the lines that were sent, and no more."""
     gone: list[int] = []
     rig.forwarder.when_taken(lambda: gone.append(0))
     assert gone == [0]
@@ -132,14 +134,14 @@ def test_before_it_is_told_to_leave(rig: Rig) -> None:
 
 
 def test_an_upgrade_in_place(rig: Rig) -> None:
-    """The program that comes next knows nothing of what was sent, so it is written before."""
+    """The next program does not know what was sent, so the lines are written before it runs."""
     rig.take("sent")
     rig.forwarder.write_all()
     assert rig.own == ["sent"]
 
 
 def test_a_reload_asks_no_name_server(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The statsd server is looked up again only if the settings have changed: that may take its time."""
+    """The statsd server is resolved again only if the settings have changed, because that may take long."""
     asked: list[str | None] = []
     monkeypatch.setattr(
         "ostler.daemon.log_forwarder.statsd_of", lambda settings: asked.append(settings.statsd_host)

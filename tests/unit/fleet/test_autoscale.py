@@ -1,4 +1,4 @@
-"""The autoscaling policy against simulated loads: second by second, with workers that need time to boot."""
+"""The autoscaling policy with simulated loads: second by second, with workers that take time to boot."""
 
 import random
 from collections.abc import Callable
@@ -28,7 +28,9 @@ Service = Callable[[int, int], tuple[float, float, float]]
 
 
 def needs(busy: float, each: float = 0.02) -> Service:
-    """Clients that need so many workers' time; a request takes `each` seconds, and waits if all are busy."""
+    """Clients that need this many workers' time;
+    a request takes `each` seconds, and waits if all workers are busy.
+    """
 
     def serve(workers: int, _second: int) -> tuple[float, float, float]:
         served = min(busy, workers)
@@ -38,13 +40,13 @@ def needs(busy: float, each: float = 0.02) -> Service:
 
 
 def short_of_processor(rate: float) -> Service:
-    """All workers are always busy, and together they never answer more than `rate`."""
+    """All workers are always busy, and together they answer at most `rate`."""
     return lambda workers, _second: (float(workers), 0.2, rate)
 
 
 @dataclass
 class Rig:
-    """A fleet that does what is decided. `changes`: the second and the decision, oldest first."""
+    """A fleet that does what the policy decides. `changes`: the second and the decision, oldest first."""
 
     policy: FleetPolicy = POLICY
     wanted: int = 2
@@ -87,14 +89,16 @@ class Rig:
         return self.changes[-1][1].reason
 
 
-def test_busy_workers_get_enough_company_at_once() -> None:
+def test_busy_workers_get_enough_more_at_once() -> None:
     """3.6 busy of 4 workers: within seconds there are as many as bring that down to 70 %, in one step."""
     rig = Rig(wanted=4).run(30, needs(3.6))
     assert rig.changes == [(3, ScaleDecision(6, "busy 90 % (70 % wanted) over 3 s"))]
 
 
-def test_what_nobody_can_see_is_gone_after_step_by_step() -> None:
-    """If all are busy and requests wait, each step doubles, and the next waits until it can be judged."""
+def test_saturated_workers_are_doubled_step_by_step() -> None:
+    """If all are busy and requests wait, the need is unknown:
+    each step doubles, and the next waits until it can be judged.
+    """
     rig = Rig(wanted=2).run(60, needs(9.0))
     assert rig.numbers == [4, 8, 16]
     assert rig.reason == "requests waited 200 ms"
@@ -103,13 +107,13 @@ def test_what_nobody_can_see_is_gone_after_step_by_step() -> None:
 
 
 def test_a_low_target_does_not_more_than_double_either() -> None:
-    """Two busy workers of which each should be busy for a fifth: four at once, not ten."""
+    """Two busy workers, of which each should be busy for a fifth: four at once, not ten."""
     rig = Rig(wanted=2, policy=replace(POLICY, autoscale_utilisation=0.2)).run(4, needs(1.9))
     assert rig.numbers == [4]
 
 
-def test_measurements_of_long_ago_say_nothing() -> None:
-    """After a gap (a suspended machine, a pause) what was before it is not the same load."""
+def test_old_measurements_do_not_count() -> None:
+    """After a gap (a suspended machine, a pause) earlier measurements do not count."""
     trend = Trend()
     for second in (0.0, 1.0, 100.0, 101.0):
         assert decide(trend, [Load(busy=1.0)] * 2, None, POLICY, 2, second) is None
@@ -117,7 +121,7 @@ def test_measurements_of_long_ago_say_nothing() -> None:
 
 
 def test_waits_count_by_how_many_wait() -> None:
-    """One worker with a few slow requests among busy ones is no reason for more."""
+    """One worker with a few slow requests among busy ones does not lead to more workers."""
     trend = Trend()
     loads = [Load(busy=0.5, queue_wait=1.0, rate=1.0), *[Load(busy=0.5, rate=100.0)] * 3]
     for second in range(20):
@@ -125,30 +129,32 @@ def test_waits_count_by_how_many_wait() -> None:
 
 
 def test_one_busy_second_does_not_count() -> None:
-    """A second in which all were busy changes nothing, whatever follows; nor do two of five."""
+    """A second in which all were busy changes nothing by itself; nor do two of five."""
     calm, busy = needs(1.0), needs(99.0)
     rig = Rig(wanted=2).run(10, calm).run(1, busy).run(9, calm).run(2, busy).run(10, calm)
     assert rig.changes == []
 
 
 def test_unused_workers_go_after_the_cool_down_a_quarter_at_a_time() -> None:
-    """Nothing is taken away before a whole cool-down; then a quarter at most; and so on to the least."""
+    """No worker is removed before a complete cool-down; then at most a quarter;
+    and so on down to the minimum.
+    """
     rig = Rig(wanted=16).run(1200, needs(0.2))
     assert rig.numbers == [12, 9, 7, 6, 5, 4, 3, 2]
-    assert rig.seconds[0] == 63  # three measurements show that it is low; from then on it must stay so
+    assert rig.seconds[0] == 63  # three measurements show that the load is low; from then on it must stay low
     assert all(b - a >= 60 for a, b in pairwise(rig.seconds))
     assert rig.changes[0][1].reason == "busy 1 %, 2 would have done for 60 s"
 
 
-def test_a_busy_minute_begins_the_cool_down_anew() -> None:
-    """A load that needs all workers, even for a few seconds, keeps them."""
+def test_a_busy_minute_restarts_the_cool_down() -> None:
+    """A load that needs all workers, even for a few seconds, keeps all of them."""
     rig = Rig(wanted=4).run(50, needs(0.5)).run(4, needs(2.7)).run(59, needs(0.5))
     assert rig.changes == []
     assert rig.run(10, needs(0.5)).numbers == [3]
 
 
 def test_the_peak_of_the_cool_down_decides_how_many_stay() -> None:
-    """What the busiest part of the cool-down needed is kept, with a tenth to spare."""
+    """As many stay as the busiest part of the cool-down needed, plus a tenth."""
     rig = Rig(wanted=8, policy=replace(POLICY, workers=1))
     rig.run(30, needs(0.5)).run(10, needs(4.2)).run(26, needs(0.5))
     assert rig.numbers == [7]  # 4.2 / 0.63 = 6.7
@@ -164,13 +170,13 @@ def test_bursts_find_room() -> None:
 
 
 def test_no_worker_goes_while_requests_wait() -> None:
-    """A wait above half of the limit is no sign of too many, however idle the workers look."""
+    """With a wait above half of the limit no worker is removed, however idle the workers look."""
     assert Rig(wanted=8).run(300, lambda _w, _s: (0.5, 0.03, 100.0)).numbers == []
 
 
 @pytest.mark.parametrize("tenths", range(1, 130, 3))
 def test_a_constant_load_is_answered_by_a_constant_number(tenths: int) -> None:
-    """However large it is, ten minutes of the same load end the changes: the number does not flap."""
+    """For any constant load the number stops changing within ten minutes."""
     busy = tenths / 10
     rig = Rig(wanted=9).run(1200, needs(busy))
     settled = rig.wanted
@@ -182,14 +188,14 @@ def test_a_constant_load_is_answered_by_a_constant_number(tenths: int) -> None:
 
 
 def test_noise_around_the_target_does_not_flap() -> None:
-    """A load that wavers by a fifth around a constant number's target makes a handful of changes an hour."""
+    """A load that varies by a fifth around a constant number's target causes few changes an hour."""
     chance = random.Random(7)
     rig = Rig(wanted=8).run(3600, lambda w, s: needs(5.2 * chance.uniform(0.8, 1.2))(w, s))
     assert len(rig.changes) <= 6, rig.changes
 
 
 def test_waiting_requests_want_more_although_workers_look_idle() -> None:
-    """If requests wait although workers are half idle (long ones before short ones) some more are added."""
+    """If requests wait although workers are half idle (long ones before short ones) workers are added."""
 
     def serve(workers: int, _second: int) -> tuple[float, float, float]:
         return 4.0, 0.12 if workers < 10 else 0.01, 100.0
@@ -198,8 +204,10 @@ def test_waiting_requests_want_more_although_workers_look_idle() -> None:
     assert rig.changes == [(3, ScaleDecision(10, "requests waited 120 ms"))]
 
 
-def test_more_workers_that_answer_no_more_are_taken_back() -> None:
-    """Where the processor is the bottleneck, a step up is undone and its repetition put off, ever longer."""
+def test_a_step_without_more_answers_is_undone() -> None:
+    """If the processor is the bottleneck, a step up is undone and the next trial is delayed,
+    longer each time.
+    """
     rig = Rig(wanted=4).run(1200, short_of_processor(300.0))
     assert set(rig.numbers) == {4, 8}
     ups = [second for second, decision in rig.changes if decision.workers == 8]
@@ -211,34 +219,34 @@ def test_more_workers_that_answer_no_more_are_taken_back() -> None:
     assert taken_back == ScaleDecision(4, reason)
 
 
-def test_a_step_that_brought_next_to_nothing_is_taken_back() -> None:
-    """Twice the workers for a twentieth more answers: that is not worth their memory."""
+def test_a_step_without_enough_gain_is_undone() -> None:
+    """Twice the workers for a twentieth more answers is not worth the memory."""
     rig = Rig(wanted=4).run(12, lambda w, _s: (float(w), 0.2, 300.0 if w == 4 else 315.0))
     assert rig.numbers == [8, 4]
 
 
-def test_waits_that_more_workers_do_not_shorten_are_no_reason_for_more() -> None:
-    """With half idle workers the wait must fall, or the step is taken back."""
+def test_a_step_that_does_not_shorten_waits_is_undone() -> None:
+    """With half idle workers the wait must become shorter, or the step is undone."""
     rig = Rig(wanted=4).run(60, lambda _w, _s: (1.5, 0.1, 80.0))
     assert rig.numbers == [5, 4]
     assert rig.reason == "more did not help: with 5 workers requests waited 100 ms, with 4 100 ms"
 
 
-def test_requests_that_grew_longer_are_no_failed_trial() -> None:
-    """Workers with time to spare that answer no more than before simply got no more requests."""
+def test_longer_requests_do_not_fail_a_trial() -> None:
+    """Workers with spare time that answer no more than before had no more requests: the step stays."""
     rig = Rig(wanted=4).run(50, lambda w, _s: (0.8 * w if w < 9 else 6.0, 0.0, 200.0))
     assert rig.numbers == [5, 6, 7, 8, 10]
 
 
-def test_few_long_requests_are_no_failed_trial() -> None:
-    """Three answers a second are too few to compare throughput; the steps go on."""
+def test_few_long_requests_do_not_fail_a_trial() -> None:
+    """Three answers a second are too few to compare throughput; the steps continue."""
     rig = Rig(wanted=2).run(60, lambda w, _s: (float(w), 0.0, 3.0))
     assert rig.wanted == 16
     assert sorted(rig.numbers) == rig.numbers
 
 
-def test_help_ends_the_memory_of_failure() -> None:
-    """After a step that helped, the next one that does not is put off for one cool-down only."""
+def test_a_step_that_helps_resets_the_pause() -> None:
+    """After a step that helped, the next one that does not is delayed for one cool-down only."""
     rig = Rig(wanted=4).run(400, short_of_processor(300.0))
     assert rig.trend.fruitless >= 2
     rig.run(1000, needs(5.0))
@@ -246,14 +254,14 @@ def test_help_ends_the_memory_of_failure() -> None:
 
 
 def test_a_step_that_helped_but_was_not_enough() -> None:
-    """That is help as well: the next step is not held back by what failed before."""
+    """That counts as help: an earlier failure does not delay the next step."""
     rig = Rig(wanted=2, trend=Trend(fruitless=3)).run(12, needs(9.0))
     assert rig.numbers == [4, 8]
     assert rig.trend.fruitless == 0
 
 
 def test_workers_that_memory_has_no_room_for_are_not_added() -> None:
-    """As many as fit are; when none does, that is said once."""
+    """As many as fit are added; if none fits, that is reported once."""
     rig = Rig(wanted=4, memory_free=400 * MIB, memory_each=100 * MIB).run(3, needs(99.0))
     # 400 - 64 in reserve - 100 for a worker being replaced leave room for 2.
     assert rig.changes == [(3, ScaleDecision(6, "requests waited 200 ms, but there is no memory for more"))]
@@ -263,14 +271,14 @@ def test_workers_that_memory_has_no_room_for_are_not_added() -> None:
     assert rig.reason == "requests waited 200 ms, but there is no memory for more"
 
 
-def test_unknown_memory_is_no_bound() -> None:
-    """If it is not known how much is free, or what a worker takes, the load decides alone."""
+def test_unknown_memory_does_not_limit() -> None:
+    """If the free memory or a worker's memory is unknown, only the load decides."""
     assert Rig(wanted=4, memory_free=1, memory_each=None).run(5, needs(3.6)).numbers == [6]
     assert Rig(wanted=4, memory_free=None, memory_each=MIB).run(5, needs(3.6)).numbers == [6]
 
 
 def test_the_upper_bound_is_reported_once() -> None:
-    """More than the most is never asked for; that more are needed is said once, not each second."""
+    """The number never exceeds the maximum; that more are needed is reported once, not each second."""
     rig = Rig(wanted=16).run(60, needs(99.0))
     reason = "requests waited 200 ms, but 16 workers are the most allowed"
     assert rig.changes == [(3, ScaleDecision(16, reason))]
@@ -278,20 +286,20 @@ def test_the_upper_bound_is_reported_once() -> None:
 
 @pytest.mark.parametrize(("wanted", "into"), [(1, 2), (20, 16)])
 def test_new_bounds_hold_at_once(wanted: int, into: int) -> None:
-    """A reload that changes the range moves the number into it with the next measurement."""
+    """After a reload with another range, the next measurement moves the number into it."""
     decision = decide(Trend(), [], None, POLICY, wanted, 0.0)
     assert decision == ScaleDecision(into, "2 to 16 workers are allowed")
 
 
 def test_nothing_is_decided_while_workers_boot() -> None:
-    """How busy an incomplete fleet is does not predict how busy the complete one will be."""
+    """The load of an incomplete fleet does not predict that of the complete one."""
     trend = Trend()
     for second in range(60):
         assert decide(trend, [Load(busy=1.0)] * 3, None, POLICY, 4, float(second)) is None
 
 
-def test_a_number_set_by_somebody_else_ends_the_trial() -> None:
-    """What an operator did in between is not judged, nor taken back."""
+def test_a_number_set_by_hand_ends_the_trial() -> None:
+    """A change by an operator is neither judged nor undone."""
     rig = Rig(wanted=4, boot_seconds=0).run(4, short_of_processor(300.0))
     assert rig.numbers == [8]
     rig.wanted = 10
@@ -300,14 +308,14 @@ def test_a_number_set_by_somebody_else_ends_the_trial() -> None:
 
 
 def test_no_limit_for_waits() -> None:
-    """With autoscale_queue_wait at 0 only the busy time counts, upwards and downwards."""
+    """With autoscale_queue_wait = 0 only the busy time counts, upwards and downwards."""
     policy = replace(POLICY, autoscale_queue_wait=0.0)
     rig = Rig(wanted=3, policy=policy).run(100, lambda _w, _s: (0.5, 9.0, 10.0))
     assert rig.numbers == [2]
 
 
 def test_the_trend_is_plain_data() -> None:
-    """It survives being written down at any moment: what follows is the same."""
+    """It can be written and read again at any moment, and the decisions stay the same."""
     plain = Rig(wanted=4).run(200, short_of_processor(300.0))
     carried = Rig(wanted=4)
     for _ in range(200):
@@ -331,7 +339,7 @@ def test_the_trend_is_plain_data() -> None:
 def test_the_bounds_always_hold(
     seconds: list[tuple[float, float, float, int]], least: int, span: int, wanted: int, memory: int | None
 ) -> None:
-    """Whatever is measured: within the bounds, at most doubled, and a reason each time."""
+    """For any measurements: within the bounds, at most doubled, and each decision has a reason."""
     policy = replace(POLICY, workers=least, workers_most=least + span, autoscale_cooldown=5.0)
     trend = Trend()
     for second, (busy, wait, rate, ready) in enumerate(seconds):

@@ -1,4 +1,4 @@
-"""The tables of legal transitions: all of them work, nothing else does, and the documentation shows them."""
+"""The tables of legal transitions: exactly these work, and the documentation shows them."""
 
 import ast
 from pathlib import Path
@@ -51,7 +51,7 @@ def a_step(table: Lifecycle[Any], state: Any, strict: bool) -> tuple[FleetStep, 
 
 
 def state_of(step: FleetStep, subject: Subject) -> Any:
-    """The state that a subject is in; None if it is not known any more."""
+    """The state of a subject; None if there is no such subject."""
     match subject:
         case Worker():
             return subject.state if step.state.workers else None
@@ -63,8 +63,9 @@ def state_of(step: FleetStep, subject: Subject) -> Any:
 
 @pytest.mark.parametrize(("table", "state", "cause"), PAIRS)
 def test_each_cause_in_each_state(table: Lifecycle[Any], state: Any, cause: lifecycle.Input) -> None:
-    """It leads where the table says, or is ignored, or is refused: with an exception when strict, else with a
-    report and without a change."""
+    """The cause leads to the state in the table, or is ignored, or is refused:
+    with an exception when strict, else with a report and without a change.
+    """
     legal, ignored = (state, cause) in table.transitions, (state, cause) in table.ignored
     assert not (legal and ignored)
     strict, subject = a_step(table, state, strict=True)
@@ -87,7 +88,7 @@ def test_each_cause_in_each_state(table: Lifecycle[Any], state: Any, cause: life
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.subject)
 def test_each_state_is_reached_and_left(table: Lifecycle[Any]) -> None:
-    """No state is without a way in, and no process is without a way to its end."""
+    """Each state can be reached and can be left."""
     assert {after for after in table.transitions.values() if after is not None} == set(table.states)
     if table is not RELOADS:
         ends = {state for (state, _), after in table.transitions.items() if after is None}
@@ -97,7 +98,7 @@ def test_each_state_is_reached_and_left(table: Lifecycle[Any]) -> None:
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.subject)
 def test_what_creates_a_subject(table: Lifecycle[Any]) -> None:
-    """Only the causes of the first arrow do."""
+    """Only the causes of the first arrow create a subject."""
     for cause in CAUSES:
         if (None, cause) in table.transitions:
             assert table.initial(cause) is table.transitions[None, cause]
@@ -107,7 +108,7 @@ def test_what_creates_a_subject(table: Lifecycle[Any]) -> None:
 
 
 def test_a_worker_remembers_since_when() -> None:
-    """A transition is dated."""
+    """A transition records its time."""
     step, worker = a_step(WORKERS, WorkerState.BOOTING, strict=True)
     assert isinstance(worker, Worker)
     step.move(worker, events.WorkerReady)
@@ -115,7 +116,7 @@ def test_a_worker_remembers_since_when() -> None:
 
 
 def test_only_one_function_changes_states() -> None:
-    """`state` of a worker or generation and `phase` of a reload are assigned in step.py alone."""
+    """Only step.py assigns `state` of a worker or generation and `phase` of a reload."""
     (folder,) = ostler.fleet.__path__
     found = set()
     for path in Path(folder).glob("*.py"):
@@ -131,7 +132,9 @@ def test_only_one_function_changes_states() -> None:
 
 
 def test_the_document_is_current() -> None:
-    """contrib/docs/lifecycle.md is what the tables give; else: python -m tests.kit.lifecycle_diagram."""
+    """contrib/docs/lifecycle.md is what the tables give. To update it:
+    python -m tests.kit.lifecycle_diagram.
+    """
     assert lifecycle_diagram.FILE.read_text("utf-8") == lifecycle_diagram.page()
 
 
@@ -139,7 +142,7 @@ def test_the_document_is_current() -> None:
 
 
 def a_fleet(strict: bool) -> Fleet:
-    """One worker serves."""
+    """A fleet whose only worker serves."""
     fleet = Fleet(strict=strict)
     fleet.handle(events.StartAsked(), 0.0)
     fleet.handle(events.ForkServerConfigured(1, fleet_policy()), 0.0)
@@ -150,7 +153,9 @@ def a_fleet(strict: bool) -> Fleet:
 
 
 def test_an_illegal_event_in_production() -> None:
-    """A worker that was not asked to can't become a fork server: that is logged, and the fleet goes on."""
+    """A worker that was not asked to can't become a fork server:
+    the event is logged, and the fleet continues.
+    """
     fleet = a_fleet(strict=False)
     (report,) = fleet.handle(events.ZygoteReady(1), 2.0)
     assert isinstance(report, actions.Report)
@@ -169,10 +174,10 @@ def test_an_illegal_event_in_tests() -> None:
 
 
 def test_a_zygote_that_is_ended_does_not_fork() -> None:
-    """One that took too long to drain is killed. What it reports after that is too late."""
+    """A zygote that took too long to drain is killed. What it reports afterwards is ignored."""
     play = running(workers=2).refork(1).audited(1).ready(1).after(31.0)
     play.unseen.clear()
-    play.on(events.ZygoteReady(1)).then(kill(1))  # it ignores the signals that end workers
+    play.on(events.ZygoteReady(1)).then(kill(1))  # a zygote ignores the signals that end workers
     assert play.fleet.state.refork is not None
     play.exits(1, signal=9).reported("refork_refused")
     assert play.fleet.state.generations[1].zygote == 0
@@ -189,7 +194,7 @@ def test_phases_that_have_ended_stay() -> None:
 
 
 def a_zygote_drains(**policy: Any) -> Play:
-    """A worker of two was audited and drains to be the fork server."""
+    """One of two workers was audited and drains to become the fork server."""
     return running(**{"workers": 2, "graceful_timeout": 200.0} | policy).refork().audited(1).ready(1)
 
 
@@ -198,7 +203,7 @@ def generation_state(play: Play) -> GenerationState:
 
 
 def test_a_zygote_in_place_of_one_that_configures() -> None:
-    """The old fork server has died and another one starts: the zygote takes its place."""
+    """The old fork server has died and another one is starting: the zygote takes its place."""
     play = a_zygote_drains().fork_server_exits()
     assert generation_state(play) is GenerationState.CONFIGURING
     assert generation_state(play.zygote_ready(1)) is GenerationState.UP
@@ -210,8 +215,8 @@ def test_a_zygote_in_place_of_one_that_loads() -> None:
     assert generation_state(play.zygote_ready(1)) is GenerationState.UP
 
 
-def test_a_zygote_in_place_of_none() -> None:
-    """The second death in a row: the next fork server has to wait, the zygote has not."""
+def test_a_zygote_without_a_fork_server_before() -> None:
+    """After the second death in a row a new fork server has to wait; a zygote does not."""
     play = a_zygote_drains().fork_server_exits().fork_server_exits()
     assert generation_state(play) is GenerationState.DOWN
     assert generation_state(play.zygote_ready(1)) is GenerationState.UP
@@ -225,7 +230,7 @@ def test_a_zygote_in_place_of_one_that_is_killed() -> None:
 
 
 def test_a_cancelled_worker_of_the_fork_server_before_a_zygote() -> None:
-    """What the old fork server has not forked by then never comes."""
+    """Workers that the old fork server has not forked by then will never exist."""
     play = a_zygote_drains().scale(3).scale(2)
     (worker,) = [w for w in play.fleet.state.workers.values() if w.slot == 3]
     assert worker.state is WorkerState.STOPPING
@@ -233,8 +238,8 @@ def test_a_cancelled_worker_of_the_fork_server_before_a_zygote() -> None:
     assert worker.worker_id not in play.fleet.state.workers
 
 
-def test_a_fallback_that_dies_is_forgotten() -> None:
-    """Without its fork server the old generation can't come back."""
+def test_a_spare_that_dies() -> None:
+    """Without its fork server there is no roll-back to the old generation."""
     play = running(workers=1, probation=60.0).reload().loaded().ready(1)
     assert generation_state(play) is GenerationState.SPARE
     play.fork_server_exits(1)
@@ -243,7 +248,7 @@ def test_a_fallback_that_dies_is_forgotten() -> None:
 
 
 def test_a_reload_that_failed_is_rolled_back() -> None:
-    """Crashes end the roll; errors bring the old generation back afterwards, which is on the record."""
+    """Crashes end the roll; errors bring the old generation back afterwards. Both are recorded."""
     play = (
         running(workers=2, max_surge=2, probation=600.0, rollback_error_rate=0.1).reload().loaded().ready(1)
     )
@@ -258,8 +263,8 @@ def test_a_reload_that_failed_is_rolled_back() -> None:
 
 
 @pytest.mark.parametrize("drains", [False, True])
-def test_a_worker_that_serves_but_does_not_exist(drains: bool) -> None:
-    """A fork server that lied about a pid is found out: the worker is removed in whatever state."""
+def test_a_ready_worker_without_a_process(drains: bool) -> None:
+    """A fork server has reported a wrong pid: the worker is removed in whatever state it is."""
     fleet = a_fleet(strict=True)
     if drains:
         fleet.handle(events.PauseAsked("test"), 2.0)

@@ -1,4 +1,4 @@
-"""The fleet's machine, one rule at a time. Slots count from 1, times are seconds of a virtual clock."""
+"""The fleet's state machine, one rule per test. Slots count from 1, times are seconds of a virtual clock."""
 
 from typing import get_args
 
@@ -34,7 +34,9 @@ from tests.kit.policies import fleet_policy
 
 
 def test_start() -> None:
-    """From nothing to all ready: configuration, app, workers; Serving comes once, with the first."""
+    """From the start to all workers ready: configuration, app, workers;
+    Serving is reported once, with the first.
+    """
     play = Play(workers=2)
     play.start().then(start_fork_server(1))
     play.configured().then(load_app(1))
@@ -46,7 +48,7 @@ def test_start() -> None:
 
 
 def test_configuration_of_the_start_fails() -> None:
-    """A configuration that can't be used ends the daemon; it is not the app's fault."""
+    """An invalid configuration ends the daemon, and is not reported as a failure of the app."""
     play = Play().start()
     play.generation_failed(reason="bind: bad").then(start_fork_server(1), STOPPING, stop_fork_server(1))
     play.fork_server_exits(signal=15).then(FINISH)
@@ -89,7 +91,7 @@ def test_which_boots_are_urgent() -> None:
 
 
 def test_all_first_boots_fail() -> None:
-    """The start only fails with the last of the workers that boot, and that is reported once."""
+    """The start fails only with the last of the booting workers, and that is reported once."""
     play = Play(workers=2).start().loaded()
     play.boot_fails(1, "first")
     play.never_reported("worker_boot_failed")
@@ -100,14 +102,14 @@ def test_all_first_boots_fail() -> None:
 
 
 def test_a_first_boot_fails_and_another_does_not() -> None:
-    """The postponed failure is reported as soon as a sibling is ready: the daemon goes on."""
+    """The postponed failure is reported as soon as another worker is ready: the daemon continues."""
     play = Play(workers=2).start().loaded()
     play.boot_fails(1, "first").ready(2).reported("worker_boot_failed", slot=1, reason="first", retry_in=0.5)
     assert not play.fleet.state.stopping
 
 
 def test_first_boot_takes_too_long() -> None:
-    """A first boot that hits boot_timeout ends the daemon; no second try hides it."""
+    """A first boot that reaches boot_timeout ends the daemon without a second attempt."""
     play = Play(workers=1, boot_timeout=10.0).start().loaded().forked(1)
     play.then(start_fork_server(1), load_app(1), spawn(1))
     play.nothing_until(10.0).then(abort(1), STOPPING)
@@ -127,7 +129,7 @@ def test_first_loading_takes_too_long() -> None:
 
 
 def test_partial_start_is_degraded() -> None:
-    """If some of the first workers booted, the daemon stays and tries for the others after the backoff."""
+    """If some of the first workers booted, the daemon continues and tries the others after the backoff."""
     play = Play(workers=2).start().loaded().ready(1)
     play.boot_fails(2, "no database")
     play.then(start_fork_server(1), load_app(1), spawn(1), spawn(2), SERVING)
@@ -140,7 +142,7 @@ def test_partial_start_is_degraded() -> None:
 
 
 def test_reload_during_a_failing_start_is_answered() -> None:
-    """A reload that was asked for while the start fails has an end that is reported."""
+    """The end of a reload that was requested while the start fails is reported."""
     play = (
         Play(workers=1)
         .start()
@@ -176,21 +178,21 @@ def test_scale_down() -> None:
 
 
 def test_scale_back_to_the_configuration() -> None:
-    """A number set by hand is given up: the configuration's own counts again."""
+    """The number set by hand is dropped: the configuration's number counts again."""
     play = running(workers=1).scale(2).then(spawn(2)).ready(2)
     play.on(events.ResizeAsked("test")).then(drain(2)).reported("scale", workers=1, before=2, by="test")
     assert play.fleet.state.override is None
 
 
 def test_scale_down_while_booting() -> None:
-    """A worker that boots into a slot which is not wanted any more is ended, not drained."""
+    """A worker that boots in a slot that is no longer wanted is ended, not drained."""
     play = running(workers=1).scale(2).then(spawn(2))
     play.forked(2).scale(1).then(cancel(2)).exits(2).then()
     assert play.slots() == [1]
 
 
 def test_scale_down_of_one_that_serves_already() -> None:
-    """If it was ready before the signal came it may have a request: it drains for as long as any other."""
+    """If it was ready before the signal came it may have a request: it drains like any other."""
     play = running(workers=1, graceful_timeout=20.0).scale(2).forked(2).scale(1).then(spawn(2), cancel(2))
     play.after(1.0).ready(2).then()
     assert play.fleet.state.count(WorkerState.DRAINING) == 1
@@ -204,7 +206,7 @@ def test_quick_stop_of_one_that_serves_already() -> None:
 
 
 def test_scale_down_before_the_fork() -> None:
-    """If the fork of a worker that is not wanted any more fails, that is no failed boot."""
+    """If the fork of a worker that is no longer wanted fails, that is not a failed boot."""
     play = running(workers=1).scale(2).scale(1).then(spawn(2), cancel(2))
     play.fail_to_fork(max(play.workers))
     play.then().never_reported("worker_boot_failed")
@@ -212,13 +214,13 @@ def test_scale_down_before_the_fork() -> None:
 
 
 def test_scale_down_with_a_lost_signal() -> None:
-    """A worker that was to end before it was forked is killed when it is there."""
+    """A worker that was to end before it was forked is killed after the fork."""
     play = running(workers=1).scale(2).scale(1).then(spawn(2), cancel(2)).forked(2)
     play.nothing_until(2.0).then(kill(2)).exits(2).then()
 
 
 def test_never_below_one() -> None:
-    """TTOU stops at one worker, and so does a number from the API."""
+    """TTOU, and a number from the API, never go below one worker."""
     play = running(workers=1)
     assert play.scale_by(-1).fleet.state.wanted == 1
     assert play.scale(0).fleet.state.wanted == 1
@@ -226,21 +228,21 @@ def test_never_below_one() -> None:
 
 
 def test_scale_up_again_while_draining() -> None:
-    """A slot whose worker drains is free for a new one at once."""
+    """A slot whose worker drains can have a new one at once."""
     play = running(workers=2).scale(1).then(drain(2))
     play.scale(2).then(spawn(2)).ready(2).exits(2).then()
     assert play.slots() == [1, 2]
 
 
 def test_freed_boots_are_used_at_once() -> None:
-    """A boot that is given up makes room for the next one in the same step."""
+    """When a boot is given up, the next one begins in the same step."""
     play = running(workers=2, boot_parallelism=1).scale(3).then(spawn(3))
     play.exits(1, signal=9).then()
     play.scale(2).then(cancel(3), spawn(1))
 
 
 def test_scale_before_the_configuration_is_ignored() -> None:
-    """The number to change is not known yet."""
+    """The number that would be changed is not known yet."""
     play = Play(workers=2).start().scale(5).loaded()
     assert play.fleet.state.wanted == 2
 
@@ -249,7 +251,7 @@ def test_scale_before_the_configuration_is_ignored() -> None:
 
 
 def test_killed_worker_is_replaced_at_once() -> None:
-    """The answer to a death is the next spawn."""
+    """A death is followed immediately by a spawn."""
     play = running(workers=2)
     play.exits(1, signal=9).then(spawn(1)).reported(
         "worker_died", slot=1, status="signal 9", cause="unexpected", pid=10_001
@@ -259,7 +261,7 @@ def test_killed_worker_is_replaced_at_once() -> None:
 
 
 def test_backoff_doubles_up_to_30_seconds() -> None:
-    """Boots that fail in a row come back later and later: 0.5, 1, 2, 4, 8, 16, 30, 30 seconds."""
+    """Boots that fail in a row are retried later each time: 0.5, 1, 2, 4, 8, 16, 30, 30 seconds."""
     play = running(workers=1).exits(1, signal=9).then(spawn(1))
     for wait in (0.5, 1, 2, 4, 8, 16, 30, 30):
         play.boot_fails(1).reported("worker_boot_failed", retry_in=wait).nothing_until(wait).then(spawn(1))
@@ -268,7 +270,7 @@ def test_backoff_doubles_up_to_30_seconds() -> None:
 
 
 def test_one_at_a_time_after_a_failure() -> None:
-    """After a failed boot one worker tries whether it is mended; when it is, the others follow together."""
+    """After a failed boot one worker is tried; when it boots, the others follow together."""
     play = running(workers=3, boot_parallelism=3)
     play.exits(1, signal=9).exits(2, signal=9).exits(3, signal=9).then(spawn(1), spawn(2), spawn(3))
     play.boot_fails(1).boot_fails(2).boot_fails(3).then()
@@ -286,7 +288,7 @@ def test_fork_failure_backs_off() -> None:
 
 
 def test_death_while_booting_says_how() -> None:
-    """A worker that dies while booting without a report has its exit status reported."""
+    """For a worker that dies while booting, the exit status is reported."""
     play = running(workers=1).exits(1, signal=9).forked(1)
     play.exits(1, signal=11).reported("worker_boot_failed", reason="ended with signal 11 while booting")
 
@@ -299,7 +301,7 @@ def test_boot_timeout() -> None:
 
 
 def test_boot_timeout_of_a_worker_that_ignores_signals() -> None:
-    """If even SIGABRT does not end it, it is killed, again and again; its successor does not wait."""
+    """If SIGABRT does not end it, it is killed, again and again; its successor does not wait."""
     play = running(workers=1, boot_timeout=5.0).exits(1, signal=9).forked(1).then(spawn(1))
     play.nothing_until(5.0).then(abort(1)).nothing_until(0.5).then(spawn(1))
     play.nothing_until(0.5).then(kill(1))
@@ -308,7 +310,7 @@ def test_boot_timeout_of_a_worker_that_ignores_signals() -> None:
 
 
 def test_booted_worker_ends_the_backoff() -> None:
-    """A worker that boots proves that booting works: a retry that waits is made at once."""
+    """A worker that boots proves that booting works: a waiting retry starts at once."""
     play = running(workers=2, boot_parallelism=2).exits(1, signal=9).exits(2, signal=9)
     play.then(spawn(1), spawn(2)).boot_fails(1).then()
     play.ready(2).then(spawn(1))
@@ -318,7 +320,7 @@ def test_booted_worker_ends_the_backoff() -> None:
 
 
 def test_recycle_boots_the_successor_first() -> None:
-    """max_requests: the worker serves until its successor does, then it drains."""
+    """max_requests: the worker serves until its successor is ready, then it drains."""
     play = running(workers=2)
     play.recycle_due(1).then(spawn(1)).reported("recycle", slot=1, requests=1000)
     play.forked(1).then()
@@ -329,14 +331,16 @@ def test_recycle_boots_the_successor_first() -> None:
 
 
 def test_recycle_asked_by_slot() -> None:
-    """Asking for a slot replaces the worker that serves there; asking again meanwhile changes nothing."""
+    """A request for a slot replaces the worker that serves there;
+    a second request meanwhile changes nothing.
+    """
     play = running(workers=2).recycle(2).then(spawn(2)).recycle(2).then()
     play.ready(2).then(drain(2)).exits(2).then()
     play.recycle(7).then()
 
 
 def test_recycle_whose_successor_fails_keeps_the_old() -> None:
-    """The old worker serves on as long as no successor boots."""
+    """The old worker serves as long as no successor boots."""
     play = running(workers=1).recycle(1).then(spawn(1))
     play.boot_fails(1).nothing_until(0.5).then(spawn(1))
     play.boot_fails(1).nothing_until(1.0).then(spawn(1))
@@ -368,15 +372,15 @@ def test_boot_parallelism_bounds_replacements() -> None:
     play.ready(1).then(drain(1), spawn(2))
 
 
-def test_leaving_worker_that_dies_is_no_gap() -> None:
-    """If the old one dies early its successor is already on its way; no second one is spawned."""
+def test_leaving_worker_that_dies_early() -> None:
+    """If the old one dies early its successor is already booting; no second one is spawned."""
     play = running(workers=1).recycle_due(1).then(spawn(1))
     play.reap(1, ExitStatus(signal=9))
     play.then().ready(1).then()
 
 
 def test_drain_timeout_kills() -> None:
-    """A worker that does not leave within graceful_timeout is killed, then killed again."""
+    """A worker that does not end within graceful_timeout is killed, then killed again."""
     play = running(workers=1, graceful_timeout=7.0).recycle_due(1).ready(1).then(spawn(1), drain(1))
     play.nothing_until(7.0).then(kill(1)).reported("drain_timeout", slot=1)
     play.nothing_until(5.0).then(kill(1))
@@ -399,7 +403,7 @@ def test_the_budget_and_the_kill_come_from_one_number() -> None:
 
 
 def test_a_lower_graceful_timeout_does_not_shorten_a_drain() -> None:
-    """A worker that drains keeps the budget that it was given; the next one gets the new."""
+    """A draining worker keeps the budget that it got; the next one gets the new budget."""
     play = running(workers=3, graceful_timeout=100.0).scale(2).then(drain(3))
     play.reload().loaded(workers=2, graceful_timeout=5.0, boot_parallelism=2, max_surge=3)
     (first,) = [n for n, worker in play.workers.items() if worker.generation == 2]
@@ -416,7 +420,7 @@ def test_a_lower_graceful_timeout_does_not_shorten_a_drain() -> None:
 
 
 def test_a_cancelled_worker_that_serves_has_its_own_generation_s_budget() -> None:
-    """No drain message reaches it, so it takes its own setting, whatever the current one's is."""
+    """It gets no drain message, so it uses its own setting, whatever the current generation's is."""
     play = running(workers=1, graceful_timeout=5.0).reload().loaded(graceful_timeout=50.0).forked(1)
     play.reload().fork_server_exits(2).generation_failed(3).fork_server_exits(3)
     play.unseen.clear()
@@ -432,20 +436,22 @@ def test_overdue_request() -> None:
 
 
 def test_overdue_request_beside_good_ones() -> None:
-    """While others are in flight the worker only drains; it is aborted when just the overdue one is left."""
+    """While other requests are in flight the worker only drains;
+    it is aborted when only the overdue one is left.
+    """
     play = running(workers=1, timeout_grace=2.0).overdue(1).ready(1).then(dump_stack(1), spawn(1), drain(1))
     play.nothing_until(10.0).then()
     play.only_overdue_left(1).then(abort(1))
 
 
-def test_overdue_is_only_alone_once_it_drains() -> None:
-    """While the worker still accepts, "only overdue left" may be untrue in a moment: it does not count."""
+def test_only_overdue_left_counts_only_while_draining() -> None:
+    """While the worker still accepts, "only overdue left" may change at any moment, so it does not count."""
     play = running(workers=1, timeout_grace=2.0).overdue(1).only_overdue_left(1).after(5.0)
     play.ready(1).then(dump_stack(1), spawn(1), drain(1)).nothing_until(5.0).then()
 
 
 def test_overdue_request_that_ends_in_time() -> None:
-    """A request that ends by itself lets the worker leave as in any other drain."""
+    """A request that ends by itself lets the worker end as in any other drain."""
     play = running(workers=1).overdue(1).ready(1).exits(1).reported("worker_exited", status="exit code 0")
     assert play.slots() == [1]
 
@@ -457,7 +463,7 @@ def test_hung_worker_is_beyond_the_surge() -> None:
 
 
 def test_each_overdue_request_is_dumped() -> None:
-    """In a worker with threads every overdue request gets its stack in the log; the successor is one."""
+    """In a worker with threads every overdue request gets its stack in the log; there is one successor."""
     play = (
         running(workers=1)
         .overdue(1, thread=0)
@@ -471,7 +477,9 @@ def test_each_overdue_request_is_dumped() -> None:
 
 
 def test_reload() -> None:
-    """Canary first; when it is ready the others follow one by one, the old draining after the new."""
+    """Canary first; when it is ready the others follow one by one,
+    each old one draining after the new one is ready.
+    """
     play = running(workers=3, max_surge=1, boot_parallelism=2).reload().then(start_fork_server(2))
     play.configured().then(load_app(2))
     play.app_loaded().then(spawn(1, 2))
@@ -484,7 +492,7 @@ def test_reload() -> None:
 
 
 def test_reload_with_a_broken_configuration() -> None:
-    """The old generation is not touched, and the reason is kept."""
+    """The old generation is not affected, and the reason is kept."""
     play = running(workers=2).reload().then(start_fork_server(2))
     play.generation_failed(reason="workers: bad").then(stop_fork_server(2), reload_ended(2))
     play.fork_server_exits(2).then().reported("reload_failed", generation=2, reason="workers: bad")
@@ -502,7 +510,7 @@ def test_reload_with_a_broken_preloaded_app() -> None:
 
 
 def test_reload_whose_fork_server_dies() -> None:
-    """A segfault in the new app costs the reload only."""
+    """A segfault in the new app only fails the reload."""
     play = running(workers=2).reload().configured().then(start_fork_server(2), load_app(2))
     play.fork_server_exits(2, signal=11).then(reload_ended(2))
     play.reported("reload_failed", reason="the fork server ended with signal 11")
@@ -511,7 +519,7 @@ def test_reload_whose_fork_server_dies() -> None:
 
 
 def test_reload_whose_canary_fails() -> None:
-    """A canary that can't boot ends the reload with its traceback; no old worker was touched."""
+    """A canary that can't boot fails the reload with its traceback; no old worker is affected."""
     play = running(workers=2).reload().loaded().then(start_fork_server(2), load_app(2), spawn(1, 2))
     play.boot_fails(1, "NameError: x", "Traceback ...").then(stop_fork_server(2), reload_ended(2))
     play.reported("reload_failed", reason="NameError: x", traceback="Traceback ...")
@@ -532,14 +540,14 @@ def test_reload_whose_canary_hangs() -> None:
 
 
 def test_reload_after_a_failed_one() -> None:
-    """A failure leaves nothing that is in the way of the next reload."""
+    """After a failure the next reload works."""
     play = running(workers=2).reload().generation_failed().settled().reload().settled()
     assert play.slots(generation=3) == [1, 2]
     assert play.slots() == [1, 2]
 
 
 def test_second_reload_supersedes() -> None:
-    """The newest wish counts: the reload under way is given up before its canary was ready."""
+    """The newest request counts: the running reload is given up before its canary was ready."""
     play = running(workers=2).reload().loaded().forked(1)
     play.then(start_fork_server(2), load_app(2), spawn(1, 2))
     play.reload().then(reload_ended(2), stop_fork_server(2), start_fork_server(3), cancel(1, 2))
@@ -550,7 +558,7 @@ def test_second_reload_supersedes() -> None:
 
 
 def test_second_reload_during_the_roll() -> None:
-    """A roll goes on until the next canary is ready: a bad third generation leaves the second whole."""
+    """A roll continues until the next canary is ready: a bad third generation does not affect the second."""
     play = running(workers=3).reload().loaded().ready(1).reload()
     play.reported("reload_superseded", generation=2)
     play.generation_failed(3).settled()
@@ -558,7 +566,7 @@ def test_second_reload_during_the_roll() -> None:
 
 
 def test_superseded_canary_that_gets_ready_late() -> None:
-    """A canary that was given up is not promoted by a late WorkerReady."""
+    """A late WorkerReady does not promote a canary that was given up."""
     play = running(workers=1).reload().loaded().forked(1).reload()
     canary = next(worker_id for worker_id, worker in play.workers.items() if worker.generation == 2)
     play.boot(canary)
@@ -567,7 +575,9 @@ def test_superseded_canary_that_gets_ready_late() -> None:
 
 
 def test_roll_that_fails_after_its_canary() -> None:
-    """Three failed boots in a row end the reload as failed; the old workers not yet replaced serve on."""
+    """Three failed boots in a row end the reload as failed;
+    old workers that are not yet replaced still serve.
+    """
     play = running(workers=3).reload().loaded().ready(1).fork_server_exits(1).exits(1)
     for wait in (0.5, 1.0, 2.0):
         play.boot_fails(2, "no memory").after(wait)
@@ -579,14 +589,14 @@ def test_roll_that_fails_after_its_canary() -> None:
 
 
 def test_old_boot_is_given_up_by_the_roll() -> None:
-    """A worker of the old generation that still boots is ended: it has old code."""
+    """A worker of the old generation that still boots is ended, because it has old code."""
     play = running(workers=2).reload().loaded().exits(2, signal=9).forked(2)
     play.then(start_fork_server(2), load_app(2), spawn(1, 2), spawn(2, 1))
     play.ready(1).then(stop_fork_server(1), drain(1, 1), cancel(2, 1), spawn(2, 2))
 
 
 def test_unforked_workers_of_a_retired_fork_server() -> None:
-    """What a retired fork server was asked to spawn and never forked does not keep the roll from ending."""
+    """Spawns that a retired fork server never forked do not keep the roll from ending."""
     play = running(workers=2).reload().loaded().exits(2, signal=9).ready(1)
     assert len(play.workers) == 4
     play.fork_server_exits(1)
@@ -595,7 +605,7 @@ def test_unforked_workers_of_a_retired_fork_server() -> None:
 
 
 def test_reload_takes_the_new_number_of_workers() -> None:
-    """A changed number in the configuration counts as soon as the new generation does."""
+    """A changed number in the configuration takes effect with the new generation."""
     play = running(workers=2).reload().loaded(workers=4).settled()
     assert play.slots(generation=2) == [1, 2, 3, 4]
     play.reload().loaded(workers=1).settled()
@@ -603,7 +613,7 @@ def test_reload_takes_the_new_number_of_workers() -> None:
 
 
 def test_override_survives_a_reload() -> None:
-    """Workers set by hand stay set when the configuration has the same number as before."""
+    """A number set by hand stays if the configuration has the same number as before."""
     play = running(workers=2).scale(4).reload().loaded(workers=2).settled()
     assert play.slots() == [1, 2, 3, 4]
     play.never_reported("scale_override_ended")
@@ -617,7 +627,7 @@ def test_override_ends_when_the_configuration_changes() -> None:
 
 
 def test_override_survives_a_failed_reload() -> None:
-    """A reload that failed changed nothing, whatever its configuration said."""
+    """A failed reload changes nothing, whatever its configuration contained."""
     play = running(workers=2).scale(4).reload().configured(workers=1)
     play.generation_failed(2).settled()
     assert play.slots() == [1, 2, 3, 4]
@@ -627,7 +637,7 @@ def test_override_survives_a_failed_reload() -> None:
 
 
 def test_fork_server_death() -> None:
-    """Workers are untouched, another fork server starts at once, and spawning resumes with it."""
+    """Workers are not affected, another fork server starts at once, and it continues to spawn."""
     play = running(workers=2).fork_server_exits(1).then(start_fork_server(1))
     play.reported("fork_server_failed", generation=1, reason="the fork server ended with signal 9")
     play.exits(2, signal=9).then()
@@ -636,14 +646,14 @@ def test_fork_server_death() -> None:
 
 
 def test_fork_server_dies_with_spawns_in_its_queue() -> None:
-    """What was not forked yet is forgotten and asked of the next fork server."""
+    """Workers that were not forked yet are requested from the next fork server."""
     play = running(workers=1).scale(3).forked(2).then(spawn(2), spawn(3))
     play.fork_server_exits(1).then(start_fork_server(1))
     play.loaded(1).then(load_app(1), spawn(3))
 
 
 def test_fork_server_that_dies_again_and_again() -> None:
-    """After the first restart each further one waits longer; a worker that boots ends that."""
+    """After the first restart each further one waits longer, until a worker has booted."""
     play = running(workers=1).fork_server_exits(1).then(start_fork_server(1))
     for wait in (0.5, 1, 2, 4, 8, 16, 30, 30):
         play.configured(1).fork_server_exits(1).then(load_app(1))
@@ -653,7 +663,7 @@ def test_fork_server_that_dies_again_and_again() -> None:
 
 
 def test_configuration_breaks_under_a_running_fleet() -> None:
-    """A restarted fork server that can't load is tried again; it neither spins nor ends the fleet."""
+    """A restarted fork server that can't load is tried again, with pauses and without ending the fleet."""
     play = running(workers=1).fork_server_exits(1).then(start_fork_server(1))
     play.generation_failed(1).then(kill_fork_server(1)).nothing_until(20.0).then()
     play.fork_server_exits(1).then(start_fork_server(1))
@@ -663,21 +673,21 @@ def test_configuration_breaks_under_a_running_fleet() -> None:
 
 
 def test_fork_server_that_hangs_after_a_restart() -> None:
-    """Loading has a time limit then, too: it is killed and the next one starts."""
+    """Loading has a time limit: it is killed and the next one starts."""
     play = running(workers=1, boot_timeout=10.0).fork_server_exits(1).then(start_fork_server(1))
     play.nothing_until(10.0).then(kill_fork_server(1))
     play.fork_server_exits(1).nothing_until(0.5).then(start_fork_server(1))
 
 
 def test_fork_server_dies_during_a_drain_of_all() -> None:
-    """While the daemon stops no other fork server is needed."""
+    """While the daemon stops no other fork server is started."""
     play = running(workers=2).stop().then(STOPPING, drain(1), drain(2))
     play.fork_server_exits(1).nothing_until(5.0).then()
     play.exits(1).exits(2).then(FINISH)
 
 
 def test_retired_fork_server_that_does_not_end() -> None:
-    """A fork server that ignores its end is killed."""
+    """A fork server that does not end is killed."""
     play = running(workers=1).reload().loaded().ready(1)
     play.then(start_fork_server(2), load_app(2), spawn(1, 2), stop_fork_server(1), drain(1, 1))
     play.nothing_until(1.0).then(kill_fork_server(1)).nothing_until(5.0).then(kill_fork_server(1))
@@ -688,7 +698,7 @@ def test_retired_fork_server_that_does_not_end() -> None:
 
 
 def test_pause_and_resume_by_a_resize() -> None:
-    """WINCH drains all and stays; a resize brings workers back."""
+    """WINCH drains all workers and the daemon stays; a resize starts workers again."""
     play = running(workers=2).pause().then(drain(1), drain(2))
     play.exits(1).exits(2).nothing_until(100.0).then()
     play.scale(2).then(spawn(1), spawn(2)).ready(1, 2)
@@ -706,14 +716,14 @@ def test_pause_and_resume_by_a_reload() -> None:
 
 
 def test_failed_reload_leaves_the_pause() -> None:
-    """Nothing is changed by a reload that failed."""
+    """A reload that failed does not end a pause."""
     play = running(workers=2).pause().settled().reload().generation_failed().settled()
     assert play.slots() == []
     assert health.state(play.fleet.state) == "paused"
 
 
 def test_pause_ends_boots() -> None:
-    """A worker that still boots is ended, and its end is no failure."""
+    """A worker that still boots is ended, which is not a failure."""
     play = running(workers=1).scale(2).forked(2).then(spawn(2))
     play.pause().then(drain(1), cancel(2)).exits(2).exits(1).then()
     play.never_reported("worker_boot_failed")
@@ -723,7 +733,7 @@ def test_pause_ends_boots() -> None:
 
 
 def test_graceful_stop() -> None:
-    """All are drained; the fork server ends after them; Finish comes last, once."""
+    """All are drained; the fork server ends after them; Finish is last, once."""
     play = running(workers=2).stop().then(STOPPING, drain(1), drain(2))
     play.exits(1).then().exits(2).then(stop_fork_server(1))
     play.fork_server_exits(1).then(FINISH)
@@ -732,21 +742,21 @@ def test_graceful_stop() -> None:
 
 
 def test_second_stop_is_quick() -> None:
-    """Asked again, a graceful stop does not wait for requests."""
+    """After a second request a graceful stop does not wait for requests."""
     play = running(workers=2).stop().exits(1).then(STOPPING, drain(1), drain(2))
     play.stop().then(end(2)).nothing_until(2.0).then(kill(2))
     play.stop().then()
 
 
 def test_quick_stop() -> None:
-    """INT ends all at once, and kills what does not go."""
+    """INT ends all at once, and kills processes that do not end."""
     play = running(workers=2).stop_quickly().then(STOPPING, end(1), end(2))
     play.exits(1).nothing_until(2.0).then(kill(2))
     play.exits(2).fork_server_exits(1).then(stop_fork_server(1), FINISH)
 
 
 def test_stop_with_a_drain_that_takes_too_long() -> None:
-    """graceful_timeout bounds a stop."""
+    """graceful_timeout limits a stop."""
     play = running(workers=1, graceful_timeout=3.0).stop().then(STOPPING, drain(1))
     play.nothing_until(3.0).then(kill(1))
 
@@ -760,7 +770,7 @@ def test_stop_while_booting() -> None:
 
 
 def test_stop_before_the_configuration() -> None:
-    """A stop during the start is no failure."""
+    """A stop during the start is not a failure."""
     play = Play().start().stop().settled()
     assert play.finished == [actions.Finish()]
 
@@ -774,11 +784,11 @@ def test_stop_during_a_reload() -> None:
     assert play.finished == [actions.Finish()]
 
 
-# Reloads that are asked for before there is a configuration.
+# Reloads that are requested before there is a configuration.
 
 
 def test_two_reloads_before_the_first_configuration() -> None:
-    """Each has its end; the first generation serves, and the newest takes over."""
+    """Each has its own end; the first generation serves, and the newest takes over."""
     play = Play(workers=1).start().reload().reload()
     play.then(
         start_fork_server(1), start_fork_server(2), reload_ended(2), stop_fork_server(2), start_fork_server(3)
@@ -789,7 +799,9 @@ def test_two_reloads_before_the_first_configuration() -> None:
 
 
 def test_a_reload_that_overtakes_the_first_configuration() -> None:
-    """The daemon serves when the canary's generation is the current one: the first has no settings yet."""
+    """The daemon serves when the canary's generation is the current one,
+    because the first has no settings yet.
+    """
     play = Play(workers=1, canary_time=5.0).start().reload().loaded(2).ready(1)
     play.then(start_fork_server(1), start_fork_server(2), load_app(2), spawn(1, 2))
     play.nothing_until(5.0).then(stop_fork_server(1), SERVING, reload_ended(2))
@@ -799,7 +811,7 @@ def test_a_reload_that_overtakes_the_first_configuration() -> None:
 @pytest.mark.parametrize("ready", [False, True], ids=["configuring", "canary"])
 @pytest.mark.parametrize("wish", ["stop", "stop_quickly", "pause", "upgrade_asked", "refork"])
 def test_wishes_between_a_reload_and_the_first_configuration(wish: str, ready: bool) -> None:
-    """None of them needs a configuration; after all of them the daemon can be stopped."""
+    """None of these requests needs a configuration; after all of them the daemon can be stopped."""
     play = Play(workers=1, canary_time=5.0).start().reload()
     if ready:
         play.loaded(2).ready(1)
@@ -811,7 +823,7 @@ def test_wishes_between_a_reload_and_the_first_configuration(wish: str, ready: b
 
 
 def test_stop_during_the_backoff() -> None:
-    """What waits for a retry neither comes back nor keeps the timer busy."""
+    """A waiting retry is neither made nor keeps the timer busy."""
     play = running(workers=2).exits(1, signal=9).boot_fails(1).stop()
     play.then(spawn(1), STOPPING, drain(2)).nothing_until(29.0).then()
     play.exits(2).settled()
@@ -819,7 +831,7 @@ def test_stop_during_the_backoff() -> None:
 
 
 def test_wishes_after_a_stop_are_ignored() -> None:
-    """A fleet that stops ignores other wishes."""
+    """A fleet that stops ignores other requests."""
     play = running(workers=2).stop().then(STOPPING, drain(1), drain(2))
     play.scale(5).reload().pause().recycle(1).then()
     assert play.fleet.state.candidate is None
@@ -863,7 +875,7 @@ def test_late_and_unknown_events_are_ignored(event: events.Event) -> None:
 
 
 def test_each_event_has_a_handler() -> None:
-    """And nothing else has one."""
+    """Each event has a handler, and there are no others."""
     assert set(HANDLERS) == set(get_args(events.Event))
 
 
@@ -873,21 +885,21 @@ def test_recycle_is_due_once() -> None:
 
 
 def test_second_death_of_a_fork_server_is_ignored() -> None:
-    """A death counts once: the wait before the next try is not doubled if it is reported again."""
+    """A death counts once: the wait before the next attempt is not doubled if it is reported again."""
     play = running(workers=1).fork_server_exits(1).configured(1).fork_server_exits(1)
     play.on(events.ForkServerExited(1, ExitStatus(signal=9)))
     play.then(start_fork_server(1), load_app(1)).nothing_until(0.5).then(start_fork_server(1))
 
 
 def test_recycling_is_for_workers_that_serve() -> None:
-    """A worker that boots can't be due for recycling: it is left alone."""
+    """A booting worker can't be due for recycling: the event is ignored."""
     play = running(workers=1).scale(2).forked(2).then(spawn(2))
     play.on(events.RecycleDue(max(play.workers), 5)).then().ready(2).then()
     assert play.slots() == [1, 2]
 
 
 def test_stop_at_the_moment_of_a_boot_timeout() -> None:
-    """A stop that comes before the timer fires is a stop, and no failed start."""
+    """A stop that comes before the timer fires is a stop, not a failed start."""
     play = Play(workers=1, boot_timeout=5.0).start().loaded().forked(1)
     play.now += 5.0
     play.stop().settled()
@@ -902,7 +914,7 @@ def _health(play: Play) -> tuple[str, str]:
 
 
 def test_health_while_starting() -> None:
-    """The start names what it waits for."""
+    """During the start the sentence names what it waits for."""
     play = Play(workers=3).start()
     assert _health(play) == ("starting", "Starting: reading the configuration.")
     play.loaded()
@@ -912,13 +924,13 @@ def test_health_while_starting() -> None:
 
 
 def test_health_when_ready() -> None:
-    """All is well, for many and for one."""
+    """Ready, for several workers and for one."""
     assert _health(running(workers=3)) == ("ready", "Healthy: all 3 workers are ready.")
     assert _health(running(workers=1)) == ("ready", "Healthy: the only worker is ready.")
 
 
 def test_health_while_recycling() -> None:
-    """Old and new serve in one slot for a moment; that is still one of the wanted workers."""
+    """Old and new worker serve in one slot for a moment and count as one of the wanted workers."""
     play = running(workers=2).recycle(1).forked(1)
     assert _health(play) == ("ready", "Healthy: all 2 workers are ready.")
 
@@ -933,22 +945,22 @@ def test_health_with_an_overdue_request() -> None:
 
 
 def test_health_with_a_worker_that_stands_still() -> None:
-    """A worker whose loop stopped, e.g. by SIGSTOP, is not reported as one with an overdue request."""
+    """A worker whose loop has stopped, e.g. by SIGSTOP, is not reported as one with an overdue request."""
     assert _health(running(workers=2).stalls(1)) == (
         "ready",
         "Serving: 2 of 2 workers ready; 1 worker with a stalled event loop being replaced.",
     )
 
 
-def test_health_when_nobody_serves() -> None:
-    """A fleet that has lost all its workers at once is not ready, though their successors boot."""
+def test_health_without_any_worker() -> None:
+    """A fleet that has lost all its workers at once is not ready, although their successors boot."""
     play = running(workers=2, boot_parallelism=2).exits(1, signal=9).exits(2, signal=9)
     assert _health(play) == ("degraded", "Degraded: 0 of 2 workers ready; none serves, 2 booting.")
     assert _health(play.ready(1)) == ("ready", "Serving: 1 of 2 workers ready, 1 booting.")
 
 
 def test_health_while_reloading() -> None:
-    """Each step of a reload has its sentence; the number of ready workers never exceeds the wanted one."""
+    """Each step of a reload has its own sentence; the ready workers never exceed the wanted number."""
     play = running(workers=3).reload()
     ready = "3 of 3 workers ready."
     assert _health(play) == ("reloading", f"Reloading to generation 2: loading the app; {ready}")
@@ -962,7 +974,7 @@ def test_health_while_reloading() -> None:
 
 
 def test_health_of_a_roll_that_fails() -> None:
-    """Old workers fill the number, but the fleet is not what was asked for: degraded."""
+    """There are enough workers, some of them old, but the reload is not done: degraded."""
     play = running(workers=2).reload().loaded().ready(1).fork_server_exits(1).exits(1)
     play.boot_fails(2, "boom")
     assert _health(play) == (
@@ -972,7 +984,7 @@ def test_health_of_a_roll_that_fails() -> None:
 
 
 def test_health_without_a_fork_server() -> None:
-    """Its loss is shown until another one can spawn; not for ever, though no worker booted since."""
+    """Its loss is shown until another one can spawn, even if no worker has booted since."""
     play = running(workers=2).fork_server_exits(1)
     why = "the fork server is being replaced (failed once, last: the fork server ended with signal 9)"
     assert _health(play) == ("degraded", f"Degraded: 2 of 2 workers ready; {why}.")
@@ -987,7 +999,7 @@ def test_health_of_a_fork_server_that_is_back() -> None:
 
 
 def test_health_after_a_reload_that_failed() -> None:
-    """All is well, but what serves is not what was asked for: the reason stays until the next reload."""
+    """All workers serve, but not the code that was asked for: the reason stays until the next reload."""
     play = running(workers=2).reload().generation_failed(reason="no module named shop").settled()
     assert _health(play) == (
         "ready",
@@ -998,7 +1010,7 @@ def test_health_after_a_reload_that_failed() -> None:
 
 
 def test_health_with_a_loop_that_stands_still() -> None:
-    """No request is overdue there. And one that is first gets time to end alone."""
+    """Workers with a stalled loop and workers with an overdue request are counted separately."""
     play = running(workers=2, timeout_soft=True).overdue(1)
     ready = "Serving: 2 of 2 workers ready;"
     assert _health(play)[1] == f"{ready} 1 worker with an overdue request."
@@ -1016,7 +1028,7 @@ def test_health_while_paused() -> None:
 
 
 def test_health_while_stopping() -> None:
-    """A stop comes before everything else."""
+    """A stop has precedence over everything else."""
     play = running(workers=2).pause().stop()
     assert _health(play) == ("stopping", "Stopping: 2 workers left.")
 
@@ -1025,12 +1037,12 @@ def test_health_while_stopping() -> None:
 
 
 def test_backoff() -> None:
-    """Half a second, doubling, never more than 30 seconds, however often it failed."""
+    """Half a second, doubling, at most 30 seconds, however often it failed."""
     assert [backoff(n) for n in (1, 2, 3, 6, 7, 1000)] == [0.5, 1.0, 2.0, 16.0, 30.0, 30.0]
 
 
 def test_surge() -> None:
-    """A quarter of the fleet, rounded up, or a number; one at least."""
+    """A quarter of the fleet, rounded up, or a number; at least one."""
     assert [surge(1, 0.25, n) for n in (1, 4, 5, 8, 9)] == [1, 1, 2, 2, 3]
     assert [surge(3, 0.0, 8), surge(1, 0.0, 0), surge(1, 0.1, 10)] == [3, 1, 1]
 
@@ -1049,7 +1061,9 @@ def test_a_start_whose_fork_server_hangs_fails() -> None:
 
 
 def test_a_stop_does_not_wait_for_a_fork_that_never_comes() -> None:
-    """A fork server that hangs with a spawn before it is killed; without the process the fleet can end."""
+    """A fork server that hangs with a pending spawn is killed;
+    without the worker's process the fleet can end.
+    """
     play = running(workers=1).scale(2).stop()
     play.exits(1).unseen.clear()
     play.nothing_until(2.0).then(kill(2))
@@ -1059,8 +1073,8 @@ def test_a_stop_does_not_wait_for_a_fork_that_never_comes() -> None:
     play.fork_server_exits(1).then(FINISH)
 
 
-def test_a_hung_fork_server_that_stands_by_does_not_hold_up_the_roll() -> None:
-    """What was asked of it before the swap and never comes ends with it; there is no way back to it."""
+def test_a_hung_spare_does_not_delay_the_roll() -> None:
+    """Its pending spawns from before the swap end with it; a roll-back is then not possible."""
     play = running(workers=1, probation=60.0, boot_parallelism=2).reload().loaded().scale(2)
     assert [w.generation for w in play.workers.values() if w.slot == 2] == [1]
     play.ready(1).exits(1).ready(2).after(12.0)
@@ -1071,7 +1085,7 @@ def test_a_hung_fork_server_that_stands_by_does_not_hold_up_the_roll() -> None:
 
 
 def test_a_withdrawn_spawn_that_is_not_forked_shows_a_hung_fork_server() -> None:
-    """Also if the worker is not wanted any more: until it has ended it takes a place in the budget."""
+    """Also if the worker is not wanted any more: until its end it takes a place in the budget."""
     play = running(workers=2).scale(3).scale(2).recycle(1)
     play.unseen.clear()
     play.after(10.5)
@@ -1082,7 +1096,7 @@ def test_a_withdrawn_spawn_that_is_not_forked_shows_a_hung_fork_server() -> None
 
 
 def test_a_late_fork_has_its_boot_timeout() -> None:
-    """A worker that a fork server forked just before it was given up as hung must boot in time, too."""
+    """A worker that was forked just before its fork server was given up as hung must also boot in time."""
     play = running(workers=2, boot_timeout=30.0).scale(3).after(10.0)
     play.forked(3).fork_server_exits(1).loaded(1).unseen.clear()
     play.nothing_until(30.0).then(abort(3))
@@ -1090,14 +1104,16 @@ def test_a_late_fork_has_its_boot_timeout() -> None:
     assert play.slots() == [1, 2, 3]
 
 
-def test_fewer_than_none_is_none() -> None:
+def test_ttou_does_not_end_a_pause() -> None:
     """TTOU does not end a pause."""
     play = running(workers=2).pause().settled().scale_by(-1).then()
     assert health.state(play.fleet.state) == "paused"
 
 
 def test_a_fork_server_that_reads_nothing() -> None:
-    """What can't be asked of it is asked again, later each time; after ten seconds it is replaced."""
+    """A spawn that can't be sent is tried again, later each time;
+    after ten seconds the fork server is replaced.
+    """
     play = running(workers=1).exits(1, signal=9).then(spawn(1))
     began = play.now
     waits = []
@@ -1117,7 +1133,7 @@ def test_a_fork_server_that_reads_nothing() -> None:
 
 
 def test_a_fork_server_that_reads_again() -> None:
-    """That its channel was full before does not count against it."""
+    """Earlier times when its channel was full do not count."""
     play = running(workers=1).exits(1, signal=9)
     play.fail_to_fork(max(play.workers), unread=True)
     play.after(0.5).forked(1).ready(1).after(60.0).exits(1, signal=9)

@@ -1,4 +1,4 @@
-"""What is done about workers that grow, age, crash and hang; zygotes; the number that the load asks for."""
+"""Policies for workers that grow, age, crash and hang; zygotes; the number of workers that the load needs."""
 
 from typing import Any
 
@@ -28,7 +28,9 @@ LIMIT = 1000
 
 
 def test_memory_over_the_limit_for_three_measurements() -> None:
-    """One or two measurements above it are a peak; three in a row recycle the worker, successor first."""
+    """One or two measurements above it are a peak;
+    after three in a row the worker is recycled, successor first.
+    """
     play = running(workers=2, max_memory=LIMIT)
     play.measured(1, memory=LIMIT + 1).measured(1, memory=LIMIT + 1).then()
     play.measured(1, memory=LIMIT).measured(1, memory=LIMIT + 1).measured(1, memory=LIMIT + 1).then()
@@ -37,8 +39,8 @@ def test_memory_over_the_limit_for_three_measurements() -> None:
     play.ready(1).then(drain(1))
 
 
-def test_unknown_memory_accuses_nobody() -> None:
-    """A missing measurement neither counts nor ends the count."""
+def test_unknown_memory_is_ignored() -> None:
+    """A missing measurement neither counts nor resets the count."""
     play = running(workers=1, max_memory=LIMIT)
     for memory in (None, LIMIT + 1, None, LIMIT + 1, None, None):
         play.measured(1, memory=memory)
@@ -46,7 +48,7 @@ def test_unknown_memory_accuses_nobody() -> None:
     play.measured(1, memory=LIMIT + 1).then(spawn(1))
 
 
-def test_without_a_limit_memory_is_nobodys_business() -> None:
+def test_without_a_limit_memory_is_ignored() -> None:
     """max_memory = 0 is no limit."""
     play = running(workers=1)
     for _ in range(5):
@@ -55,7 +57,7 @@ def test_without_a_limit_memory_is_nobodys_business() -> None:
 
 
 def test_all_over_the_limit_go_in_turns_idle_ones_first() -> None:
-    """The same budget as for any replacement; idle workers go before busy ones."""
+    """The budget is that of any replacement; idle workers are replaced before busy ones."""
     play = running(workers=4, max_memory=LIMIT, max_surge=1, boot_parallelism=4)
     for _ in range(2):
         play.measured(memory=LIMIT + 1)
@@ -70,7 +72,7 @@ def test_all_over_the_limit_go_in_turns_idle_ones_first() -> None:
 
 
 def test_age() -> None:
-    """A worker that has served max_age and its own share of the jitter is recycled, successor first."""
+    """A worker that has served max_age plus its own jitter is recycled, successor first."""
     play = running(workers=1, max_age=100.0, max_age_jitter=20.0)
     play.nothing_until(110.0).then(spawn(1))
     play.reported("recycle", age=110.0)
@@ -78,14 +80,14 @@ def test_age() -> None:
 
 
 def test_age_counts_from_ready() -> None:
-    """The time that it took to boot is not part of it."""
+    """The boot time is not part of it."""
     play = Play(workers=1, max_age=100.0).start().loaded().forked(1).after(50.0).ready(1)
     play.unseen.clear()
     play.nothing_until(100.0).then(spawn(1))
 
 
-def test_age_of_one_that_leaves_anyway() -> None:
-    """A worker that is leaving does not get a second cause."""
+def test_age_of_a_leaving_worker() -> None:
+    """A worker that is already leaving does not get a second cause."""
     play = running(workers=1, max_age=100.0).recycle_due(1).then(spawn(1))
     play.forked(1).after(59.0).then()
     play.ready(1).exits(1).then(drain(1))
@@ -96,7 +98,7 @@ def test_age_of_one_that_leaves_anyway() -> None:
 
 
 def test_first_crashes_are_repaired_at_once() -> None:
-    """Three crashes within a minute are no loop: each gets a successor immediately."""
+    """Three crashes within a minute are not a crash loop: each gets a successor immediately."""
     play = running(workers=2)
     for _ in range(3):
         play.crashes(1).then(spawn(1)).ready(1)
@@ -104,7 +106,7 @@ def test_first_crashes_are_repaired_at_once() -> None:
 
 
 def test_a_crash_loop_is_paced_and_reported() -> None:
-    """From the fourth on it waits, each time longer; the state is degraded, with a reason."""
+    """From the fourth crash on each successor waits longer; the state is degraded, with a reason."""
     play = running(workers=2)
     waits = []
     for _ in range(10):
@@ -125,7 +127,7 @@ def test_a_crash_loop_is_paced_and_reported() -> None:
 
 
 def test_the_crash_of_one_says_its_request() -> None:
-    """The request that crashed it is named."""
+    """The request during which it crashed is named."""
     play = running(workers=1)
     for _ in range(4):
         worker_id = play._serving(1)
@@ -136,7 +138,7 @@ def test_the_crash_of_one_says_its_request() -> None:
 
 
 def test_crashes_do_not_extend_a_pause() -> None:
-    """While one worker after the other crashes, the pause ends all the same, and successors boot."""
+    """Further crashes do not extend the pause, and successors boot."""
     play = running(workers=8, boot_parallelism=8)
     for _ in range(12):
         play.crashes(1).settle(10.0)
@@ -154,7 +156,7 @@ def killed(play: Play, slot: int) -> Play:
 
 
 def test_outsiders_do_not_make_a_crash_loop() -> None:
-    """Workers that an administrator kills are replaced at once, as many as can be killed by hand."""
+    """Workers that an administrator kills by hand are replaced at once."""
     play = running(workers=1)
     for _ in range(30):
         killed(play, 1).then(spawn(1)).ready(1)
@@ -162,7 +164,7 @@ def test_outsiders_do_not_make_a_crash_loop() -> None:
 
 
 def test_all_workers_of_a_large_fleet_may_be_killed() -> None:
-    """Each gets its successor at once, and that is still so when all are killed once more."""
+    """Each gets its successor at once, also when all are killed once more."""
     play = running(workers=64, boot_parallelism=64)
     for state in ("ready", "degraded"):
         for slot in range(1, 65):
@@ -172,7 +174,7 @@ def test_all_workers_of_a_large_fleet_may_be_killed() -> None:
 
 
 def test_kills_that_do_not_end_are_paced() -> None:
-    """An app that kills its own worker looks like an outsider: beyond 30 a minute that counts as crashes."""
+    """An app that kills its own worker looks like an outsider: more than 30 a minute count as crashes."""
     play = running(workers=2)
     waits = []
     for _ in range(40):
@@ -196,7 +198,7 @@ def test_kills_that_do_not_end_are_paced() -> None:
 
 
 def test_kills_and_crashes_add_up() -> None:
-    """Those that are beyond what is forgiven of each."""
+    """Those of each kind that exceed their allowance are added."""
     play = running(workers=1)
     for _ in range(31):
         killed(play, 1).ready(1)
@@ -207,7 +209,7 @@ def test_kills_and_crashes_add_up() -> None:
 
 
 def test_a_kill_among_crashes() -> None:
-    """Crashes are paced; a kill by an administrator meanwhile is repaired at once."""
+    """Crashes lead to pauses; a kill by an administrator meanwhile is repaired at once."""
     play = running(workers=1)
     for _ in range(5):
         play.crashes(1)
@@ -219,7 +221,7 @@ def test_a_kill_among_crashes() -> None:
 
 
 def test_an_upgrade_remembers_kills() -> None:
-    """The pace is the same in the program that takes over."""
+    """The pauses are the same in the program that takes over."""
     play = running(workers=1)
     for _ in range(33):
         killed(play, 1).ready(1)
@@ -229,7 +231,7 @@ def test_an_upgrade_remembers_kills() -> None:
 
 
 def test_crash_pause() -> None:
-    """Nothing for a few, then doubling up to five seconds, or to one if no worker is left."""
+    """No pause for a few crashes, then doubling up to five seconds, or to one if no worker is left."""
     assert [crash_pause(n, 2, 2) for n in range(1, 6)] == [0, 0, 0, 0.1, 0.2]
     assert [crash_pause(1000, 8, ready) for ready in (8, 4, 0)] == [5.0, 2.0, 1.0]
     assert crash_pause(64, 64, 60) == 0
@@ -237,13 +239,13 @@ def test_crash_pause() -> None:
 
 
 def test_crash_loop() -> None:
-    """More than three, or than a quarter of the workers."""
+    """More than three crashes, and more than a quarter of the workers."""
     assert next(n for n in range(30) if crash_loop(n, 2)) == 4
     assert next(n for n in range(30) if crash_loop(n, 64)) == 17
 
 
 def test_jitter() -> None:
-    """A quarter more or less."""
+    """Between minus and plus a quarter."""
     assert [jittered(8.0, random) for random in (0.0, 0.5, 1.0)] == [6.0, 8.0, 10.0]
 
 
@@ -253,14 +255,16 @@ SOFT: dict[str, Any] = {"workers": 1, "timeout_soft": True, "timeout_grace": 2.0
 
 
 def test_an_overdue_request_is_first_ended_alone() -> None:
-    """An exception in its thread; if that helps, the worker stays."""
+    """By an exception in its thread; if that ends it, the worker stays."""
     play = running(**SOFT).overdue(1).then(dump_stack(1), interrupt(1))
     play.after(1.0).overdue_ended(1).reported("overdue_ended", slot=1, seconds_late=1.0).after(60.0).then()
     assert play.slots() == [1]
 
 
 def test_a_request_that_does_not_end_softly() -> None:
-    """After timeout_grace the successor boots; then the old one drains, and is aborted if that is all."""
+    """After timeout_grace the successor boots;
+    then the old worker drains, and is aborted if only that request is left.
+    """
     play = running(**SOFT).overdue(1).then(dump_stack(1), interrupt(1))
     play.nothing_until(2.0).then(spawn(1))
     play.ready(1).then(drain(1))
@@ -276,7 +280,7 @@ def test_a_request_that_ends_while_its_worker_drains() -> None:
 
 
 def test_a_loop_that_stands_still() -> None:
-    """Replaced like one with a hung request, beyond the budget; it is not waited for."""
+    """The worker is replaced like one with a hung request, beyond the budget, without waiting for it."""
     play = running(workers=2, max_surge=1, boot_parallelism=2).recycle_due(2).then(spawn(2))
     play.stalls(1).then(spawn(1))
     play.after(3.0).then()
@@ -288,13 +292,15 @@ def test_a_loop_that_stands_still() -> None:
 
 
 def refork(**policy: Any) -> Play:
-    """A fleet of two whose worker 1 is asked to be the zygote."""
+    """A fleet of two whose worker 1 is asked to become the zygote."""
     play = running(**{"workers": 2} | policy).measured(1, requests=10).refork()
     return play.then(audit_zygote(1))
 
 
 def test_refork() -> None:
-    """The audited worker's successor boots, it drains and is the fork server; the others are replaced."""
+    """The audited worker's successor boots, the audited one drains and becomes the fork server;
+    the others are replaced.
+    """
     play = refork().audited(1).then(spawn(1))
     play.ready(1).then(drain(1))
     play.zygote_ready(1).then(use_zygote(1, 1), spawn(1))
@@ -305,7 +311,7 @@ def test_refork() -> None:
 
 
 def test_refork_refused_by_the_audit() -> None:
-    """Threads and sockets are named; the worker serves on."""
+    """Threads and sockets are named; the worker continues to serve."""
     play = refork().audited(1, "a thread is alive: reaper").then()
     play.reported("refork_refused", problem="a thread is alive: reaper", by="test")
     assert play.slots() == [1, 2]
@@ -320,14 +326,14 @@ def test_refork_by_force() -> None:
 
 
 def test_refork_without_an_answer() -> None:
-    """A worker whose audit does not end within ten seconds serves on."""
+    """A worker whose audit does not end within ten seconds continues to serve."""
     play = refork().nothing_until(10.0)
     play.reported("refork_refused", by="test")
     play.audited(1).then()
 
 
 def test_zygote_that_dies() -> None:
-    """The fork server before it is still there; the failure is reported."""
+    """The fork server before it still exists; the failure is reported."""
     play = refork().audited(1).ready(1).exits(1, signal=9)
     play.reported("refork_refused", by="test")
     play.settled()
@@ -336,7 +342,7 @@ def test_zygote_that_dies() -> None:
 
 @pytest.mark.parametrize("what", ["reload", "stop"])
 def test_refork_that_something_comes_in_between(what: str) -> None:
-    """A reload or a stop ends it; that is reported, and the zygote to be ends."""
+    """A reload or a stop ends the refork; that is reported, and the worker that was to be the zygote ends."""
     play = refork().audited(1).ready(1)
     getattr(play, what)()
     play.reported("refork_refused", by="test")
@@ -347,7 +353,9 @@ def test_refork_that_something_comes_in_between(what: str) -> None:
 
 
 def test_refork_after() -> None:
-    """The worker that has served most, once it has served so many; the next number counts from there."""
+    """The worker that has served most becomes the zygote after this number of requests;
+    counting starts again then.
+    """
     play = running(workers=2, refork_after=(100, 500))
     play.measured(1, requests=99).measured(2, requests=98).then()
     play.measured(2, requests=100).then(audit_zygote(2))
@@ -360,7 +368,7 @@ def test_refork_after() -> None:
 
 
 def test_refork_that_was_refused_is_not_tried_again_unasked() -> None:
-    """An app with a thread has it in each worker; asking each second would only fill the log."""
+    """An app with a thread has it in each worker; trying each second would only fill the log."""
     play = running(workers=2, refork_after=(100,)).measured(1, requests=100).audited(1, "a thread")
     play.unseen.clear()
     play.measured(requests=200).then()
@@ -368,7 +376,7 @@ def test_refork_that_was_refused_is_not_tried_again_unasked() -> None:
 
 
 def test_fork_server_that_dies_after_a_refork() -> None:
-    """The app is loaded again, without what the zygote had; workers serve on."""
+    """The app is loaded again, without the zygote's caches; workers continue to serve."""
     play = refork().settled().fork_server_exits().then(start_fork_server(1))
     play.settled()
     assert play.slots() == [1, 2]
@@ -389,7 +397,9 @@ def seconds_of(play: Play, seconds: int, **load: Any) -> Play:
 
 
 def test_load_decides() -> None:
-    """Busy workers get more beside them, idle ones go after the cool-down; each decision has a reason."""
+    """Busy workers get more beside them, idle ones are removed after the cool-down;
+    each decision has a reason.
+    """
     play = running(**RANGE)
     seconds_of(play, 3, busy=0.9, rate=10.0)
     play.reported("autoscale", workers=3, before=2, reason="busy 90 % (70 % wanted) over 3 s")
@@ -400,7 +410,7 @@ def test_load_decides() -> None:
 
 
 def test_a_number_set_by_hand_counts() -> None:
-    """A number set by hand counts until it is taken back, whatever the load."""
+    """It counts until it is withdrawn, whatever the load is."""
     play = running(**RANGE).scale(1).settled()
     seconds_of(play, 10, busy=1.0, rate=10.0)
     assert play.slots() == [1]
@@ -410,7 +420,7 @@ def test_a_number_set_by_hand_counts() -> None:
 
 
 def test_the_number_survives_a_reload_within_the_new_range() -> None:
-    """What the load has asked for is not forgotten; a new range holds at once."""
+    """The number that the load has led to is kept; a new range applies at once."""
     play = seconds_of(running(**RANGE), 20, busy=1.0, rate=10.0)
     assert play.fleet.state.wanted == 6
     play.reload().settled()
@@ -422,7 +432,7 @@ def test_the_number_survives_a_reload_within_the_new_range() -> None:
 
 
 def test_no_more_than_memory_has_room_for() -> None:
-    """When more are needed and can't be had, that is said once."""
+    """When more are needed and do not fit into memory, that is reported once."""
     play = running(**RANGE)
     seconds_of(play, 10, busy=1.0, rate=10.0, memory=100 << 20, memory_free=100 << 20)
     play.reported("autoscale", workers=2, before=2)
@@ -430,8 +440,10 @@ def test_no_more_than_memory_has_room_for() -> None:
     assert play.slots() == [1, 2]
 
 
-def test_a_zygote_to_be_that_has_not_answered_is_drained_like_any_other() -> None:
-    """Scaled down before the audit's answer it ends; what was not audited is not forked from."""
+def test_a_worker_scaled_down_during_its_audit_drains() -> None:
+    """If it is scaled down before the audit's answer it ends,
+    because an unaudited worker is not forked from.
+    """
     play = running(workers=2).refork(slot=2).scale(1)
     assert [worker.ordered for worker in play.workers.values() if worker.slot == 2] == ["drain"]
     play.exits(2)
@@ -439,7 +451,7 @@ def test_a_zygote_to_be_that_has_not_answered_is_drained_like_any_other() -> Non
 
 
 def test_a_zygote_ends_the_wait_for_a_fork_server() -> None:
-    """It can fork at once, whatever became of the fork server before it."""
+    """It can fork at once, whatever state the fork server before it was in."""
     play = refork().audited(1).ready(1).fork_server_exits(1).fork_server_exits(1)
     play.unseen.clear()
     play.zygote_ready(1).then(use_zygote(1, 1), spawn(1))

@@ -1,4 +1,6 @@
-"""What a reload must prove, before the swap and after it; and upgrades in place. One rule at a time."""
+"""The conditions that a reload must meet, before the swap and after it; and upgrades in place.
+One rule per test.
+"""
 
 from typing import Any
 
@@ -40,7 +42,7 @@ def canary(**policy: Any) -> Play:
 
 
 def reloaded(**policy: Any) -> Play:
-    """A fleet of two, all of a new generation that is on probation."""
+    """A fleet of two, both of a new generation that is on probation."""
     play = running(**PROBATION | policy).reload().loaded()
     play.ready(1, 2).exits(1).exits(2)
     assert play.fleet.state.reload is not None
@@ -58,14 +60,14 @@ def phase(play: Play) -> ReloadPhase:
 
 
 def test_canary_must_live() -> None:
-    """Nothing of the old generation is touched before the first new worker has lived canary_time."""
+    """The old generation is not affected before the first new worker has lived for canary_time."""
     play = canary()
     play.nothing_until(5.0).then(stop_fork_server(1), drain(1, 1))
     assert phase(play) is ReloadPhase.ROLLING
 
 
 def test_canary_that_crashes_fails_the_reload() -> None:
-    """If it dies in that time the reload fails with that reason."""
+    """If it dies in that time the reload fails, and the death is the reason."""
     play = canary()
     play.after(4.0).crashes(1).then(stop_fork_server(2), reload_ended(2))
     play.reported("reload_failed", reason="the first new worker ended with signal 11")
@@ -75,7 +77,7 @@ def test_canary_that_crashes_fails_the_reload() -> None:
 
 
 def test_canary_with_a_hung_request_fails_the_reload() -> None:
-    """A canary with an overdue request fails the reload, though it lives."""
+    """A canary with an overdue request fails the reload, although it is alive."""
     play = canary(timeout_grace=0.0)
     worker_id = play._serving_newest(1)
     play.on(events.RequestOverdue(worker_id, 0, "GET", "/slow", 30.0)).then(
@@ -93,7 +95,7 @@ def test_canary_with_a_hung_request_that_is_due_fails_the_reload() -> None:
 
 
 def test_recycling_slot_1_while_a_canary_lives() -> None:
-    """The worker of the current generation is meant, whatever becomes of the reload."""
+    """The worker of the current generation is replaced, whether or not the reload succeeds."""
     play = canary(max_surge=2)
     old = play._serving(1)
     play.recycle(1).then(spawn(1, 1))
@@ -102,14 +104,14 @@ def test_recycling_slot_1_while_a_canary_lives() -> None:
 
 
 def test_canary_that_stalls_fails_the_reload() -> None:
-    """The same goes for one whose loop stands still."""
+    """The same for a canary whose loop is stalled."""
     play = canary()
     play.stalls(1).then(stop_fork_server(2), reload_ended(2), drain(1, 2))
     play.reported("reload_failed", reason="the first new worker serves no more")
 
 
 def test_canary_killed_by_an_outsider_is_tried_again() -> None:
-    """That is no evidence against the new code: another canary is spawned, and its time starts again."""
+    """That does not count against the new code: another canary is spawned, and its time starts again."""
     play = canary()
     play.after(4.0).exits(1, signal=9, outsider=True).then(spawn(1, 2))
     play.ready(1).nothing_until(5.0).then(stop_fork_server(1), drain(1, 1))
@@ -126,7 +128,7 @@ def test_canary_that_is_killed_again_and_again_fails_the_reload() -> None:
 
 
 def test_canary_that_is_due_for_recycling_counts() -> None:
-    """A small max_requests is no failure: it is promoted, and replaced like any other afterwards."""
+    """A small max_requests is no failure: the canary is promoted, and replaced like any other later."""
     play = canary(boot_parallelism=1)
     worker_id = play._serving_newest(1)
     play.on(events.RecycleDue(worker_id, 10)).nothing_until(5.0)
@@ -137,7 +139,7 @@ def test_canary_that_is_due_for_recycling_counts() -> None:
 
 
 def test_old_worker_that_boots_after_the_canary() -> None:
-    """Also if the canary must go itself when it is promoted, it serves the slot: the roll goes on."""
+    """It serves the slot, also if the canary must leave when it is promoted, and the roll continues."""
     play = canary(workers=1).recycle(1).pause().on(events.ResizeAsked("test"))
     play.settled()
     assert phase(play) is ReloadPhase.DONE
@@ -145,7 +147,7 @@ def test_old_worker_that_boots_after_the_canary() -> None:
 
 
 def test_canaries_that_failed_do_not_keep_a_place_for_each_other() -> None:
-    """While no other worker serves in slot 1 the last of them does; not two, which would fill max_surge."""
+    """While no other worker serves in slot 1 only the last of them stays: two would fill max_surge."""
     play = canary(max_surge=1)
     play.reap(play._serving(1), ExitStatus(signal=11))
     play.boot_fails(1).reload().loaded().ready(1).fork_server_exits(3).settled()
@@ -156,7 +158,7 @@ def test_canaries_that_failed_do_not_keep_a_place_for_each_other() -> None:
 # -- probation ------------------------------------------------------------------------------------------
 
 
-def test_old_fork_server_stands_by_on_probation() -> None:
+def test_old_fork_server_is_the_spare_on_probation() -> None:
     """It is kept until the probation is over, counted from the end of the roll, and then ended."""
     play = running(**PROBATION).reload().loaded()
     play.ready(1).then(start_fork_server(2), load_app(2), spawn(1, 2), drain(1, 1), spawn(2, 2))
@@ -166,7 +168,7 @@ def test_old_fork_server_stands_by_on_probation() -> None:
 
 
 def test_without_probation_the_old_fork_server_ends_at_once() -> None:
-    """With probation = 0 there is nothing to go back to, and no memory is spent on it."""
+    """With probation = 0 there is no roll-back, and no memory is used for it."""
     play = running(**PROBATION | {"probation": 0.0}).reload().loaded()
     play.ready(1).then(
         start_fork_server(2), load_app(2), spawn(1, 2), stop_fork_server(1), drain(1, 1), spawn(2, 2)
@@ -174,7 +176,7 @@ def test_without_probation_the_old_fork_server_ends_at_once() -> None:
 
 
 def test_crashes_on_probation_roll_back() -> None:
-    """The old generation fills the slots again; the new one's workers serve until their successors do."""
+    """The old generation fills the slots again; new workers serve until their successors are ready."""
     play = reloaded().after(3.0)
     play.crashes(1).then(spawn(1, 2))
     play.ready(1).crashes(2).then(stop_fork_server(2), rolled_back(2), spawn(2, 1), spawn(1, 1))
@@ -188,8 +190,8 @@ def test_crashes_on_probation_roll_back() -> None:
     assert list(play.fleet.state.generations) == [1]
 
 
-def test_without_preload_an_old_worker_stands_by() -> None:
-    """Only workers have the old code then: the first that leaves becomes the fork server to go back to."""
+def test_without_preload_an_old_worker_is_the_spare() -> None:
+    """Only workers have the old code then: the first one that leaves becomes the spare fork server."""
     play = running(**PROBATION | {"preload": False}).reload().loaded().ready(1)
     play.zygote_ready(1).reported("standby", slot=1, generation=1)
     play.ready(2).exits(2)
@@ -203,7 +205,9 @@ def test_without_preload_an_old_worker_stands_by() -> None:
 
 
 def test_rollback_waits_for_the_old_code() -> None:
-    """While that worker drains nothing is forked: it would be of the code that is on the disk now."""
+    """While that worker drains nothing is forked:
+    other fork servers would load the code that is on the disk now.
+    """
     play = running(**PROBATION | {"preload": False}).reload().loaded().ready(1)
     play.crashes(1).ready(1).unseen.clear()
     play.crashes(1).then(stop_fork_server(2), reload_ended(2), cancel(2, 2))
@@ -211,8 +215,8 @@ def test_rollback_waits_for_the_old_code() -> None:
     play.nothing_until(2.0).then(spawn(1, 1))
 
 
-def test_old_worker_that_can_not_stand_by() -> None:
-    """One that ends instead (e.g. threads that can't be forked) is reported once; no other is tried."""
+def test_old_worker_that_can_not_be_the_spare() -> None:
+    """If it ends instead (e.g. because threads can't be forked) that is reported once; no other is tried."""
     play = running(**PROBATION | {"preload": False}).reload().loaded().ready(1)
     play.exits(1).reported("standby_failed", slot=1, generation=1)
     play.ready(2)
@@ -220,7 +224,7 @@ def test_old_worker_that_can_not_stand_by() -> None:
 
 
 def test_rollback_during_the_roll_ends_the_reload() -> None:
-    """The reload that still runs ends as rolled back; workers of the old generation that still serve stay."""
+    """The running reload ends as rolled back; old workers that still serve stay."""
     play = running(**PROBATION | {"workers": 3, "max_surge": 1}).reload().loaded()
     play.ready(1).exits(1).unseen.clear()
     play.crashes(1).then(spawn(1, 2))
@@ -234,15 +238,15 @@ def test_rollback_during_the_roll_ends_the_reload() -> None:
 
 
 def test_one_crash_is_not_enough() -> None:
-    """rollback_crashes is how many are; then the probation passes."""
+    """rollback_crashes is the number of crashes; below it the probation passes."""
     play = reloaded().crashes(1).settled()
     assert phase(play) is ReloadPhase.DONE
     assert play.slots(2) == [1, 2]
     assert list(play.fleet.state.generations) == [2]
 
 
-def test_crashes_the_old_generation_had_too_are_no_reason() -> None:
-    """An app that crashes twice in ten seconds anyway is not rolled back for two crashes; for three it is."""
+def test_usual_crashes_do_not_roll_back() -> None:
+    """An app that crashed twice in ten seconds before is not rolled back for two crashes; for three it is."""
     play = running(**PROBATION | {"boot_parallelism": 4})
     play.crashes(1, 2).ready(1, 2).reload().loaded().ready(1, 2).exits(1).exits(2)
     play.crashes(1, 2).ready(1, 2)
@@ -251,8 +255,10 @@ def test_crashes_the_old_generation_had_too_are_no_reason() -> None:
     assert phase(play) is ReloadPhase.ROLLED_BACK
 
 
-def test_crashes_far_apart_are_no_reason() -> None:
-    """A roll may take much longer than the probation: crashes count as far back as those before it did."""
+def test_crashes_far_apart_do_not_roll_back() -> None:
+    """A roll may take much longer than the probation:
+    crashes are counted over the same time as those before it.
+    """
     play = running(**PROBATION | {"probation": 5.0, "max_surge": 1}).reload().loaded()
     play.ready(1).crashes(1).after(6.0).ready(1).crashes(1)
     assert phase(play) is ReloadPhase.ROLLING
@@ -261,7 +267,7 @@ def test_crashes_far_apart_are_no_reason() -> None:
 
 
 def test_long_probation_is_compared_with_as_long_a_time() -> None:
-    """Only the last minute before is known; in five minutes there would have been five times as many."""
+    """Only the last minute before is known; for five minutes five times as many crashes are assumed."""
     play = running(**PROBATION | {"probation": 300.0, "boot_parallelism": 4})
     play.crashes(1).ready(1).reload().loaded().ready(1, 2).exits(1).exits(2)
     for _ in range(5):
@@ -271,8 +277,8 @@ def test_long_probation_is_compared_with_as_long_a_time() -> None:
     assert phase(play) is ReloadPhase.ROLLED_BACK
 
 
-def test_deaths_by_an_outsider_are_no_crashes() -> None:
-    """A kill -9 from outside, or by the kernel for memory, is no evidence against the new code."""
+def test_kills_by_an_outsider_do_not_roll_back() -> None:
+    """A kill -9 from outside, or by the kernel for memory, does not count against the new code."""
     play = reloaded()
     for _ in range(32):
         play.exits(1, signal=9, outsider=True).ready(1)
@@ -280,14 +286,14 @@ def test_deaths_by_an_outsider_are_no_crashes() -> None:
 
 
 def test_crashes_after_the_probation_do_not_roll_back() -> None:
-    """There is nothing to go back to; the fleet is repaired as ever."""
+    """A roll-back is not possible any more; workers are replaced as usual."""
     play = reloaded().after(10.0).fork_server_exits(1).crashes(1, 2).settled()
     assert phase(play) is ReloadPhase.DONE
     assert play.slots(2) == [1, 2]
 
 
 def test_errors_on_probation_roll_back() -> None:
-    """More 5xx answers than before by the margin, out of enough: that is a reason, if it is asked for."""
+    """If configured: the rate of 5xx answers exceeds the rate before by the margin, with enough answers."""
     play = running(**PROBATION | {"rollback_error_rate": 0.05})
     play.measured(requests=500, errors=10)
     play.reload().loaded().ready(1, 2).exits(1).exits(2)
@@ -301,7 +307,9 @@ def test_errors_on_probation_roll_back() -> None:
 
 
 def test_code_that_is_not_kept() -> None:
-    """If no old worker could be kept, new ones read the app's files, and the reason mentions that."""
+    """If no old worker could be kept, new ones load the app's files from the disk,
+    and the reason mentions that.
+    """
     reloaded(preload=False).exits(1, signal=11).exits(2, signal=11).reported(
         "reload_rolled_back",
         reason="its workers crashed 2 times, last: ended with signal 11; new workers load the app from its "
@@ -309,14 +317,14 @@ def test_code_that_is_not_kept() -> None:
     )
 
 
-def test_errors_are_no_reason_unless_asked_for() -> None:
-    """By default the error rate does not matter: a new version may well answer 503 on purpose."""
+def test_errors_do_not_roll_back_by_default() -> None:
+    """By default the error rate does not matter: a new version may answer 503 on purpose."""
     play = reloaded().measured(requests=1000, errors=1000)
     assert phase(play) is ReloadPhase.DONE
 
 
 def test_second_reload_on_probation() -> None:
-    """One fork server at most stands by: the one whose place the newest takes."""
+    """At most one spare is kept: the fork server of the generation before the newest."""
     play = reloaded().reload().loaded().ready(1)
     standing_by = [n for n, g in play.fleet.state.generations.items() if g.state is GenerationState.SPARE]
     assert standing_by == [2]
@@ -324,8 +332,8 @@ def test_second_reload_on_probation() -> None:
     assert play.slots(3) == [1, 2]
 
 
-def test_fallback_that_dies() -> None:
-    """A fork server that stands by and dies is not replaced; without it nothing is rolled back."""
+def test_spare_that_dies() -> None:
+    """A spare that dies is not replaced; without it there is no roll-back."""
     play = reloaded().fork_server_exits(1).then()
     play.crashes(1).ready(1).crashes(2).settled()
     assert phase(play) is ReloadPhase.DONE
@@ -333,7 +341,7 @@ def test_fallback_that_dies() -> None:
 
 
 def test_no_way_back_to_closed_listeners() -> None:
-    """A generation whose addresses are not bound any more can't serve: it is not kept."""
+    """A generation whose addresses are not bound any more can't serve, so it is not kept."""
     play = running(**PROBATION).reload()
     play.configure(2, closes_listeners=True)
     play.app_loaded().ready(1)
@@ -341,7 +349,7 @@ def test_no_way_back_to_closed_listeners() -> None:
 
 
 def test_rollback_brings_the_old_number_back() -> None:
-    """The configuration that counts is the old one again, its number of workers included."""
+    """The old configuration applies again, including its number of workers."""
     play = running(**PROBATION).reload()
     play.configure(2, fleet_policy(**PROBATION | {"workers": 4}))
     play.app_loaded()
@@ -359,7 +367,7 @@ def test_rollback_brings_the_old_number_back() -> None:
 
 
 def test_upgrade() -> None:
-    """Checked, replaced with all that is known, then everything is loaded again."""
+    """The new program is checked, executed with all the state, then everything is loaded again."""
     play = running(workers=2)
     play.upgrade_asked().then(CHECK_UPGRADE)
     play.upgrade_checked().then(UPGRADE)
@@ -371,7 +379,7 @@ def test_upgrade() -> None:
 
 @pytest.mark.parametrize("when", ["checking", "replacing"])
 def test_upgrade_that_can_not_be(when: str) -> None:
-    """A program that would not start, or could not be executed, changes nothing; another try is possible."""
+    """A program that would not start, or can't be executed, changes nothing; another attempt is possible."""
     play = running(workers=2).upgrade_asked()
     if when == "replacing":
         play.upgrade_checked().taken_over("permission denied")
@@ -384,7 +392,7 @@ def test_upgrade_that_can_not_be(when: str) -> None:
 
 
 def test_upgrades_do_not_overlap() -> None:
-    """Neither with each other nor with a reload, and the refusal is reported."""
+    """An upgrade during another one or a reload is refused, and the refusal is reported."""
     play = running().upgrade_asked().then(CHECK_UPGRADE)
     play.upgrade_asked().then()
     play.reported("upgrade_failed", problem="another upgrade is running")
@@ -394,7 +402,7 @@ def test_upgrades_do_not_overlap() -> None:
 
 
 def test_stop_ends_an_upgrade_that_is_checked() -> None:
-    """Its end is reported, and an answer that comes late starts nothing."""
+    """The end of the upgrade is reported, and a late answer starts nothing."""
     play = running().upgrade_asked().stop()
     play.reported("upgrade_failed", problem="the daemon stops")
     play.unseen.clear()
@@ -418,7 +426,7 @@ def test_roll_whose_fork_server_can_not_be_loaded_again() -> None:
 
 
 def test_roll_whose_fork_server_can_not_be_loaded_again_without_a_way_back() -> None:
-    """Then the reload has failed; the fleet goes on trying."""
+    """Then the reload has failed; the fleet continues to try."""
     play = running(workers=2).reload().loaded().ready(1).fork_server_exits(2)
     for _ in range(2):
         play.after(5.0).generation_failed(2, "boom").fork_server_exits(2)
@@ -428,7 +436,7 @@ def test_roll_whose_fork_server_can_not_be_loaded_again_without_a_way_back() -> 
 
 
 def test_fork_servers_that_die_later_do_not_roll_back() -> None:
-    """The death of a fork server that could fork is no evidence against the code that it has loaded."""
+    """The death of a fork server that could fork does not count against the code that it has loaded."""
     play = reloaded(probation=60.0)
     for _ in range(5):
         play.fork_server_exits(2).after(8.0).loaded(2)
@@ -436,7 +444,7 @@ def test_fork_servers_that_die_later_do_not_roll_back() -> None:
 
 
 def test_boots_that_fail_on_probation_roll_back() -> None:
-    """Also when all were replaced: successors that can't boot are worse than workers that crash."""
+    """Also when all workers were replaced: successors that can't boot count like crashes."""
     play = reloaded().exits(1, signal=9, outsider=True)
     for wait in (1.0, 2.0, 4.0):
         assert phase(play) is ReloadPhase.DONE
@@ -447,7 +455,7 @@ def test_boots_that_fail_on_probation_roll_back() -> None:
 
 
 def test_fork_server_deaths_long_apart() -> None:
-    """A fork server that served for minutes and is killed is replaced at once, the tenth time, too."""
+    """A fork server that served for minutes and is killed is replaced at once, also the tenth time."""
     play = running(workers=1)
     for _ in range(10):
         play.after(61.0).fork_server_exits(1).then(start_fork_server(1)).loaded(1).unseen.clear()
@@ -457,7 +465,7 @@ def test_fork_server_deaths_long_apart() -> None:
 
 
 def after_roll_back(play: Play) -> Play:
-    """The workers that are there of the newest generation crash."""
+    """The existing workers of the newest generation crash."""
     play.settle_processes()
     while play.fleet.state.probation is not None:
         play.crashes(1).settle_processes()
@@ -466,7 +474,7 @@ def after_roll_back(play: Play) -> Play:
 
 
 def test_old_workers_that_still_serve_stay() -> None:
-    """What had to go for the reload only need not go any more: a roll back boots no more than it must."""
+    """Workers that had to leave only for the reload stay: a roll-back boots no more than it must."""
     play = running(**PROBATION | {"workers": 3, "max_surge": 1}).reload().loaded()
     old = {play._serving(2), play._serving(3)}
     play.ready(1).exits(1).unseen.clear()
@@ -477,7 +485,7 @@ def test_old_workers_that_still_serve_stay() -> None:
 
 
 def test_old_workers_that_must_go_anyway_go_after_a_roll_back() -> None:
-    """A worker that had reached max_requests when the reload came, or since, is replaced all the same."""
+    """A worker that had reached max_requests before or during the reload is still replaced."""
     play = running(**PROBATION | {"workers": 3, "max_surge": 1}).reload().loaded()
     due, stays = play._serving(2), play._serving(3)
     play.ready(1).exits(1).recycle_due(2).unseen.clear()
@@ -488,7 +496,7 @@ def test_old_workers_that_must_go_anyway_go_after_a_roll_back() -> None:
 
 
 def test_rollback_brings_the_number_set_by_hand_back() -> None:
-    """A new number in the configuration ended it; with the configuration it comes back."""
+    """A new number in the configuration ended it; it is restored with the old configuration."""
     play = running(**PROBATION).scale(3).settled().reload()
     play.configured(**PROBATION | {"workers": 1})
     assert after_roll_back(play).fleet.state.override == 3
@@ -496,14 +504,14 @@ def test_rollback_brings_the_number_set_by_hand_back() -> None:
 
 
 def test_number_set_by_hand_on_probation_survives_a_roll_back() -> None:
-    """What was asked for last counts."""
+    """The number that was set last counts."""
     play = running(**PROBATION).reload().configured(**PROBATION | {"workers": 1}).settle_processes()
     play.scale(4)
     assert after_roll_back(play).slots(1) == [1, 2, 3, 4]
 
 
 def test_rollback_brings_the_number_the_load_asked_for_back() -> None:
-    """A fixed number in between is no reason to begin with the fewest again."""
+    """After a fixed number in between, autoscaling does not begin with the minimum again."""
     play = running(**PROBATION | {"workers_most": 6})
     play.fleet.state.autoscaled = 5
     play.settled().reload().configured(**PROBATION | {"workers": 3})
@@ -514,7 +522,7 @@ def test_rollback_brings_the_number_the_load_asked_for_back() -> None:
 
 
 def test_a_pause_during_a_reload_holds() -> None:
-    """It was asked for last. The new generation takes over, without workers."""
+    """It was requested last. The new generation takes over, without workers."""
     play = running(workers=2).reload().loaded().pause().settled()
     assert phase(play) is ReloadPhase.DONE
     assert health.state(play.fleet.state) == "paused"
@@ -524,7 +532,7 @@ def test_a_pause_during_a_reload_holds() -> None:
 
 
 def test_an_upgrade_does_not_end_a_pause() -> None:
-    """No workers are wanted."""
+    """No workers are wanted after it."""
     play = running(workers=2).pause().settled().upgrade_asked().settled()
     play.reported("upgraded")
     assert health.state(play.fleet.state) == "paused"

@@ -1,4 +1,6 @@
-"""Logs of fork servers and what they fork: which lines go where, and what is left open."""
+"""Logs of fork servers and of the processes they fork:
+which lines go where, and which descriptors stay open.
+"""
 
 import os
 import socket
@@ -39,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
 def configured(keeper: Keeper) -> Peer:
     peer = keeper.start()
     keeper.configure(peer)
-    peer.hear(messages.Configured)
+    peer.receive(messages.Configured)
     keeper.ask_to_load(peer)
     return peer
 
@@ -50,45 +52,49 @@ def line(name: str, number: int, until: float | None = None) -> messages.LogLine
     return messages.LogLine("warning", name, fields, 4711, number, until)
 
 
-def test_which_fork_servers_want_the_supervisors_lines(folder: Path) -> None:
-    """Only a fork server whose `gunicorn.error` has other handlers; it confirms what they have logged."""
+def test_which_fork_servers_get_the_supervisors_lines(folder: Path) -> None:
+    """Only a fork server whose `gunicorn.error` has other handlers;
+    it confirms the lines that they have logged.
+    """
     with Keeper(folder, wsgi_app="app:app") as keeper:
-        assert not configured(keeper).hear(messages.AppLoaded).loggers
+        assert not configured(keeper).receive(messages.AppLoaded).loggers
         (folder / "gunicorn.conf.py").write_text(LOGGERS)
         server = configured(keeper)
-        assert server.hear(messages.AppLoaded).loggers
-        server.say(line("late", 1, until=0.0))
-        server.say(line("worker_exited", 2))
-        assert server.hear(messages.LogTaken).number == 2
+        assert server.receive(messages.AppLoaded).loggers
+        server.send_message(line("late", 1, until=0.0))
+        server.send_message(line("worker_exited", 2))
+        assert server.receive(messages.LogTaken).number == 2
         assert (folder / "mine.log").read_text() == "4711 WARNING worker_exited slot=1 pid=5\n"
 
 
-def test_a_zygote_goes_on_with_them(folder: Path) -> None:
-    """What was a worker hands the supervisor's lines on as a fork server; its workers write as before."""
+def test_a_zygote_gets_the_supervisors_lines(folder: Path) -> None:
+    """A worker that became a fork server logs the supervisor's lines; its workers log as before."""
     (folder / "gunicorn.conf.py").write_text(LOGGERS)
     with Keeper(folder, wsgi_app="app:app") as keeper:
         server = configured(keeper)
-        server.hear(messages.AppLoaded)
+        server.receive(messages.AppLoaded)
         worker = keeper.spawn(server)
-        worker.say(messages.Drain(hand_over=True, zygote=True))
-        assert worker.hear(messages.ZygoteReady).loggers
-        worker.say(line("told", 9))
-        assert worker.hear(messages.LogTaken).number == 9
+        worker.send_message(messages.Drain(hand_over=True, zygote=True))
+        assert worker.receive(messages.ZygoteReady).loggers
+        worker.send_message(line("forwarded", 9))
+        assert worker.receive(messages.LogTaken).number == 9
         young = keeper.spawn(worker)
         assert keeper.get("/fail")[0].startswith("500")
         text = (folder / "mine.log").read_text()
-        assert "4711 WARNING told" in text
+        assert "4711 WARNING forwarded" in text
         assert f"{young.pid} ERROR request_failed" in text
 
 
 def test_files_are_reopened(folder: Path) -> None:
-    """A fork server reopens its logs, too: what it forks later inherits handlers with new files."""
+    """A fork server also reopens its logs, so that workers that it forks later inherit handlers with new
+    files.
+    """
     (folder / "gunicorn.conf.py").write_text(LOGGERS)
     with Keeper(folder, wsgi_app="app:app") as keeper:
         server = configured(keeper)
-        server.hear(messages.AppLoaded)
+        server.receive(messages.AppLoaded)
         (folder / "mine.log").rename(folder / "old.log")
-        server.say(messages.ReopenLogs())
+        server.send_message(messages.ReopenLogs())
         keeper.spawn(server)
         keeper.get("/fail")
         assert "request_failed" in (folder / "mine.log").read_text()
@@ -96,25 +102,25 @@ def test_files_are_reopened(folder: Path) -> None:
 
 
 def test_asked_to_reopen_before_it_boots(folder: Path) -> None:
-    """USR1 in the moment between fork and boot is no reason to leave; the log that was moved is let go."""
+    """USR1 between fork and boot does not end the worker; the log that was moved is closed."""
     with Keeper(folder, wsgi_app="app:app", errorlog="error.log") as keeper:
         server = keeper.server()
         ours, theirs = pair()
         reading, writing = os.pipe()
         cell = memory.create(2)
         with theirs:
-            server.say(messages.Spawn(1, 1, True), [theirs.fileno(), writing, cell])
+            server.send_message(messages.Spawn(1, 1, True), [theirs.fileno(), writing, cell])
         os.close(writing)
         os.close(cell)
         worker = Peer(ours, messages.FromWorker)
         try:
-            pid = server.hear(messages.Forked).pid
-            worker.found(pid)
+            pid = server.receive(messages.Forked).pid
+            worker.attach(pid)
             until(lambda: str(folder / "error.log") in descriptors(pid), "its log")
             (folder / "error.log").rename(folder / "old.log")
-            worker.say(messages.ReopenLogs())
-            worker.say(messages.Boot())
-            worker.hear(messages.Ready)
+            worker.send_message(messages.ReopenLogs())
+            worker.send_message(messages.Boot())
+            worker.receive(messages.Ready)
             assert keeper.get() == ("200 OK", b"hi")
             assert str(folder / "old.log") not in descriptors(pid)
             assert str(folder / "error.log") in descriptors(pid)
@@ -124,7 +130,7 @@ def test_asked_to_reopen_before_it_boots(folder: Path) -> None:
 
 
 def test_nothing_is_inherited(folder: Path) -> None:
-    """A worker has its own log and syslog connection, not its fork server's beside; so has a zygote."""
+    """A worker has only its own log and syslog connection, not its fork server's; so has a zygote."""
     with socket.create_server(("127.0.0.1", 0)) as syslog:
         settings = {
             "errorlog": "error.log",
@@ -139,7 +145,7 @@ def test_nothing_is_inherited(folder: Path) -> None:
             for peer in (server, worker, second):
                 opened = peer.descriptors()
                 assert sum(name.endswith("/error.log") for name in opened) == 1
-            # A zygote has none of what serves; else the same, or something was left of its parent's.
+            # A zygote has none of the descriptors that serve; all others must be the same.
             sockets = [
                 sum(name.startswith("socket:") for name in peer.descriptors()) for peer in (server, worker)
             ]

@@ -1,4 +1,4 @@
-"""The fork server's answers to what it is asked to load."""
+"""The fork server's answers to the messages that make it load."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ def app(environ, start_response):
     start_response("200 OK", [("Content-Length", "2")])
     return [os.environ.get("COLOUR", "??").encode()]
 """
-# Without effect, because there is no certificate; that is warned of.
+# Without effect, because there is no certificate; there is a warning.
 HOOK = "ssl_context = lambda config, factory: factory()\n"
 
 
@@ -20,58 +20,58 @@ def conf(folder: Path, text: str) -> None:
 
 
 def test_a_known_generation_keeps_its_settings(tmp_path: Path) -> None:
-    """The file has changed since: what it does is done, what it sets is not; nothing is warned of twice."""
+    """The file has changed since: it is executed, but its settings are ignored; warnings are not repeated."""
     (tmp_path / "app.py").write_text(APP)
     conf(tmp_path, f"workers = 3\n{HOOK}import os; os.environ['COLOUR'] = 'rd'\n")
     with Keeper(tmp_path, wsgi_app="app:app", threads=2) as keeper:
         first = keeper.start()
         keeper.configure(first)
-        before = first.hear(messages.Configured)
+        before = first.receive(messages.Configured)
         assert (before.loaded.settings.workers, before.loaded.settings.threads) == (3, 2)
         assert before.warnings
         conf(tmp_path, f"workers = 'many'\n{HOOK}import os; os.environ['COLOUR'] = 'bl'\n")
         second = keeper.start()
         keeper.configure(second, known=before.loaded)
-        after = second.hear(messages.Configured)
+        after = second.receive(messages.Configured)
         assert after == messages.Configured(before.loaded, [])
         keeper.load(second)
         worker = keeper.spawn(second)
         assert keeper.get() == ("200 OK", b"bl")
-        assert len(worker.tasks) == 3  # two that serve and their watcher: as the settings were
+        assert len(worker.thread_ids) == 3  # two that serve and their watcher, as in the earlier settings
 
 
 def test_a_known_generation_needs_its_file(tmp_path: Path) -> None:
-    """What can't be evaluated any more is a failure, as it is the first time."""
+    """A file that can't be evaluated any more is a failure, as it is the first time."""
     conf(tmp_path, "workers = 3\n")
     with Keeper(tmp_path, wsgi_app="app:app") as keeper:
         first = keeper.start()
         keeper.configure(first)
-        loaded = first.hear(messages.Configured).loaded
+        loaded = first.receive(messages.Configured).loaded
         conf(tmp_path, "workers = 1 / 0\n")
         second = keeper.start()
         keeper.configure(second, known=loaded)
-        assert "division by zero" in second.hear(messages.LoadFailed).reason
-        second.ended()
+        assert "division by zero" in second.receive(messages.LoadFailed).reason
+        second.wait_until_ended()
 
 
 def test_another_version_is_refused(tmp_path: Path) -> None:
-    """A supervisor that runs on while its package is replaced on disk gets an error."""
+    """A supervisor whose package was replaced on disk while it runs gets an error."""
     with Keeper(tmp_path, wsgi_app="app:app") as keeper:
         server = keeper.start()
-        server.say(messages.Configure(messages.VERSION + 1, 1, {}, None, str(tmp_path)))
-        assert "restart it" in server.hear(messages.LoadFailed).reason
+        server.send_message(messages.Configure(messages.VERSION + 1, 1, {}, None, str(tmp_path)))
+        assert "restart it" in server.receive(messages.LoadFailed).reason
 
 
-def test_hanging_up_ends_it_while_the_app_loads(tmp_path: Path) -> None:
-    """Also in the middle of an app that takes for ever."""
+def test_a_closed_channel_ends_it_while_the_app_loads(tmp_path: Path) -> None:
+    """Also in the middle of an app that loads for ever."""
     (tmp_path / "app.py").write_text(
         "import pathlib, time\npathlib.Path('loading').touch()\ntime.sleep(1000)\n"
     )
     with Keeper(tmp_path, wsgi_app="app:app", preload_app=True) as keeper:
         server = keeper.start()
         keeper.configure(server)
-        server.hear(messages.Configured)
+        server.receive(messages.Configured)
         keeper.ask_to_load(server)
         keeper.until((tmp_path / "loading").exists, "the app is being loaded")
-        server.hang_up()
-        server.ended()
+        server.close_channel()
+        server.wait_until_ended()

@@ -13,7 +13,7 @@ from ostler.wsgi.interruption import QuitWorker
 
 
 class Recorder:
-    """Takes what is logged."""
+    """Records what is logged."""
 
     def __init__(self) -> None:
         self.found: list[dict[str, Any]] = []
@@ -29,7 +29,7 @@ def calls(hook: Callable[..., Any]) -> tuple[HookFunctions, Recorder]:
 
 @pytest.fixture(autouse=True)
 def alarm() -> Iterator[None]:
-    """SIGALRM is as it was before."""
+    """Afterwards SIGALRM must be as before."""
     before = signal.getsignal(signal.SIGALRM)
     yield
     signal.setitimer(signal.ITIMER_REAL, 0)
@@ -44,7 +44,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("error", [ValueError, SystemExit, KeyboardInterrupt])
 def test_what_a_hook_raises_is_logged(error: type[BaseException]) -> None:
-    """Whatever it is; with the hook's name, file and line, and the traceback from the hook on."""
+    """Any exception, with the hook's name, file and line, and the traceback from the hook on."""
 
     def hook(_server: str) -> None:
         raise error(4)
@@ -60,8 +60,8 @@ def test_what_a_hook_raises_is_logged(error: type[BaseException]) -> None:
         assert "raise error" in line["traceback"]
 
 
-def test_demanded() -> None:
-    """What takes part in a start fails it: one line, and the traceback apart."""
+def test_hooks_that_may_fail_a_start() -> None:
+    """An exception of these hooks fails the start: one line, and the traceback separately."""
     given, recorded = calls(lambda: 1 / 0)
     with pytest.raises(HookFailed) as caught:
         given.require("hook")
@@ -71,15 +71,15 @@ def test_demanded() -> None:
 
 
 def test_no_hook() -> None:
-    """What the file does not have is not called."""
+    """A hook that the file does not define is not called."""
     given, recorded = calls(print)
     for how in (given.require, given.call, given.call_in_time):
         how("other", 1)
     assert recorded.found == []
 
 
-def test_the_end_of_a_worker_is_no_failure() -> None:
-    """A signal that ends the worker in the middle of a hook ends it."""
+def test_the_end_of_a_worker_during_a_hook() -> None:
+    """A signal that ends the worker during a hook ends it without an error."""
 
     def hook() -> None:
         raise QuitWorker
@@ -91,7 +91,7 @@ def test_the_end_of_a_worker_is_no_failure() -> None:
 
 
 def test_a_wrong_number_of_arguments_is_the_callers_line() -> None:
-    """Even what fails before the first line of the hook has a place and a traceback."""
+    """An exception before the first line of the hook has a place and a traceback as well."""
     given, recorded = calls(lambda: None)
     given.call("hook", 1)
     assert "TypeError" in recorded.found[0]["traceback"]
@@ -99,7 +99,7 @@ def test_a_wrong_number_of_arguments_is_the_callers_line() -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_a_hook_that_hangs() -> None:
-    """It is interrupted where it hangs, which is logged, and not called again."""
+    """It is interrupted where it hangs, which is logged, and it is not called again."""
     seen: list[int] = []
 
     def hook() -> None:
@@ -118,8 +118,8 @@ def test_a_hook_that_hangs() -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_hook_that_swallows_its_end() -> None:
-    """One that catches everything gets it again."""
+def test_a_hook_that_swallows_the_exception() -> None:
+    """A hook that catches everything gets the exception again."""
     caught: list[BaseException] = []
 
     def hook() -> None:
@@ -138,7 +138,7 @@ def test_a_hook_that_swallows_its_end() -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_an_alarm_of_the_apps_own() -> None:
-    """A handler and a timer that were there before are there afterwards, also if the hook was interrupted."""
+    """The app's own handler and timer are restored afterwards, also if the hook was interrupted."""
     rung: list[int] = []
 
     def ring(*_: object) -> None:
@@ -156,7 +156,7 @@ def test_an_alarm_of_the_apps_own() -> None:
 
 
 def test_an_alarm_that_the_hook_sets() -> None:
-    """It stays: the hook meant it."""
+    """A timer that the hook itself sets stays."""
 
     def ring(*_: object) -> None: ...
 
@@ -170,7 +170,7 @@ def test_an_alarm_that_the_hook_sets() -> None:
 
 
 def test_no_alarm_is_left() -> None:
-    """After a hook no timer runs that would hit what comes then."""
+    """After a hook no timer runs that would interrupt other code."""
     calls(lambda: None)[0].call_in_time("hook")
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
     assert signal.getsignal(signal.SIGALRM) is signal.SIG_DFL

@@ -23,7 +23,7 @@ def ignore(level: str, name: str, **fields: Any) -> None: ...
 
 
 class Lines:
-    """Takes what a log writes."""
+    """Records what a log writes."""
 
     def __init__(self) -> None:
         self.found: list[tuple[str, Any, Any]] = []
@@ -46,7 +46,7 @@ class Lines:
     ],
 )
 def test_log_arguments(args: tuple[Any, ...], text: str) -> None:
-    """As logging fills in arguments; a mistake loses nothing and raises nothing."""
+    """Arguments are formatted as in logging; a mistake in them loses and raises nothing."""
     lines = Lines()
     HookLog(lines).info(*args)
     assert lines.found == [("info", text, None)]
@@ -58,7 +58,7 @@ def test_log_levels() -> None:
     log = HookLog(lines)
     for name in ("debug", "info", "warning", "warn", "error", "critical"):
         getattr(log, name)("x")
-    for level in (logging.DEBUG, logging.ERROR, 5, 25, 60, "WARNING", "odd"):
+    for level in (logging.DEBUG, logging.ERROR, 5, 25, 60, "WARNING", "bogus"):
         log.log(level, "x")
     assert [level for level, _, _ in lines.found] == [
         *("debug", "info", "warning", "warning", "error", "critical"),
@@ -85,14 +85,14 @@ def test_log_exceptions() -> None:
 
 
 def test_loggers() -> None:
-    """Hooks that add handlers and filters find logging's loggers."""
+    """Hooks that add handlers and filters find the loggers of logging."""
     log = HookLog(ignore)
     assert log.error_log is logging.getLogger("gunicorn.error")
     assert log.access_log is logging.getLogger("gunicorn.access")
 
 
 def test_config() -> None:
-    """Settings by gunicorn's names and in gunicorn's types; what has no meaning here is there, too."""
+    """Settings by gunicorn's names and in gunicorn's types; those without meaning here exist as well."""
     cfg = HookSettings(
         loaded(
             bind=["127.0.0.1:80", "unix:/run/a.sock", "[::1]:81"],
@@ -124,7 +124,7 @@ def test_config_is_read_only() -> None:
 
 
 def test_server() -> None:
-    """What the examples of gunicorn's documentation and people's files read."""
+    """The attributes that the examples in gunicorn's documentation and users' files read."""
     given = server(proc_name="shop", bind=["127.0.0.1:0"], workers="3")
     assert (given.proc_name, given.num_workers, given.pid) == ("shop", 3, os.getppid())
     assert (given.WORKERS, given.LISTENERS, given.address) == ({}, [], [("127.0.0.1", 0)])
@@ -160,7 +160,7 @@ def test_app() -> None:
 
 
 def test_worker() -> None:
-    """It counts, asks for a successor once when it is recorded that it is not alive, and may ask for time."""
+    """It counts requests, asks for a successor once when `alive` is set to False, and may ask for time."""
     worker = HookWorker(server(timeout="7"), 5, 2)
     assert (worker.age, worker.slot, worker.pid, worker.alive, worker.nr) == (5, 2, "[booting]", True, 0)
     retired: list[int] = []
@@ -172,8 +172,8 @@ def test_worker() -> None:
     assert (retired, asked, worker.alive) == ([12], [7], False)
 
 
-def test_worker_that_serves_nothing_is_not_given_time() -> None:
-    """notify() is harmless in a hook that is no part of a request."""
+def test_notify_outside_of_a_request() -> None:
+    """notify() does nothing in a hook outside of a request."""
 
     def extend(_seconds: float) -> None:
         raise RuntimeError

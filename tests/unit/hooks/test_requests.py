@@ -23,28 +23,28 @@ def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[byt
 
 
 class Hooked:
-    """A rig whose exchanges have hooks."""
+    """A rig whose exchanges call hooks."""
 
     def __init__(self, folder: Path, threads: int = 1, **hooks: Callable[..., Any]) -> None:
         settings = load({"wsgi_app": "site:app"}, {}, None, lambda: 1).settings
         self.recorded: list[dict[str, Any]] = []
-        server = HookServer(settings, HookApp(lambda: app, "site:app"), HookLog(self._tell))
+        server = HookServer(settings, HookApp(lambda: app, "site:app"), HookLog(self._log))
         self.worker = HookWorker(server, 1, 1)
-        self.requests = RequestHooks(HookFunctions(hooks, self._tell), self.worker)
+        self.requests = RequestHooks(HookFunctions(hooks, self._log), self.worker)
         self.worker.work(lambda: self.requests.begun)
         self.rig = Rig(folder, app, threads=threads, exchange=self.requests.exchange())
 
-    def _tell(self, level: str, name: str, **fields: Any) -> None:
+    def _log(self, level: str, name: str, **fields: Any) -> None:
         self.recorded.append({"level": level, "event": name, **fields})
 
 
-def test_nothing_for_nobody(tmp_path: Path) -> None:
-    """Without these hooks a worker serves with the plain class: not one instruction more."""
+def test_no_cost_without_request_hooks(tmp_path: Path) -> None:
+    """Without these hooks a worker uses the plain exchange class, at no additional cost."""
     assert RequestHooks(HookFunctions({"post_fork": print}, print), None).exchange() is Exchange  # type: ignore[arg-type]
 
 
 def test_what_hooks_see(tmp_path: Path) -> None:
-    """Attributes of the request and of the answer; what pre_request leaves on the request is there later."""
+    """Attributes of the request and of the answer; those that pre_request sets on the request are kept."""
     seen: list[Any] = []
 
     def pre(worker: HookWorker, req: Any) -> None:
@@ -73,7 +73,7 @@ def test_what_hooks_see(tmp_path: Path) -> None:
 
 
 def test_fields_that_a_hook_changes(tmp_path: Path) -> None:
-    """What pre_request adds to the headers the app sees (request ids), and not what it removes."""
+    """Header fields that pre_request adds (request ids) reach the app; removing fields has no effect."""
 
     def pre(_worker: HookWorker, req: HookRequest) -> None:
         req.headers = [field for field in req.headers if field[0] != "X-OLD"]
@@ -88,7 +88,9 @@ def test_fields_that_a_hook_changes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [RuntimeError("no"), SystemExit(3)])
 def test_pre_request_raises(tmp_path: Path, error: BaseException) -> None:
-    """The answer is a 500, as in gunicorn; the app is not called, post_request is; the next one is served."""
+    """The answer is a 500, as in gunicorn; post_request is called, the app is not;
+    the next request is served.
+    """
     seen: list[tuple[int, int]] = []
 
     def pre(_worker: HookWorker, req: HookRequest) -> None:
@@ -107,7 +109,7 @@ def test_pre_request_raises(tmp_path: Path, error: BaseException) -> None:
 
 @pytest.mark.parametrize("error", [RuntimeError("late"), SystemExit(3), KeyboardInterrupt()])
 def test_post_request_raises(tmp_path: Path, error: BaseException) -> None:
-    """The client has its answer, the connection goes on, and the log has the traceback."""
+    """The client has its answer, the connection continues, and the log has the traceback."""
 
     def post(*_args: Any) -> None:
         raise error
@@ -122,7 +124,7 @@ def test_post_request_raises(tmp_path: Path, error: BaseException) -> None:
 
 
 def test_post_request_after_a_failure(tmp_path: Path) -> None:
-    """An app that raised was answered with 500, and post_request gets that."""
+    """An app that raised was answered with 500, and post_request gets that answer."""
     seen: list[str] = []
     hooked = Hooked(tmp_path, post_request=lambda _worker, req, _environ, resp: seen.append(resp.status))
     with hooked.rig as rig:

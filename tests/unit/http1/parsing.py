@@ -1,4 +1,4 @@
-"""What the tests of the parser share: requests as plain values, and two ways to get them."""
+"""Helpers for tests of the parser: requests as plain values, and two ways to get them."""
 
 import io
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Got:
 
 
 def taken(parser: RequestParser) -> list[Got]:
-    """The requests that are ready."""
+    """The complete requests."""
     found = []
     for request in parser.requests:
         body = None
@@ -50,7 +50,7 @@ def taken(parser: RequestParser) -> list[Got]:
 
 
 def parsed(*pieces: bytes, rules: Rules = RULES) -> list[Got]:
-    """The requests in the bytes, which must end with a whole one."""
+    """The requests in the bytes, which must end with a complete one."""
     parser = RequestParser(rules, io.BytesIO)
     for piece in pieces:
         parser.feed(piece)
@@ -89,7 +89,7 @@ def bytewise(data: bytes) -> list[bytes]:
 
 
 def parser_of(*pieces: bytes, rules: Rules = RULES) -> RequestParser:
-    """A parser that was fed the pieces."""
+    """A parser that has received the pieces."""
     parser = RequestParser(rules, io.BytesIO)
     for piece in pieces:
         parser.feed(piece)

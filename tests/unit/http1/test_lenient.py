@@ -1,4 +1,4 @@
-"""What the settings for malformed requests permit, and what is refused even then."""
+"""What the settings for malformed requests permit, and what is still refused."""
 
 import io
 import re
@@ -40,7 +40,7 @@ def fields(*lines: bytes) -> bytes:
     ],
 )
 def test_folding(lines: tuple[bytes, ...], value: bytes) -> None:
-    """A field's lines are one value with a blank between them; by default they are refused."""
+    """The lines of a field are one value, joined by a space; by default they are refused."""
     (got,) = parsed(fields(*lines), rules=FOLDING)
     assert (got.headers[-1], got.body) == ((b"X", value), None)
     for rules in (Rules(), SPACES):
@@ -62,13 +62,13 @@ def test_folding(lines: tuple[bytes, ...], value: bytes) -> None:
     ],
 )
 def test_never_folded(lines: tuple[bytes, ...]) -> None:
-    """Fields that frame a request may not be folded, nor may names; line ends stay strict."""
+    """Fields that frame a request may not be folded, nor may names; line ends must still be correct."""
     refused(fields(*lines), rules=FOLDING)
     refused(fields(*lines), rules=ALL)
 
 
 def test_folded_request_line() -> None:
-    """A first field that begins with blanks continues nothing."""
+    """A first field that begins with spaces does not continue the request line."""
     refused(b"GET / HTTP/1.1\r\n X: a\r\nHost: x\r\n\r\n", rules=ALL)
 
 
@@ -81,7 +81,7 @@ def test_folded_fields_count_as_long_as_they_are() -> None:
 
 
 def test_spaces() -> None:
-    """Blanks before the colon are removed, and the field keeps its meaning; by default it is refused."""
+    """Spaces before the colon are removed, and the field keeps its meaning; by default it is refused."""
     (got,) = parsed(fields(b"Content-Length \t: 3") + b"abc", rules=SPACES)
     assert (got.headers[-1], got.body) == ((b"Content-Length", b"3"), b"abc")
     refused(fields(b"Content-Length : 3", b"content-length: 4") + b"abc", rules=SPACES)
@@ -92,7 +92,7 @@ def test_spaces() -> None:
 
 @pytest.mark.parametrize("method", [b"get", b"Get", b"x" * 100, b"A" * 100])
 def test_methods(method: bytes) -> None:
-    """Any token is a method with the setting, also byte by byte; without it, it is refused."""
+    """Any token is a method with the setting, also when read byte by byte; without it, it is refused."""
     data = method + b" / HTTP/1.1\r\nHost: x\r\n\r\n"
     (got,) = parsed(*(data[at : at + 1] for at in range(len(data))), rules=METHODS)
     assert got.method == method.decode()
@@ -114,7 +114,7 @@ def test_case() -> None:
     ("version", "protocol"), [(b"2.0", "HTTP/1.1"), (b"9.9", "HTTP/1.1"), (b"0.9", "HTTP/1.0")]
 )
 def test_versions(version: bytes, protocol: str) -> None:
-    """An unknown version counts as the nearest supported one, with its framing."""
+    """An unknown version is treated as the nearest supported one, with its framing."""
     data = b"POST / HTTP/%b\r\nHost: x\r\n" % version
     (got,) = parsed(data + b"\r\n", rules=VERSIONS)
     assert (got.protocol, got.keep_alive) == (protocol, protocol == "HTTP/1.1")
@@ -135,7 +135,7 @@ def test_the_preface_of_http2() -> None:
 
 
 def test_strict_parsers_learn_nothing_from_lenient_ones() -> None:
-    """What one parser permits is refused by the next, though both share the remembered lines."""
+    """A line that one parser accepts is refused by a strict one, although both share the cache of lines."""
     for rules, data in (
         (METHODS, b"get /learned HTTP/1.1\r\nHost: x\r\n\r\n"),
         (CASE, b"post /learned HTTP/1.1\r\nHost: x\r\n\r\n"),
@@ -167,7 +167,7 @@ def outcome(data: bytes, rules: Rules) -> tuple[list[Got], bool]:
 
 @given(st.lists(PIECES, max_size=24))
 def test_only_the_spelling_is_lenient(pieces: list[bytes]) -> None:
-    """A lenient parser accepts nothing but what a strict one accepts after the bytes are corrected."""
+    """A lenient parser accepts only what a strict one accepts after the bytes are corrected."""
     data = b"GET / HTTP/1.1\r\nHost: x\r\n" + b"".join(pieces)
     head, end, body = data.partition(b"\r\n\r\n")
     line, _, lines = head.partition(b"\r\n")

@@ -318,7 +318,7 @@ MALFORMED = [
 
 @pytest.mark.parametrize(("wire", "status"), [pytest.param(w, s, id=i) for i, w, s in MALFORMED])
 def test_malformed(wire: bytes, status: int) -> None:
-    """It is refused with its status, in one read as byte by byte, and nothing in it becomes a request."""
+    """It is refused with its status, in one read and byte by byte, and nothing in it becomes a request."""
     for pieces in ([wire], bytewise(wire)):
         violation, before = refused(*pieces)
         assert violation.status.startswith(f"{status} ")
@@ -327,7 +327,7 @@ def test_malformed(wire: bytes, status: int) -> None:
 
 @pytest.mark.parametrize(("wire", "status"), [pytest.param(w, s, id=i) for i, w, s in MALFORMED])
 def test_malformed_behind_a_request(wire: bytes, status: int) -> None:
-    """Behind a valid request it is refused, too, and that request is served."""
+    """After a valid request it is refused as well, and the valid request is served."""
     violation, before = refused(GET + wire)
     assert violation.status.startswith(f"{status} ")
     assert [got.target for got in before] == [b"/a"]
@@ -369,7 +369,7 @@ STRICTER = [
 
 @pytest.mark.parametrize(("rules", "rest", "status"), [pytest.param(*row[1:], id=row[0]) for row in STRICTER])
 def test_stricter_rules(rules: Rules, rest: bytes, status: int) -> None:
-    """The rules can refuse what is accepted by default."""
+    """The rules can refuse requests that are accepted by default."""
     wire = b"POST /4 HTTP/1.1\r\nHost: x\r\n" + rest
     for pieces in ([wire], bytewise(wire)):
         violation, before = refused(*pieces, rules=rules)

@@ -58,7 +58,7 @@ def version(header: bytes) -> str:
 
 @pytest.mark.parametrize(("header", "addresses"), HEADERS)
 def test_headers(header: bytes, addresses: Addresses | None) -> None:
-    """Each header is read to its last byte, whatever follows, in its own mode and in auto."""
+    """Each header is consumed to its last byte, whatever follows, in its own mode and in auto."""
     for mode in (version(header), "auto"):
         assert read_proxy_header(header, mode) == (addresses, len(header))
         assert read_proxy_header(header + REQUEST, mode) == (addresses, len(header))
@@ -75,7 +75,7 @@ def test_any_beginning_asks_for_more(header: bytes, addresses: Addresses | None)
 
 @pytest.mark.parametrize(("header", "addresses"), HEADERS)
 def test_other_modes_see_no_header(header: bytes, addresses: Addresses | None) -> None:
-    """If only one version is allowed, or none, a header of the other is the client's own bytes."""
+    """If one version or none is allowed, a header of the other is passed on as the client's bytes."""
     other = {"v1": "v2", "v2": "v1"}[version(header)]
     assert read_proxy_header(header, other) == (None, 0)
     assert read_proxy_header(header, "off") == (None, 0)
@@ -148,7 +148,7 @@ def test_no_header(data: bytes) -> None:
     ],
 )
 def test_malformed(data: bytes) -> None:
-    """Bytes that begin like a header and are none are refused, at the latest at the maximum size."""
+    """Bytes that begin like a header and are malformed are refused, at the latest at the maximum size."""
     for mode in (version(data), "auto"):
         with pytest.raises(ProtocolViolation, match=r"^PROXY header: [^\n]+$"):
             read_proxy_header(data, mode)

@@ -1,4 +1,4 @@
-"""The parser's state: what it remembers, reports and bounds between reads."""
+"""The parser's state: what it caches, reports and limits between reads."""
 
 import gc
 import io
@@ -103,8 +103,8 @@ def test_keep_alive(head: bytes, keeps: bool) -> None:
 @pytest.mark.parametrize(
     "last", [b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", b"GET / HTTP/1.0\r\n\r\n"]
 )
-def test_what_follows_the_last_request_is_none(last: bytes) -> None:
-    """RFC 9112 section 9.6: nothing behind a close is processed, not even a line end."""
+def test_nothing_after_the_last_request_is_parsed(last: bytes) -> None:
+    """RFC 9112 section 9.6: nothing after a close is processed, not even a line end."""
     for rest in (GET, b"\r\n", b"\x00nonsense\r\n\r\n"):
         for pieces in ([GET + last + rest + GET], [GET, last, rest, GET], bytewise(GET + last + rest)):
             assert [got.keep_alive for got in parsed(*pieces)] == [True, False]
@@ -114,7 +114,7 @@ def test_what_follows_the_last_request_is_none(last: bytes) -> None:
 
 
 def test_the_same_fields_are_the_same_head() -> None:
-    """A repeated block is not parsed again, whatever the request line before it and the split."""
+    """A repeated block is not parsed again, for any request line before it and any split."""
     other = GET.replace(b"/a", b"/something/else?entirely")
     parser = parser_of(GET, other, other + GET, GET[:9], GET[9:])
     assert len({id(request.head) for request in parser.requests}) == 1
@@ -129,7 +129,7 @@ def test_other_fields_are_another_head() -> None:
 
 
 def test_an_old_request_does_not_share_a_head() -> None:
-    """The same block has another meaning in HTTP/1.0, so it is checked again."""
+    """The same block has another meaning in HTTP/1.0, so it is parsed again."""
     old = GET.replace(b"1.1", b"1.0")
     assert [got.keep_alive for got in parsed(GET, old)] == [True, False]
     hostless = b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
@@ -150,13 +150,13 @@ def test_a_head_with_a_body_is_not_remembered() -> None:
 
 
 def test_known_bytes_within_a_body_are_no_request() -> None:
-    """A read that looks like the last request belongs to the body that is being received."""
+    """A read that equals the last request is part of the body that is being received."""
     post = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(GET)
     assert [got.body for got in parsed(GET, post, GET, GET)] == [None, GET, None]
 
 
 def test_new_rules_apply_to_the_same_fields() -> None:
-    """What was remembered under other rules is forgotten with them."""
+    """Blocks that were cached under other rules are parsed again."""
     wire = b"GET / HTTP/1.1\r\nHost: x\r\nX-Forwarded-Proto: https\r\n\r\n"
     parser = parser_of(wire)
     parser.rules = Rules(secure_scheme_headers={b"x-forwarded-proto": b"https"})
@@ -165,7 +165,7 @@ def test_new_rules_apply_to_the_same_fields() -> None:
 
 
 def test_a_line_that_others_may_send_may_be_too_long_here() -> None:
-    """Lines are remembered by the process, limits are a connection's."""
+    """Lines are cached per process, limits are those of a connection."""
     long = GET.replace(b"/a", b"/" + b"a" * 100)
     parser = parser_of(GET, long)
     assert len(parser.requests) == 2
@@ -177,7 +177,7 @@ def test_a_line_that_others_may_send_may_be_too_long_here() -> None:
 
 
 def test_what_is_remembered_is_bounded() -> None:
-    """Neither new lines nor new names nor new hosts make a process grow without end."""
+    """New lines, names and hosts do not make a process grow without limit."""
     rules = Rules()
     parser = RequestParser(rules, io.BytesIO)
     for number in range(5000):
@@ -240,14 +240,14 @@ def test_secure_scheme_headers(fields: bytes, https: bool) -> None:
 
 
 def test_trailers_do_not_reach_the_headers() -> None:
-    """RFC 9110 section 6.5.1: a trailer must not pass for a header, of this request or of the next."""
+    """RFC 9110 section 6.5.1: a trailer must not become a header of this request or of the next."""
     first, second = parsed(POST_CHUNKED + b"1\r\na\r\n0\r\nX-Admin: yes\r\n\r\n" + GET)
     assert [name for name, _ in first.headers] == [b"Host", b"Transfer-Encoding"]
     assert second.headers == [(b"Host", b"x")]
 
 
 def test_huge_body_goes_to_the_sink() -> None:
-    """A body beyond any head limit passes, piece by piece, and the sink gets it as it comes."""
+    """A body larger than any head limit is accepted, and the sink gets it piece by piece."""
     size, piece = 20 * MAX_HEAD, b"x" * 10_000
     parser = RequestParser(RULES, Sizes)
     parser.feed(b"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size)
@@ -265,7 +265,7 @@ def test_huge_body_goes_to_the_sink() -> None:
 
 
 def test_a_body_at_its_limit_passes() -> None:
-    """limit_request_body is the largest body that is accepted, with either framing."""
+    """limit_request_body is the largest accepted body, with either framing."""
     rules = Rules(limit_request_body=5)
     sized = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello"
     bodies = [
@@ -288,7 +288,7 @@ class Full:
     "framed", [b"Content-Length: 5\r\n\r\nhello", b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello"]
 )
 def test_the_last_bytes_of_a_body_that_can_not_be_stored(framed: bytes) -> None:
-    """A sink may buffer: that there is no room shows only when all has come, and is the same error."""
+    """A sink may buffer, so a full disk may show only at the end of the body: the error is the same."""
 
     class FullAtTheEnd(io.BytesIO):
         def flush(self) -> None:
@@ -335,7 +335,7 @@ STREAM = Rules(stream=True)
     ],
 )
 def test_a_streamed_request_is_there_with_its_head(framed: list[bytes]) -> None:
-    """Its body grows as it comes; then it is complete, and the next request follows."""
+    """Its body grows as it arrives; then it is complete, and the next request follows."""
     parser = RequestParser(STREAM, io.BytesIO)
     parser.feed(b"POST / HTTP/1.1\r\nHost: x\r\n" + framed[0])
     request = parser.requests.pop()
@@ -349,7 +349,7 @@ def test_a_streamed_request_is_there_with_its_head(framed: list[bytes]) -> None:
 
 
 def test_a_streamed_body_that_is_malformed_stays_incomplete() -> None:
-    """Code that already serves the request can see that it never became complete."""
+    """Code that already serves the request can see that it is still incomplete."""
     parser = parser_of(POST_CHUNKED, rules=STREAM)
     with pytest.raises(ProtocolViolation):
         parser.feed(b"5\r\nhelloX")
@@ -365,7 +365,7 @@ def test_without_a_body_streaming_changes_nothing() -> None:
 
 
 def test_receiving_says_that_a_request_has_begun() -> None:
-    """True from the first byte to the end of the body: a stalled request differs from an idle client."""
+    """True from the first byte to the end of the body, to tell a stalled request from an idle client."""
     parser = RequestParser(RULES, io.BytesIO)
     seen = [(parser.receiving, parser.in_body)]
     for piece in (b"P", b"OST /a HTTP/1.1\r\nHo", b"st: x\r\nContent-Length: 2\r\n\r\nh", b"i", b"\r\n"):
@@ -383,7 +383,7 @@ def test_receiving_says_that_a_request_has_begun() -> None:
 
 
 def test_empty_lines_are_counted_for_each_request() -> None:
-    """Old clients send one behind each body; that may go on forever, unlike empty lines alone."""
+    """Old clients send one after each body, without limit; empty lines without a request are limited."""
     assert len(parsed(*[b"\r\n", GET] * 50)) == 50
     assert len(parsed((b"\r\n" + GET) * 50)) == 50
     violation, before = refused(*[b"\r\n"] * 50)
@@ -406,7 +406,7 @@ def test_expect_asks_for_continue(framing: bytes) -> None:
 
 
 def test_expect_is_asked_again_for_the_next_request() -> None:
-    """A head with an expectation is never the remembered one."""
+    """A head with an expectation is never cached."""
     head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n"
     parser = RequestParser(RULES, io.BytesIO)
     for _ in range(2):
@@ -426,13 +426,13 @@ def test_expect_is_asked_again_for_the_next_request() -> None:
     ],
     ids=["the body has begun", "HTTP/1.0", "an empty body", "no body"],
 )
-def test_nobody_waits_for_continue(wire: bytes) -> None:
-    """RFC 9110 section 10.1.1: where no body is to come, or it comes already, or the client is too old."""
+def test_no_continue_is_sent(wire: bytes) -> None:
+    """RFC 9110 section 10.1.1: if there is no body, or it has begun to arrive, or the client is HTTP/1.0."""
     assert not parser_of(wire).wants_continue
 
 
 def test_a_parser_is_dead_after_a_violation() -> None:
-    """Nothing behind it becomes a request, not even what was known before."""
+    """Nothing after it becomes a request, not even a cached head."""
     parser = parser_of(GET)
     with pytest.raises(ProtocolViolation):
         parser.feed(b"nonsense\r\n\r\n")
@@ -447,7 +447,7 @@ UPGRADE = b"GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: webso
 
 
 def test_an_upgrade_is_ignored() -> None:
-    """RFC 9110 section 7.8: the request is served as if it had not asked, and so are those behind it."""
+    """RFC 9110 section 7.8: the request is served as if it had no Upgrade field, and so are later ones."""
     for pieces in ([UPGRADE + GET] * 2, [UPGRADE, GET] * 2, bytewise(UPGRADE + GET) * 2):
         got = parsed(*pieces)
         assert [(one.target, one.keep_alive) for one in got] == [(b"/ws", True), (b"/a", True)] * 2
@@ -474,7 +474,7 @@ UNLIMITED = Rules(limit_request_line=0, limit_request_fields=0, limit_request_fi
     ("beginning", "error"), [(b"GET /", LineTooLong), (GET_LINE + b"Host: x\r\nX-Long: ", HeadTooLarge)]
 )
 def test_hard_bounds(beginning: bytes, error: type[ProtocolViolation], size: int) -> None:
-    """Without a limit in the settings the hard limit bounds the memory."""
+    """Without a limit in the settings a hard limit bounds the memory."""
     parser = parser_of(beginning, rules=UNLIMITED)
     fed = 0
     with pytest.raises(error):  # noqa: PT012 - it counts what was fed until then
@@ -501,7 +501,7 @@ def test_limits_are_met_exactly() -> None:
 
 
 def test_a_million_tiny_chunks_cost_no_memory() -> None:
-    """What is kept of a body in the parser does not grow with its chunks."""
+    """The parser's memory for a body does not grow with the number of chunks."""
     parser = RequestParser(RULES, Sizes)
     parser.feed(POST_CHUNKED)
     tiny = b"1\r\nx\r\n" * 10_000
@@ -515,8 +515,8 @@ def test_a_million_tiny_chunks_cost_no_memory() -> None:
 # -- threads and signals ---------------------------------------------------------------------------------
 
 
-def test_parsers_of_different_threads_do_not_meet() -> None:
-    """All threads may use what parsers share (lines, names, hosts) at the same time."""
+def test_parsers_of_different_threads_do_not_interfere() -> None:
+    """All threads may use the caches that parsers share (lines, names, hosts) at the same time."""
     failures: list[object] = []
 
     def play(number: int) -> None:
@@ -536,11 +536,11 @@ def test_parsers_of_different_threads_do_not_meet() -> None:
 
 
 class Quit(BaseException):
-    """As a signal handler raises it at any moment."""
+    """An exception that a signal handler may raise at any moment."""
 
 
-def test_what_a_signal_raises_is_no_bad_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An exception raised within a callback of llhttp is passed on unchanged."""
+def test_an_exception_of_a_signal_handler_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception raised in a callback of llhttp is passed on unchanged."""
 
     def interrupted(self: _Fields, name: bytes, value: bytes) -> None:
         raise Quit

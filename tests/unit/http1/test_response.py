@@ -32,7 +32,7 @@ def test_lines_are_encoded_in_order() -> None:
 
 
 def test_what_is_remembered_is_what_was_encoded() -> None:
-    """The second encoding, from memory, is the first; so are a list's and a tuple's."""
+    """The second encoding, from the cache, equals the first; so do those of a list and a tuple."""
     first = encoded("200 OK", [("X-A", "caf\xe9"), ("Content-Length", "3"), ("Date", "x")])
     assert encoded("200 OK", [("X-A", "caf\xe9"), ("Content-Length", "3"), ("Date", "x")]) == first
     assert encoded("200 OK", [["X-A", "caf\xe9"], ["Content-Length", "3"], ["Date", "x"]]) == first
@@ -67,7 +67,7 @@ def test_a_name_must_be_a_token(name: str) -> None:
     "header", [(b"a", "b"), ("a", b"b"), ("a", 1), ("a", None), (None, "b"), (1, 2), ["a", 1], [b"a", "b"]]
 )
 def test_names_and_values_must_be_text(header: Any) -> None:
-    """PEP 3333: native strings; a number or bytes would fail later, and less clearly."""
+    """PEP 3333: native strings; a number or bytes would otherwise fail later with a less clear error."""
     with pytest.raises(ResponseError, match="must be str"):
         encoded("200 OK", [header])
 
@@ -96,20 +96,20 @@ def test_a_header_must_be_a_pair(header: Any) -> None:
     ],
 )
 def test_a_status_must_be_a_status(status: str) -> None:
-    """Three digits, a blank, a reason; nothing that ends the line early."""
+    """Three digits, a space, a reason; nothing that ends the line early."""
     with pytest.raises(ResponseError, match="status must be"):
         encoded(status, [])
 
 
 @pytest.mark.parametrize("status", [200, b"200 OK", None, "200 \u20ac"])
 def test_a_status_must_be_latin_1_text(status: Any) -> None:
-    """Numbers, bytes, None and text beyond latin-1 are no status."""
+    """Numbers, bytes, None and text beyond latin-1 are refused."""
     with pytest.raises(ResponseError, match="status must be"):
         encoded(status, [])
 
 
 def test_a_status_without_a_reason_keeps_its_blank() -> None:
-    """RFC 9112 section 4: the blank behind the code must be sent even if no reason follows."""
+    """RFC 9112 section 4: the space after the code must be sent even if no reason follows."""
     assert encoded("299", [])[0] == b"HTTP/1.1 299 \r\n"
 
 
@@ -129,7 +129,7 @@ def test_hop_by_hop_headers_are_dropped(name: str) -> None:
 
 
 def test_content_length_is_a_number() -> None:
-    """A Content-Length that is no number would frame the answer wrongly."""
+    """A Content-Length that is not a number would frame the answer wrongly."""
     assert length_of("200 OK", ("content-length", "12")) == 12
     assert length_of("200 OK") is None
     for value in ("", "-1", "+1", "1.0", "0x10", " 1", "1 ", "1,1", "\u0661"):
@@ -158,7 +158,7 @@ def test_a_chunk_has_its_size_in_hex() -> None:
 
 
 def test_plain_answer_is_whole() -> None:
-    """An answer without an app: framed, with the server's own lines, and it closes."""
+    """An answer without an app: framed, with the server's own lines, and it closes the connection."""
     answer = response.plain_answer("400 Bad Request", "Bad Request\n", b"Server: ostler\r\nDate: now\r\n")
     head, _, body = answer.partition(b"\r\n\r\n")
     lines = head.split(b"\r\n")
@@ -170,7 +170,7 @@ def test_plain_answer_is_whole() -> None:
 @settings(deadline=None, max_examples=300)
 @given(st.lists(st.tuples(st.text(max_size=8), st.text(max_size=8)), max_size=4), st.text(max_size=8))
 def test_no_text_breaks_out_of_its_line(headers: list[tuple[str, str]], reason: str) -> None:
-    """Whatever an app passes is refused or is exactly one line each."""
+    """Any text from an app is refused or is exactly one line."""
     try:
         lines = encoded(f"200 {reason}", headers)
     except ResponseError:

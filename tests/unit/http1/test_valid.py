@@ -13,7 +13,7 @@ def post(fields: bytes, body: bytes) -> bytes:
     return b"POST / HTTP/1.1\r\nHost: x\r\n" + fields + b"\r\n" + body
 
 
-# Of each: its name, target, and then path, query and authority of the target.
+# Each row: name, target, and the path, query and authority of the target.
 TARGETS = [
     ("9112 3.2.1: a path", b"/a/b", "/a/b", "", None),
     ("9112 3.2.1: the root", b"/", "/", "", None),
@@ -44,7 +44,7 @@ TARGETS = [
     ("target", "path", "query", "authority"), [pytest.param(*row[1:], id=row[0]) for row in TARGETS]
 )
 def test_targets(target: bytes, path: str, query: str, authority: bytes | None) -> None:
-    """What the app gets of a target; the target itself stays as it was sent."""
+    """The parts of a target that the app gets; the target itself stays as it was sent."""
     (request,) = parser_of(b"GET " + target + b" HTTP/1.1\r\nHost: x\r\n\r\n").requests
     line = request.line
     assert (line.path, line.query, line.authority) == (path, query, authority)
@@ -60,7 +60,7 @@ METHODS = (
 
 @pytest.mark.parametrize("method", METHODS.split())
 def test_methods(method: str) -> None:
-    """Any token is a method (9110 section 9.1), whether llhttp knows it or not."""
+    """Any token is a method (9110 section 9.1), known to llhttp or not."""
     (got,) = parsed(f"{method} / HTTP/1.1\r\nHost: x\r\n\r\n".encode())
     assert got.method == method
 
@@ -145,7 +145,7 @@ VALID = [
 
 @pytest.mark.parametrize(("wire", "body"), [pytest.param(w, b, id=i) for i, w, b in VALID])
 def test_valid(wire: bytes, body: bytes | None) -> None:
-    """It is one request with that body, in one read as byte by byte, and alone as among others."""
+    """It is one request with that body, in one read and byte by byte, and alone and among others."""
     (got,) = parsed(wire)
     assert got.body == body
     assert parsed(*bytewise(wire)) == [got]
@@ -155,5 +155,5 @@ def test_valid(wire: bytes, body: bytes | None) -> None:
 
 
 def test_there_are_many_valid_requests() -> None:
-    """The table does not shrink unnoticed."""
+    """The table must not become shorter unnoticed."""
     assert len({wire for _, wire, _ in VALID}) >= 50

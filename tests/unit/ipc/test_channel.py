@@ -32,7 +32,7 @@ def ends() -> Iterator[Ends]:
 
 def descriptors_open() -> set[str]:
     found = {entry.name for entry in Path("/proc/self/fd").iterdir()}
-    # The listing's own descriptor is gone by now.
+    # The descriptor of the listing itself is closed by now.
     return {name for name in found if Path(f"/proc/self/fd/{name}").is_symlink()}
 
 
@@ -69,7 +69,7 @@ def sample(kind: Any) -> Any:
     [pytest.param(kind, union, id=kind.__name__) for union in UNIONS for kind in union.__args__],
 )
 def test_every_message_travels(kind: type[msgspec.Struct], union: Any) -> None:
-    """Each message arrives equal and of its own type."""
+    """Each message arrives equal and with its own type."""
     message = kind(*(sample(field.type) for field in msgspec.structs.fields(kind)))
     left, right = pair()
     sender, receiver = Channel[Any](left, union), Channel[Any](right, union)
@@ -110,7 +110,7 @@ def test_descriptors_travel(ends: Ends) -> None:
 
 
 def test_many_descriptors(ends: Ends) -> None:
-    """As many listeners as the kernel lets through at once arrive without loss."""
+    """As many listeners as the kernel allows at once arrive without loss."""
     supervisor, fork_server = ends
     with open(os.devnull) as null:  # noqa: PTH123 - a descriptor is wanted
         supervisor.send(messages.Load([], "app"), [null.fileno()] * 250)
@@ -122,7 +122,9 @@ def test_many_descriptors(ends: Ends) -> None:
 
 
 def test_end_of_file(ends: Ends) -> None:
-    """When the other side is gone, what it sent is still read; then None comes, again and again."""
+    """When the other side is closed, pending messages are still read;
+    then None is returned, again and again.
+    """
     supervisor, fork_server = ends
     fork_server.send(messages.AppLoaded())
     fork_server.close()
@@ -132,7 +134,7 @@ def test_end_of_file(ends: Ends) -> None:
 
 
 def test_end_with_unread_messages(ends: Ends) -> None:
-    """A process that died before it read its mail is gone like any other."""
+    """A process that died before it read its messages is reported as ended like any other."""
     supervisor, fork_server = ends
     supervisor.send(messages.Spawn(1, 1))
     fork_server.close()
@@ -140,7 +142,7 @@ def test_end_with_unread_messages(ends: Ends) -> None:
 
 
 def test_send_to_a_process_that_has_ended(ends: Ends) -> None:
-    """Sending to a process that is gone is an OSError, and no SIGPIPE."""
+    """Sending to a process that has ended is an OSError, and no SIGPIPE."""
     supervisor, fork_server = ends
     fork_server.close()
     with pytest.raises(OSError, match=r"Broken pipe|Connection reset"):
@@ -148,7 +150,7 @@ def test_send_to_a_process_that_has_ended(ends: Ends) -> None:
 
 
 def test_nothing_there(ends: Ends) -> None:
-    """Without blocking, an empty channel is an error, and not its end."""
+    """Without blocking, an empty channel is an error, not the end."""
     supervisor, _ = ends
     supervisor.set_blocking(False)
     with pytest.raises(BlockingIOError):
@@ -156,7 +158,7 @@ def test_nothing_there(ends: Ends) -> None:
 
 
 def test_full_channel(ends: Ends) -> None:
-    """Without blocking, a reader that sleeps stops the sender with an error; no message is cut."""
+    """Without blocking, a full channel is an error for the sender; no message is cut."""
     supervisor, fork_server = ends
     supervisor.set_blocking(False)
     sent = 0
@@ -187,7 +189,9 @@ def test_full_channel(ends: Ends) -> None:
     ids=["byte", "text", "unknown", "wrong type", "wrong direction"],
 )
 def test_garbage(data: bytes) -> None:
-    """What is no message of the union is refused, its descriptors are closed, and the next one is read."""
+    """Bytes that are not a message of the union are refused, their descriptors are closed,
+    and the next message is read.
+    """
     left, right = pair()
     channel = Channel[Any](right, messages.ToForkServer)
     before = descriptors_open()
@@ -203,7 +207,7 @@ def test_garbage(data: bytes) -> None:
 
 
 def test_oversize_message() -> None:
-    """A message larger than any of ours is not taken for a whole one."""
+    """A message larger than the limit is not treated as complete."""
     left, right = pair()
     left.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1024 * 1024)
     channel = Channel[Any](right, messages.FromForkServer)
@@ -216,7 +220,7 @@ def test_oversize_message() -> None:
 
 @pytest.mark.parametrize("character", ["x", "é", "\N{PILE OF POO}"])
 def test_longest_traceback_fits(ends: Ends, character: str) -> None:
-    """However long a traceback is, shortened it fits a message, with its beginning and its end."""
+    """A traceback of any length, shortened, fits into a message, with its beginning and its end."""
     supervisor, fork_server = ends
     text = "Traceback" + character * 1_000_000 + "NameError"
     short = shorten(text)
@@ -230,13 +234,13 @@ def test_longest_traceback_fits(ends: Ends, character: str) -> None:
 
 
 def test_short_traceback_is_whole() -> None:
-    """Nothing is cut that need not be."""
+    """A traceback that fits is not shortened."""
     text = "x" * (TRACEBACK_LIMIT // 4)
     assert shorten(text) == text
 
 
 def test_escaped_messages_are_small_and_count_for_more() -> None:
-    """Decoding them takes Python, so a child may send little of it; the longest batch of paths is no more."""
+    """Decoding them takes Python, so a child may send few of them; the longest batch of paths fits."""
     left, right = pair()
     worker, supervisor = Channel[Any](left, messages.ToWorker), Channel[Any](right, messages.FromWorker)
     worker.send(messages.Watch(["/" + "\udce9" * 4094] * 4))

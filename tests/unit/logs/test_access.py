@@ -112,7 +112,7 @@ def test_atoms(atom: str, value: str) -> None:
     ],
 )
 def test_path_and_query(target: str, path: str, query: str) -> None:
-    """`U` is decoded as PATH_INFO is, `q` is not, as in gunicorn; of a whole URL, they are its parts."""
+    """`U` is decoded like PATH_INFO, `q` is not, as in gunicorn; for an absolute URL they are its parts."""
     assert line("%(U)s %(q)s", target=target) == f"{path} {query}"
 
 
@@ -125,7 +125,7 @@ def test_path_and_query(target: str, path: str, query: str) -> None:
     ],
 )
 def test_durations(nanoseconds: int, text: str) -> None:
-    """All are cut, none is rounded, so they agree with each other; a day is no limit."""
+    """All are truncated, none is rounded, so that they agree with each other; they may exceed a day."""
     assert line("%(T)s %(M)s %(D)s %(L)s", nanoseconds=nanoseconds).startswith(text)
 
 
@@ -141,7 +141,7 @@ def test_time_is_common_log_format() -> None:
 
 
 def test_time_follows_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The remembered text is for its second only, even if the clock is set back."""
+    """The cached text is used within its second only, even if the clock is set back."""
     start = now = 1_795_251_600.0
 
     def clock() -> float:
@@ -161,12 +161,12 @@ def test_time_follows_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("atom", "hufa")
 def test_what_is_missing_is_a_dash(atom: str) -> None:
-    """A client without such fields, or a Unix socket without an address, leaves `-`."""
+    """A client without such fields, or a Unix socket without an address, gives `-`."""
     assert line(f"%({atom})s", environ={"REMOTE_ADDR": ""}) == "-"
 
 
 def test_nothing_sent() -> None:
-    """`b` is 0 for an empty body, as gunicorn has it; the common log format would have `-`."""
+    """`b` is 0 for an empty body, as in gunicorn; the common log format would have `-`."""
     assert line("%(b)s %(B)s", sent=0) == "0 0"
 
 
@@ -195,7 +195,7 @@ def test_user(environ: dict[str, str], user: str) -> None:
 
 
 def test_the_default_format() -> None:
-    """gunicorn's default, and so Apache's combined format."""
+    """gunicorn's default, which is Apache's combined format."""
     got = line(DEFAULT_ACCESS_FORMAT)
     assert re.fullmatch(
         r'192\.0\.2\.7 - - \[[^]]+\] "GET /a%20b\?c=d HTTP/1\.1" 200 1234 "http://a\.example/" "curl/8\.0"',
@@ -217,7 +217,7 @@ def test_the_default_format() -> None:
     ],
 )
 def test_literal_text(text: str, expected: str) -> None:
-    """Other text is copied; `%%` is a percent sign, in front of anything."""
+    """Other text is copied; `%%` is a percent sign, before anything."""
     assert line(text) == expected
 
 
@@ -246,7 +246,7 @@ def test_conversions(text: str, expected: str) -> None:
     ],
 )
 def test_a_mistake_names_the_setting(text: str) -> None:
-    """A format that can't be read is refused at start, not logged wrongly for ever."""
+    """A format that can't be parsed is refused at the start, not logged wrongly."""
     with pytest.raises(SettingError, match="access_log_format"):
         compile_format(text)
 
@@ -263,7 +263,7 @@ def test_an_atom_that_there_is_not(atom: str) -> None:
 
 
 def test_all_atoms() -> None:
-    """Each has the value that a line of it alone would have; numbers stay numbers."""
+    """Each has the value that it has in a line of its own; numbers stay numbers."""
     atoms = answered(all_atoms)
     for name in "hlurmUqHsBbfaTMDLp":
         assert str(atoms[name]) == line(f"%({name})s"), name
@@ -273,7 +273,7 @@ def test_all_atoms() -> None:
 
 
 def test_atoms_are_found_as_in_gunicorn() -> None:
-    """In any case within braces; what there is not is `-` to `%`, and missing to `get`."""
+    """In any case within braces; unknown ones are `-` with `%`, and missing with `get`."""
     atoms = answered(all_atoms)
     wanted = ("m", "{Host}i", "{User-Agent}I", "zz", "{zz}o")
     assert [atoms[name] for name in wanted] == ["GET", "example.com", "curl/8.0", "-", "-"]
@@ -281,7 +281,7 @@ def test_atoms_are_found_as_in_gunicorn() -> None:
 
 
 def test_atoms_forge_nothing() -> None:
-    """A line that a formatter makes of them has no control characters and no quotes of a client."""
+    """A line that a formatter makes of them has no control characters and no unescaped quotes of a client."""
     environ = {"REMOTE_ADDR": "::1", "HTTP_USER_AGENT": 'a"\n\x1b', "HTTP_X": "\r", "own": "\n", "wsgi.x": 1}
     atoms = answered(all_atoms, environ=environ, target="/%0a%22", headers=[("X-Y", "a\tb")])
     text = "".join(value for value in atoms.values() if isinstance(value, str))
@@ -309,15 +309,15 @@ EVERYTHING = "%(h)s|%(u)s|%(r)s|%(m)s|%(U)s|%(q)s|%(f)s|%(a)s|%({x-y}i)s|%({x-y}
         "%({'+exit()+'}i)s%({\\}o)s%({\"\n}e)s",
     ],
 )
-def test_the_format_is_no_program(text: str) -> None:
-    """Formats are compiled to Python; what stands in one is text and nothing else."""
+def test_the_format_is_not_executed(text: str) -> None:
+    """Formats are compiled to Python; their text is never executed."""
     assert line(text) == re.sub(r"%\(.*?\)s", "-", text, flags=re.DOTALL)
     evil = line(text + "%(a)s", environ={"HTTP_USER_AGENT": "\n"})
     assert evil.removesuffix("\\x0a") == line(text)
 
 
 def with_evil(evil: str) -> str:
-    """A line with the text in every place a client or an app can reach."""
+    """A request with the text in every place that a client or an app controls."""
     environ = dict.fromkeys(
         ("REMOTE_ADDR", "REMOTE_USER", "HTTP_REFERER", "HTTP_USER_AGENT", "HTTP_X_Y", "k"), evil
     )
@@ -332,7 +332,7 @@ def with_evil(evil: str) -> str:
         ("a\r\nb", "a\\x0d\\x0ab"),
         ('a"b', 'a\\"b'),
         ("a\\b", "a\\\\b"),
-        ("a\\x0ab", "a\\\\x0ab"),  # an escape of the client's own can't be taken for the log's
+        ("a\\x0ab", "a\\\\x0ab"),  # an escape that the client has sent can't be confused with one of the log
         ("\x1b[2J", "\\x1b[2J"),
         ("\x9b2J", "\\x9b2J"),
         ("\x00\x07\x7f", "\\x00\\x07\\x7f"),
@@ -342,14 +342,14 @@ def with_evil(evil: str) -> str:
     ],
 )
 def test_escapes(evil: str, escaped: str) -> None:
-    """Line ends, quotes, backslashes, control characters and terminal escapes are spelled out."""
+    """Line ends, quotes, backslashes, control characters and terminal escapes are written as escapes."""
     assert line("%(a)s", environ={"HTTP_USER_AGENT": evil}) == escaped
-    assert with_evil(evil).count(escaped) == EVERYTHING.count("%") + 2  # `r` has it three times
+    assert with_evil(evil).count(escaped) == EVERYTHING.count("%") + 2  # `r` contains it three times
 
 
 @given(st.text(max_size=20))
 def test_no_text_forges_a_line(evil: str) -> None:
-    """Whatever is in a request, the line is one line of printable characters, and its quotes are escaped."""
+    """For any text in a request the line is one line of printable characters with escaped quotes."""
     got = with_evil(evil)
     assert got.isprintable()
     assert len(got.splitlines()) == 1
@@ -357,19 +357,19 @@ def test_no_text_forges_a_line(evil: str) -> None:
 
 
 def test_only_the_line_with_something_in_it_changes() -> None:
-    """Quotes and escapes of the format's own are not touched when a value has some."""
+    """Quotes and escapes of the format itself are not changed when a value has some."""
     text = '{"a": "%(a)s", "m": "\\t%(m)s\xe9"}'
     assert line(text) == '{"a": "curl/8.0", "m": "\\tGET\xe9"}'
     assert line(text, method='"') == '{"a": "curl/8.0", "m": "\\t\\"\xe9"}'
 
 
 def test_a_width_does_not_cut_an_escape() -> None:
-    """Else a client's quote at the right place would end the value."""
+    """Otherwise a quote of the client at the right place would end the value."""
     assert line('"%(a).3s"', environ={"HTTP_USER_AGENT": 'ab"c'}) == '"ab\\""'
 
 
 def test_an_object_of_the_apps() -> None:
-    """An app may keep anything in environ; what can't be written is no reason to fail."""
+    """An app may put any object into environ; one that can't be written does not fail the request."""
 
     class Proxy:
         def __str__(self) -> str:
@@ -379,8 +379,8 @@ def test_an_object_of_the_apps() -> None:
     assert line("%(u)s", environ={"REMOTE_USER": Proxy()}) == "-"
 
 
-def test_what_is_no_unicode() -> None:
-    """Lone surrogates, as in names from the operating system (PEP 383), are written somehow."""
+def test_lone_surrogates() -> None:
+    """Lone surrogates, as in names from the operating system (PEP 383), are written in some form."""
     assert line("%({x}e)s", environ={"x": "a\udc80"}) == "a\\xdc80"
 
 
@@ -388,7 +388,7 @@ def test_what_is_no_unicode() -> None:
 
 
 def test_lines_are_gathered(path: Path) -> None:
-    """What one pass of the loop answered is written together, in the order it was answered."""
+    """Lines of one pass of the loop are written together, in the order of the answers."""
     log = AccessLog(LogFile(str(path), 1), "%(U)s")
     answered(log.answered, target="/one")
     answered(log.answered, target="/two")
@@ -399,7 +399,7 @@ def test_lines_are_gathered(path: Path) -> None:
 
 
 def test_a_large_batch_is_written_by_itself(path: Path) -> None:
-    """A pass that answers very many requests does not gather them all."""
+    """A pass that answers very many requests writes before its end."""
     log = AccessLog(LogFile(str(path), 1), "%(U)s")
     for number in range(1000):
         answered(log.answered, target=f"/{number}")
@@ -427,7 +427,7 @@ EVERY_ATOM = " ".join(
     ],
 )
 def test_refused(path: Path, received: bytes, request_line: str) -> None:
-    """A request that the parser refused is logged as far as it is known, and can't forge a line either."""
+    """A request that the parser refused is logged with its known parts, and can't forge a line either."""
     log = AccessLog(LogFile(str(path), 1), "%(h)s|%(r)s|%(m)s|%(U)s|%(q)s|%(H)s|%(s)s|%(B)s|%(T)s")
     log.refused({"REMOTE_ADDR": "192.0.2.7"}, received, "400 Bad Request", 11)
     log.flush()
@@ -443,7 +443,7 @@ def test_refused_has_every_atom(path: Path) -> None:
 
 
 def test_refused_is_cut(path: Path) -> None:
-    """A line that was refused for its length is not written at its length."""
+    """A line that was refused for its length is shortened."""
     log = AccessLog(LogFile(str(path), 1), "%(r)s")
     log.refused({}, b"GET /" + b"a" * 100_000, "414 URI Too Long", 0)
     log.flush()
@@ -451,7 +451,7 @@ def test_refused_is_cut(path: Path) -> None:
 
 
 def test_lines_are_appended(path: Path) -> None:
-    """The file may be moved away meanwhile; lines collected until then go to the old one."""
+    """The file may be moved away meanwhile; lines collected until then go to the old file."""
     file = LogFile(str(path), 1)
     log = AccessLog(file, "%(m)s %(U)s")
     answered(log.answered, target="/one")

@@ -1,4 +1,4 @@
-"""The loggers of the standard library: they are there, they may be changed, and nothing is lost or forged."""
+"""The loggers of the standard library: they exist, they may be reconfigured, no line is lost or forged."""
 
 import io
 import json
@@ -21,7 +21,7 @@ REQUEST = ("GET", "/a%0ab?c", "HTTP/1.1", ENVIRON, "200 OK", [("X-Y", "z")], 3, 
 
 
 class Kept(logging.Handler):
-    """Keeps records."""
+    """A handler that keeps its records."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ def events(path: Path) -> list[dict[str, Any]]:
 
 
 def test_the_recipe_of_apps(log: Log, path: Path) -> None:
-    """Handlers and level of `gunicorn.error` used for an app's own logger: its lines look like ours."""
+    """Handlers and level of `gunicorn.error` used for an app's own logger: its lines look like Ostler's."""
     app = logging.getLogger("app.of.recipe")
     app.propagate = False
     app.handlers, app.level = ERROR.handlers, ERROR.level
@@ -84,8 +84,8 @@ def test_the_recipe_of_apps(log: Log, path: Path) -> None:
 
 
 def test_its_own_lines_go_past_it(log: Log, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As long as the logger is unchanged no records are made."""
-    ERROR.handlers = [bridge._error_handler]  # pytest adds its own
+    """As long as the logger is unchanged no log records are made."""
+    ERROR.handlers = [bridge._error_handler]  # pytest adds a handler of its own
     monkeypatch.setattr(ERROR, "handle", None)
     log.info("own")
     log.event("debug", "too little")
@@ -93,7 +93,9 @@ def test_its_own_lines_go_past_it(log: Log, path: Path, monkeypatch: pytest.Monk
 
 
 def test_another_handler_gets_records(log: Log, path: Path) -> None:
-    """Events become records with fields as attributes and the traceback as `exc_text`; no line is ours."""
+    """Events become records with fields as attributes and the traceback as `exc_text`;
+    there is no line of ours.
+    """
     kept = Kept()
     ERROR.handlers = [kept]
     log.error("request_failed", path="/x", module="not the logger's", traceback="Trace\n<0>back")
@@ -111,7 +113,7 @@ def test_another_handler_gets_records(log: Log, path: Path) -> None:
 
 
 def test_level_is_the_logger_s(log: Log) -> None:
-    """With loggers of its own a configuration sets the level there, as in gunicorn."""
+    """A configuration with loggers of its own sets the level there, as in gunicorn."""
     kept = Kept()
     ERROR.handlers = [kept]
     ERROR.setLevel(logging.DEBUG)
@@ -122,7 +124,9 @@ def test_level_is_the_logger_s(log: Log) -> None:
 
 
 def test_both(log: Log, path: Path) -> None:
-    """A handler besides ours: a line here in our format with its fields, a record there, each once."""
+    """With another handler besides ours:
+    a line here in our format with its fields, a record there, each once.
+    """
     kept, in_sink = Kept(), []
     ERROR.addHandler(kept)
     log.sinks = [lambda *event: in_sink.append(event)]
@@ -134,7 +138,7 @@ def test_both(log: Log, path: Path) -> None:
 
 
 def test_a_handler_that_raises(log: Log, path: Path) -> None:
-    """An event that can't be passed on is written to the log; the reason is logged once."""
+    """An event that the handler can't process is written to the log; the reason is logged once."""
 
     class Broken(logging.Handler):
         def handle(self, record: logging.LogRecord) -> bool:
@@ -154,14 +158,14 @@ def test_a_disabled_logger(log: Log, path: Path) -> None:
 
 
 def test_a_formatter_decides(log: Log, path: Path) -> None:
-    """A handler of ours that an app gave a formatter."""
+    """A handler of ours to which an app has given a formatter uses it."""
     ERROR.handlers[0].setFormatter(logging.Formatter("MINE %(levelname)s %(message)s"))
     ERROR.info("text")
     assert path.read_text() == "MINE INFO text\n"
 
 
 def test_lines_can_not_be_forged(path: Path) -> None:
-    """A message of several lines begins one, the rest is set in; control characters drive no terminal."""
+    """The further lines of a message are indented; control characters are escaped."""
     log = Log(LogFile(str(path), 2), "console", "info", {})
     bridge.attach(log)
     bridge.set_up("info", access=False)
@@ -173,7 +177,7 @@ def test_lines_can_not_be_forged(path: Path) -> None:
 
 
 def test_the_supervisor_s_events(log: Log) -> None:
-    """They carry its pid, not that of the process that hands them on, and keep a field of that name."""
+    """They have the pid of the supervisor, not of the process that logs them, and keep a field named pid."""
     kept = Kept()
     ERROR.handlers = [kept]
     assert bridge.take_event("info", "worker_exited", {"pid": 5}, supervisor=4)
@@ -198,14 +202,14 @@ def test_a_filter_drops_health_checks(log: Log) -> None:
     kept = Kept()
     kept.addFilter(lambda record: record.args["U"] != "/health")
     ACCESS.handlers = [kept]
-    told = bridge.access_to_logger("%(r)s", None)
-    told("GET", "/health", *REQUEST[2:])
-    told(*REQUEST)
+    log_request = bridge.access_to_logger("%(r)s", None)
+    log_request("GET", "/health", *REQUEST[2:])
+    log_request(*REQUEST)
     assert [record.args["U"] for record in kept.records] == [r"/a\x0ab"]
 
 
 def test_a_level_drops_requests(log: Log) -> None:
-    """A logger above INFO wants none, and nothing is put together for it."""
+    """With a level above INFO no record is made."""
     ACCESS.setLevel(logging.WARNING)
     bridge.access_to_logger("%(r)s", None)()
 
@@ -214,20 +218,20 @@ def test_a_filter_that_raises(log: Log, path: Path, tmp_path: Path) -> None:
     """The request is answered; its line goes to the access log, and the error is logged once."""
     ACCESS.addFilter(lambda _record: 1 / 0)
     file = LogFile(str(tmp_path / "access.log"), 1)
-    told = bridge.access_to_logger("%(m)s", compile_format("%(m)s", file.gather))
-    told(*REQUEST)
-    told(*REQUEST)
+    log_request = bridge.access_to_logger("%(m)s", compile_format("%(m)s", file.gather))
+    log_request(*REQUEST)
+    log_request(*REQUEST)
     file.close()
     assert (tmp_path / "access.log").read_text() == "GET\nGET\n"
     assert [event["event"] for event in events(path)] == ["logger_failed"]
 
 
 def test_an_app_writes_to_the_access_logger(log: Log, tmp_path: Path) -> None:
-    """It stands in the access log, on one line."""
+    """The message is in the access log, on one line."""
     file = LogFile(str(tmp_path / "access.log"), 1)
     bridge.set_up("info", access=True)
     bridge.attach_access(file)
-    ACCESS.handlers = [bridge._access_handler]  # pytest adds its own
+    ACCESS.handlers = [bridge._access_handler]  # pytest adds a handler of its own
     assert not bridge.access_diverted()
     ACCESS.info("mine\nforged")
     file.close()
@@ -248,7 +252,7 @@ def test_files_are_reopened(log: Log, tmp_path: Path, kind: Any) -> None:
         assert handler.stream is stream
         logger.error("after")
         path.rename(tmp_path / "older.log")
-        (tmp_path / "mine.log").mkdir()  # now it can't be opened
+        (tmp_path / "mine.log").mkdir()  # from now on it can't be opened
         bridge.reopen_files()
         logger.error("kept")
     finally:
@@ -259,7 +263,7 @@ def test_files_are_reopened(log: Log, tmp_path: Path, kind: Any) -> None:
 
 
 def test_wsgi_errors_go_where_the_lines_go(log: Log) -> None:
-    """To the streams of the logger's handlers; to our log where those are ours; never an error."""
+    """To the streams of the logger's handlers; to our log if the handlers are ours; never an error."""
     own: list[str] = []
     write = bridge.write_errors(own.append)
     write("one\n")

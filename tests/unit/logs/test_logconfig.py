@@ -1,4 +1,6 @@
-"""logconfig_dict, logconfig_json and logconfig, in processes of their own: they change a process for good."""
+"""logconfig_dict, logconfig_json and logconfig, each in a process of its own,
+because they change a process permanently.
+"""
 
 import json
 import re
@@ -43,7 +45,7 @@ def run(folder: Path, given: str = "None", **more: Any) -> subprocess.CompletedP
 
 
 def test_objects_of_the_configuration_s_own(tmp_path: Path) -> None:
-    """Classes, which settings can't hold, are kept."""
+    """Classes, which can't be sent as settings, are kept."""
     given = """{"formatters": {"s": {"()": Shout}}, "handlers": {"h": {"class": "logging.StreamHandler",
         "formatter": "s"}}, "loggers": {"gunicorn.error": {"handlers": ["h"], "propagate": False}}}"""
     done = run(tmp_path, given)
@@ -52,7 +54,7 @@ def test_objects_of_the_configuration_s_own(tmp_path: Path) -> None:
 
 
 def test_what_it_refers_to(tmp_path: Path) -> None:
-    """gunicorn's formatter `generic` and handler `console` are there, also besides others."""
+    """gunicorn's formatter `generic` and handler `console` exist, also besides others."""
     given = """{"handlers": {"mine": {"class": "logging.FileHandler", "filename": "mine.log",
         "formatter": "generic"}}, "loggers": {"gunicorn.error": {"handlers": ["mine", "console"],
         "propagate": False}}}"""
@@ -64,14 +66,14 @@ def test_what_it_refers_to(tmp_path: Path) -> None:
 
 
 def test_loggers_of_the_app_only(tmp_path: Path) -> None:
-    """Then ours stay as they were."""
+    """Then our loggers are not changed."""
     done = run(tmp_path, '{"loggers": {"app": {"handlers": ["error_console"], "propagate": False}}}')
     assert "happened" in (tmp_path / "own.log").read_text()
     assert "[WARNING] app's" in done.stderr
 
 
 def test_the_dictionary_comes_first(tmp_path: Path) -> None:
-    """Then JSON, then the file, as in gunicorn."""
+    """The dictionary has precedence over JSON, and that over the file, as in gunicorn."""
     level = {"loggers": {"gunicorn.error": {"handlers": ["error_console"], "propagate": 0, "level": 0}}}
     for name, mark in ("json", "J"), ("dict", "D"):
         formatters = {"generic": {"format": f"{mark} %(message)s"}}
@@ -109,7 +111,7 @@ def test_the_dictionary_comes_first(tmp_path: Path) -> None:
     ],
 )
 def test_a_mistake_is_one_line(tmp_path: Path, given: str, more: dict[str, Any], said: str) -> None:
-    """With the setting, and the reason that logging itself hides behind its own."""
+    """The line has the setting, and the underlying reason, which logging hides behind a general one."""
     (tmp_path / "list.json").write_text("[]")
     done = run(tmp_path, given, **more)
     assert done.returncode == 1
@@ -122,7 +124,7 @@ class Thing:
 
 
 def test_plain() -> None:
-    """The plain form has no objects: classes become their names; it is the same each time."""
+    """The plain form has no objects: classes become their names, and the result is the same each time."""
     value = {
         "a": [1, 2.5, None, True, "x"],
         "()": Thing,

@@ -1,4 +1,4 @@
-"""Root opens logs for an account, and does not follow its links."""
+"""Root opens logs for an account without following the account's links."""
 
 import os
 import socket
@@ -21,7 +21,7 @@ UID, GID = 123456, 123457
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """Root's own, which all may pass, unlike pytest's; logs are shared with an account."""
+    """A folder of root that all may enter, unlike pytest's, because logs are shared with an account."""
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
         place = Path(name)
         place.chmod(0o755)
@@ -56,7 +56,9 @@ def test_in_a_folder_of_root(folder: Path) -> None:
 
 @needs_root
 def test_in_a_folder_of_the_account(folder: Path) -> None:
-    """There only its own rights count: its links lead root no further than itself."""
+    """There only the account's rights count:
+    its links give root's process access to no more than the account has.
+    """
     mine = folder / "mine"
     mine.mkdir()
     os.chown(mine, UID, GID)
@@ -78,7 +80,7 @@ def test_in_a_folder_of_the_account(folder: Path) -> None:
 
 @needs_root
 def test_in_a_folder_of_a_third_account(folder: Path) -> None:
-    """The owner of a folder, e.g. the one that deploys the app, can't make root give files to the app."""
+    """The owner of a folder, e.g. the account that deploys the app, can't make root give files to the app."""
     theirs = folder / "theirs"
     theirs.mkdir()
     os.chown(theirs, UID + 5, GID + 5)
@@ -96,7 +98,7 @@ def test_in_a_folder_of_a_third_account(folder: Path) -> None:
 
 @needs_root
 def test_in_a_folder_of_root_and_a_group(folder: Path) -> None:
-    """As /var/log on some systems: logs are made there, links of the group's are not followed."""
+    """As /var/log on some systems: logs are created there, links of the group's members are not followed."""
     shared = folder / "shared"
     shared.mkdir()
     os.chown(shared, 0, GID + 5)
@@ -115,7 +117,7 @@ def test_in_a_folder_of_root_and_a_group(folder: Path) -> None:
 
 @needs_root
 def test_where_the_account_does_not_get(folder: Path) -> None:
-    """A log in a folder that it can't pass is no log for it."""
+    """A log in a folder that the account can't enter is an error."""
     (folder / "closed").mkdir(0o700)
     with pytest.raises(PermissionError):
         open_log(str(folder / "closed" / "a.log"))
@@ -134,7 +136,7 @@ def test_links_of_root(folder: Path) -> None:
 
 @needs_root
 def test_where_all_may_write(folder: Path) -> None:
-    """In folders like /tmp files may belong to other accounts: they keep their owner."""
+    """In folders like /tmp, files may belong to other accounts: they keep their owner."""
     place = folder / "tmp"
     place.mkdir()
     place.chmod(0o1777)
@@ -153,10 +155,10 @@ def test_where_all_may_write(folder: Path) -> None:
 
 @needs_root
 def test_a_folder_with_an_access_list(folder: Path) -> None:
-    """Its mode does not show all accounts that may write (acl(5)): a link in it may be one of theirs."""
+    """The mode does not show all accounts that may write (acl(5)): a link in it may be one of theirs."""
     place = folder / "listed"
     place.mkdir()
-    # linux/posix_acl_xattr.h: version 2; the owner, one user more, the group, the mask, others.
+    # linux/posix_acl_xattr.h: version 2; the owner, one more user, the group, the mask, others.
     entries = [(1, 7, -1), (2, 7, UID), (4, 0, -1), (16, 7, -1), (32, 5, -1)]
     listed = struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *entry) for entry in entries)
     try:
@@ -172,7 +174,7 @@ def test_a_folder_with_an_access_list(folder: Path) -> None:
 
 
 @needs_root
-def test_what_is_no_file_of_its_own(folder: Path) -> None:
+def test_hard_links_and_fifos(folder: Path) -> None:
     """A hard link and a FIFO keep their owner."""
     (folder / "victim").touch(0o600)
     (folder / "second.log").hardlink_to(folder / "victim")
@@ -184,7 +186,7 @@ def test_what_is_no_file_of_its_own(folder: Path) -> None:
 
 
 def test_own_rights_are_back(tmp_path: Path) -> None:
-    """After each opening root is root again, also for files."""
+    """After each opening the process is root again, also for files."""
     share_with(Account(UID, GID, (GID,)))
     try:
         with pytest.raises(OSError, match="directory"):
@@ -197,7 +199,7 @@ def test_own_rights_are_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
 def test_a_descriptor_by_name(name: str) -> None:
-    """What can't be opened again, a socket here, is written to as it is."""
+    """A descriptor that can't be opened again, here a socket, is used directly."""
     script = f"import os\nfrom ostler.logs.opening import open_log\nos.write(open_log({name!r}), b'line')"
     ours, theirs = socket.socketpair()
     with ours, theirs:

@@ -1,4 +1,4 @@
-"""Formats of events: for programs, for people, and safe from forged lines."""
+"""Formats of events: for programs and for people, without forged lines."""
 
 import json
 import re
@@ -34,7 +34,9 @@ def test_json_line() -> None:
 
 
 def test_json_line_takes_any_value() -> None:
-    """What JSON does not know is written as text: an event must never be lost to its own fields."""
+    """A value that JSON does not support is written as text,
+    so that an event is never lost because of its fields.
+    """
     record = json.loads(
         json_line(AT, "info", "x", {"error": ValueError("oops"), "names": {"a"}, "u": "\xfc"})
     )
@@ -62,7 +64,7 @@ EVIL = [
 
 @pytest.mark.parametrize("evil", EVIL)
 def test_json_line_is_one_harmless_line(evil: str) -> None:
-    """No text breaks the line or controls a terminal, and nothing is lost."""
+    """No text breaks the line or controls a terminal, and no text is lost."""
     line = json_line(AT, "error", "x", {"path": evil})
     assert line.isprintable()
     assert json.loads(line)["path"] == evil
@@ -70,7 +72,7 @@ def test_json_line_is_one_harmless_line(evil: str) -> None:
 
 @given(st.text(max_size=30))
 def test_json_line_keeps_any_text(text: str) -> None:
-    """Any text is one printable line and comes back as it was."""
+    """Any text is one printable line and is the same after parsing."""
     line = json_line(AT, "error", "x", {"path": text})
     assert line.isprintable()
     assert json.loads(line)["path"] == text
@@ -83,7 +85,7 @@ def test_console_line() -> None:
 
 
 def test_console_line_without_fields() -> None:
-    """No blanks at the end."""
+    """There are no spaces at the end."""
     assert console().endswith(" started")
 
 
@@ -101,13 +103,13 @@ def test_console_line_without_fields() -> None:
     ],
 )
 def test_console_values(value: Any, shown: str) -> None:
-    """Quoted only if its end would be ambiguous."""
+    """Values are quoted only if their end would be ambiguous."""
     assert console(x=value).endswith(f" x={shown}")
 
 
 @pytest.mark.parametrize("evil", EVIL)
 def test_console_values_are_harmless(evil: str) -> None:
-    """A path or a reason can't forge a line, another field or a terminal's escape."""
+    """A path or a reason can't forge a line or another field, and sends no terminal escape."""
     line = console(path=evil, slot=1)
     assert line.isprintable()
     shown = line.partition("path=")[2].removesuffix(" slot=1")
@@ -116,7 +118,7 @@ def test_console_values_are_harmless(evil: str) -> None:
 
 @given(st.text(max_size=30))
 def test_console_line_is_one_line_whatever_the_value(text: str) -> None:
-    """Any text leaves one printable line, whose last field is still the last."""
+    """Any text gives one printable line, whose last field is still the last one."""
     line = console(path=text, slot=1)
     assert line.isprintable()
     assert line.endswith(" slot=1")
@@ -124,7 +126,7 @@ def test_console_line_is_one_line_whatever_the_value(text: str) -> None:
 
 @pytest.mark.parametrize("name", ["traceback", "stack"])
 def test_console_traceback_follows_indented(name: str) -> None:
-    """It is printed unchanged; its lines can't be mistaken for lines of the log."""
+    """Its text is unchanged; its lines can't be confused with lines of the log."""
     fields = {"slot": 1, name: "Traceback:\n  File x\n\tValueError: \x1b[2J\r\nforged\n"}
     line = console_line(AT, "error", "failed", fields, colour=False)
     first, *rest = line.split("\n")
@@ -136,7 +138,7 @@ def test_console_traceback_follows_indented(name: str) -> None:
 
 
 def test_console_colour() -> None:
-    """Colour only where it was asked for, and it always ends."""
+    """Colour is only used when enabled, and always ends."""
     assert "\x1b" not in console(slot=1)
     coloured = console(colour=True, slot=1)
     assert re.sub(r"\x1b\[\d*m", "", coloured) == console(slot=1)

@@ -13,7 +13,7 @@ def run(code: str, **streams: int) -> int:
 
 
 def test_what_is_written_comes_out() -> None:
-    """In its order and encoding, stderr at once, stdout at the end at the latest."""
+    """In order and encoding, stderr at once, stdout at the end at the latest."""
     code = "print('caf\xe9'); sys.stderr.write('now'); assert sys.stdout.fileno() == 1; print('end', end='')"
     done = subprocess.run(
         [sys.executable, "-X", "utf8", "-c", START + code], check=True, capture_output=True, timeout=20
@@ -23,7 +23,7 @@ def test_what_is_written_comes_out() -> None:
 
 
 def test_a_reader_that_is_gone() -> None:
-    """Neither a print nor the flush at exit fails; Python itself would give 1 and 120."""
+    """Neither print nor the flush at exit fails; Python itself would exit with 1 or 120."""
     reader, writer = os.pipe()
     os.close(reader)
     code = "print('x' * 100_000, flush=True); print('y'); sys.stderr.write('z\\n'); sys.stderr.flush()"
@@ -43,16 +43,18 @@ def test_a_full_disk() -> None:
 
 
 def test_streams_without_buffers() -> None:
-    """With PYTHONUNBUFFERED all is out at once, as Python has it: nothing is lost with the process."""
-    code = "import os; print('printed'); sys.stderr.write('told\\n'); os._exit(0)"
+    """With PYTHONUNBUFFERED output is written at once, as in Python: none is lost with the process."""
+    code = "import os; print('printed'); sys.stderr.write('failed\\n'); os._exit(0)"
     done = subprocess.run(
         [sys.executable, "-u", "-c", START + code], check=True, capture_output=True, timeout=20
     )
-    assert (done.stdout, done.stderr) == (b"printed\n", b"told\n")
+    assert (done.stdout, done.stderr) == (b"printed\n", b"failed\n")
 
 
 def test_captured(tmp_path: Path) -> None:
-    """Everything that is written to 1 and 2 goes to the file, C's and children's too, each line at once."""
+    """Everything that is written to 1 and 2 goes to the file, also from C and from child processes,
+    each line at once.
+    """
     code = (
         "import os, subprocess\n"
         "from ostler.logs.standard_streams import capture, write_at_once\n"
@@ -69,7 +71,7 @@ def test_captured(tmp_path: Path) -> None:
 
 
 def test_captured_after_copytruncate(tmp_path: Path) -> None:
-    """logrotate's copytruncate: what is written after the file was emptied is at its beginning."""
+    """logrotate's copytruncate: output after the file was emptied is at its beginning."""
     code = (
         "import os\nfrom ostler.logs.standard_streams import capture\ncapture('captured')\n"
         "os.write(1, b'before\\n'); os.truncate('captured', 0); os.write(1, b'after\\n')\n"

@@ -1,4 +1,4 @@
-"""Statsd: gunicorn's metrics, several in a datagram."""
+"""Statsd: gunicorn's metrics, several per datagram."""
 
 import socket
 from collections.abc import Iterator
@@ -49,7 +49,7 @@ def answered(statsd: Statsd, status: str = "200 OK", nanoseconds: int = 1_234_56
 
 
 def received(sock: socket.socket) -> list[list[str]]:
-    """The lines of each datagram that has come."""
+    """The lines of each datagram that has arrived."""
     datagrams = []
     while True:
         try:
@@ -59,7 +59,7 @@ def received(sock: socket.socket) -> list[list[str]]:
 
 
 def test_requests(sock: socket.socket) -> None:
-    """Each duration in milliseconds; what counts is added up."""
+    """Each duration in milliseconds; counters are added up."""
     statsd = new(sock)
     answered(statsd)
     answered(statsd, "404 Not Found", 2_000)
@@ -82,7 +82,7 @@ def test_requests(sock: socket.socket) -> None:
     [("", "gunicorn."), ("shop", "shop.gunicorn."), ("shop.", "shop.gunicorn."), ("a.b..", "a.b.gunicorn.")],
 )
 def test_prefix_and_tags(sock: socket.socket, prefix: str, expected: str) -> None:
-    """One dot follows the prefix; tags stand behind every metric."""
+    """One dot follows the prefix; tags are at the end of every metric."""
     statsd = new(sock, prefix, "env:test,region:x")
     answered(statsd)
     statsd.gauge("workers", 3)
@@ -117,7 +117,7 @@ def test_lines_of_the_log(
     assert received(sock) == ([expected] if expected else [])
 
 
-def test_what_goes_out_when(sock: socket.socket) -> None:
+def test_when_datagrams_are_sent(sock: socket.socket) -> None:
     """The first at once, later ones after half a second, or as soon as they fill a datagram."""
     clock = Clock()
     statsd = new(sock, clock=clock)
@@ -144,7 +144,7 @@ def test_what_goes_out_when(sock: socket.socket) -> None:
 
 
 def test_long_tags_split_datagrams(sock: socket.socket) -> None:
-    """No datagram is larger than what networks carry whole, unless one metric is."""
+    """No datagram is larger than what networks carry in one packet, unless a single metric is."""
     statsd = new(sock, tags="t" * 600)
     for _ in range(5):
         statsd.gauge("workers", 1)
@@ -153,7 +153,7 @@ def test_long_tags_split_datagrams(sock: socket.socket) -> None:
 
 
 def test_unix_socket(tmp_path: Path) -> None:
-    """unix://PATH, as the DogStatsD agent has it; one that is not there, or full, is no error."""
+    """unix://PATH, as of the DogStatsD agent; one that does not exist, or is full, is not an error."""
     path = tmp_path / "statsd"
     statsd = Statsd(f"unix://{path}", "", "", Clock())
     answered(statsd)
@@ -171,7 +171,7 @@ def test_unix_socket(tmp_path: Path) -> None:
 
 
 def test_off_unless_asked_for() -> None:
-    """Without a host there is none; an unknown host is no error."""
+    """It is off without a host; an unknown host is not an error."""
     assert statsd_of(Settings()) is None
     statsd = statsd_of(Settings(statsd_host="nowhere.invalid:8125"))
     assert statsd is not None

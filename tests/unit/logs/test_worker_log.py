@@ -1,4 +1,4 @@
-"""The workers' log: whole lines or none, and nothing that goes wrong with it reaches the app."""
+"""The workers' log: lines are written whole or not at all, and its failures do not reach the app."""
 
 import contextlib
 import fcntl
@@ -27,7 +27,7 @@ from tests.kit.threads import run_at_once
 
 @pytest.fixture
 def terminal() -> Iterator[tuple[int, int]]:
-    """A pseudo terminal: the descriptor to write to, and the one to read its output."""
+    """A pseudo terminal: the descriptor to write to, and the one from which its output is read."""
     ours, theirs = os.openpty()
     yield theirs, ours
     os.close(ours)
@@ -45,13 +45,13 @@ def test_lines_are_appended_to_what_is_there(tmp_path: Path) -> None:
 
 
 def test_a_new_file_is_not_for_everybody(tmp_path: Path) -> None:
-    """Logs hold addresses and paths."""
+    """Logs contain addresses and paths."""
     LogFile(str(tmp_path / "log"), 2)
     assert (tmp_path / "log").stat().st_mode & 0o007 == 0
 
 
 def test_a_file_that_can_not_be_opened_is_an_error(tmp_path: Path) -> None:
-    """At start the operator is reported; only later nothing must stop."""
+    """Only at the start; later a failure must not stop anything."""
     with pytest.raises(FileNotFoundError):
         LogFile(str(tmp_path / "missing" / "log"), 2)
 
@@ -82,7 +82,7 @@ def record_writes(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 
 
 def test_gathered_lines_are_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A regular file takes a batch of any size as a whole; without lines there is nothing to do."""
+    """A regular file accepts a batch of any size in one write; without lines there is no write."""
     writes = record_writes(monkeypatch)
     file = LogFile(str(tmp_path / "log"), 2)
     file.flush()
@@ -104,7 +104,9 @@ def test_a_written_line_comes_after_the_gathered(tmp_path: Path) -> None:
 
 
 def test_a_pipe_gets_what_it_takes_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only up to PIPE_BUF do writes of several processes not mix (pipe(7)); and only whole lines."""
+    """Writes of several processes do not mix only up to PIPE_BUF (pipe(7)),
+    so a write has only whole lines up to that size.
+    """
     reader, writer = os.pipe()
     try:
         writes = record_writes(monkeypatch)
@@ -126,7 +128,7 @@ def test_a_pipe_gets_what_it_takes_as_a_whole(monkeypatch: pytest.MonkeyPatch) -
 def test_a_line_that_comes_while_another_thread_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second thread does not wait for the disk; the first writes its line, too."""
+    """The second thread does not wait for the disk; the first one writes its line as well."""
     path = tmp_path / "log"
     file = LogFile(str(path), 2)
     entered, leave = threading.Event(), threading.Event()
@@ -150,8 +152,8 @@ def test_a_line_that_comes_while_another_thread_writes(
     assert path.read_text() == "one\ntwo\n"
 
 
-def test_threads_lose_and_double_nothing(tmp_path: Path) -> None:
-    """Each line of eight threads is in the file, whole and once, and each thread's in their order."""
+def test_lines_of_threads_are_written_once(tmp_path: Path) -> None:
+    """Each line of eight threads is in the file, whole and once, and those of each thread are in order."""
     path = tmp_path / "log"
     file = LogFile(str(path), 2)
     start = threading.Barrier(8)
@@ -173,7 +175,7 @@ def test_threads_lose_and_double_nothing(tmp_path: Path) -> None:
 
 
 def test_reopen_follows_the_path(tmp_path: Path) -> None:
-    """logrotate moves the file away; after reopen a new one is written, and the old one left alone."""
+    """logrotate moves the file away; after reopen a new one is written, and the old one is not changed."""
     path, moved = tmp_path / "log", tmp_path / "log.1"
     file = LogFile(str(path), 2)
     file.write("one")
@@ -195,7 +197,7 @@ def test_reopen_costs_no_descriptor(tmp_path: Path) -> None:
 
 
 def test_reopen_that_fails_keeps_the_old_file(tmp_path: Path) -> None:
-    """A folder that is gone is no reason to lose lines."""
+    """If the folder does not exist any more, lines are not lost."""
     folder = tmp_path / "logs"
     folder.mkdir()
     file = LogFile(str(folder / "log"), 2)
@@ -206,7 +208,7 @@ def test_reopen_that_fails_keeps_the_old_file(tmp_path: Path) -> None:
 
 
 def test_reopen_of_a_standard_descriptor_does_nothing() -> None:
-    """There is no path to open again."""
+    """There is no path that could be opened again."""
     reader, writer = os.pipe()
     try:
         file = LogFile("-", writer)
@@ -219,14 +221,14 @@ def test_reopen_of_a_standard_descriptor_does_nothing() -> None:
 
 
 def test_a_full_disk_is_silent() -> None:
-    """The line is lost, serving goes on."""
+    """The line is lost, serving continues."""
     file = LogFile("/dev/full", 2)
     file.write("x" * 100_000)
     Log(file, "json", "info", {}).error("lost", path="/")
 
 
 def test_a_disk_that_gets_full_and_empty_again(tmp_path: Path) -> None:
-    """No half line stays in the file: another process might put its own behind it."""
+    """No half line stays in the file, because another process might append its own to it."""
     path = tmp_path / "log"
     file = LogFile(str(path), 2)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -261,7 +263,7 @@ def test_a_pipe_that_is_full() -> None:
 
 
 def full_pipe() -> tuple[int, int]:
-    """A pipe of one page with no room left, which makes its writers wait."""
+    """A pipe of one page without room, whose writers block."""
     reader, writer = os.pipe()
     room = fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, select.PIPE_BUF)
     os.write(writer, b"x" * (room - 1) + b"\n")
@@ -269,7 +271,7 @@ def full_pipe() -> tuple[int, int]:
 
 
 def full_socket() -> tuple[int, int]:
-    """The same as a stream socket, as a service manager's journal uses it."""
+    """The same as a stream socket, as the journal of a service manager uses it."""
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     with contextlib.suppress(BlockingIOError):
@@ -280,7 +282,7 @@ def full_socket() -> tuple[int, int]:
 
 
 def drain(fd: int) -> bytes:
-    """All that waits to be read."""
+    """Everything that can be read."""
     data = b""
     while select.select([fd], [], [], 0)[0] and (piece := os.read(fd, 65536)):
         data += piece
@@ -291,7 +293,7 @@ def drain(fd: int) -> bytes:
 def test_a_reader_that_does_not_read(full: Callable[[], tuple[int, int]]) -> None:
     """A worker waits once, then never again.
 
-    What was lost is reported when the reader is back.
+    The loss is reported when the reader reads again.
     """
     reader, writer = full()
     reported: list[tuple[int, str]] = []
@@ -314,7 +316,7 @@ def test_a_reader_that_does_not_read(full: Callable[[], tuple[int, int]]) -> Non
 
 @pytest.mark.parametrize("full", [full_pipe, full_socket])
 def test_a_supervisor_keeps_lines_for_its_reader(full: Callable[[], tuple[int, int]]) -> None:
-    """It does not wait at all; the kept lines are bounded and stay in order."""
+    """It does not wait at all; the buffered lines are limited and stay in order."""
     reader, writer = full()
     reported: list[tuple[int, str]] = []
     try:
@@ -360,7 +362,7 @@ def test_a_slow_reader_loses_nothing() -> None:
 
 
 def test_close_writes_what_was_kept() -> None:
-    """The last lines of a supervisor wait a moment for a slow reader."""
+    """At the end the supervisor waits a moment for a slow reader of its last lines."""
     reader, writer = full_pipe()
     try:
         file = LogFile("-", writer, reader_timeout=0.0, kept=1000)
@@ -370,14 +372,14 @@ def test_close_writes_what_was_kept() -> None:
         found = drain(reader)
         thread.join(10)
         assert (found + drain(reader)).endswith(b"x\nbye\n")
-        os.fstat(writer)  # it is not ours to close
+        os.fstat(writer)  # the descriptor is not closed here
     finally:
         os.close(reader)
         os.close(writer)
 
 
 def test_lines_lost_to_a_full_disk_are_counted(tmp_path: Path) -> None:
-    """Once when it begins, once when there is room again, with the number."""
+    """Reported once when it begins, and once when there is room again, with the number."""
     file = LogFile(str(tmp_path / "log"), 2)
     reported: list[tuple[int, str]] = []
     file.on_lost = lambda lines, reason: reported.append((lines, reason))
@@ -397,8 +399,8 @@ def test_lines_lost_to_a_full_disk_are_counted(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text() == "next\nlast\n"
 
 
-def test_the_log_itself_tells_what_it_lost(tmp_path: Path) -> None:
-    """As an event behind the first line that could be written."""
+def test_lost_lines_are_an_event_in_the_log(tmp_path: Path) -> None:
+    """The event follows the first line that could be written."""
     log = Log(LogFile(str(tmp_path / "log"), 2), "json", "info", {"slot": 1})
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
@@ -447,7 +449,7 @@ def test_of_a_batch_whole_lines_stay(tmp_path: Path) -> None:
 
 
 def test_reopen_forgets_half_a_line(tmp_path: Path) -> None:
-    """It went into the old reader's pipe; the new file begins with a line."""
+    """It went to the old reader's pipe; the new file begins with a complete line."""
     path = tmp_path / "fifo"
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -484,7 +486,7 @@ def test_a_descriptor_that_is_closed_is_silent() -> None:
 
 
 def test_lone_surrogates_are_written() -> None:
-    """Paths of the operating system may hold them (PEP 383); the log must not fail because of them."""
+    """Paths of the operating system may contain them (PEP 383); the log must not fail."""
     reader, writer = os.pipe()
     try:
         file = LogFile("-", writer)
@@ -501,7 +503,7 @@ def test_lone_surrogates_are_written() -> None:
 
 
 def test_json_events(tmp_path: Path) -> None:
-    """Every line is an object with the event, its level, the process's fields and its own."""
+    """Every line is an object with the event, its level, the fields of the process and its own."""
     path = tmp_path / "log"
     log = Log(LogFile(str(path), 2), "json", "info", {"slot": 3, "pid": 17})
     log.info("started", version="1")
@@ -541,7 +543,9 @@ def test_log_reopens(tmp_path: Path) -> None:
 
 
 def test_terminals(terminal: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a terminal `auto` is coloured console; NO_COLOR takes the colour away (https://no-color.org)."""
+    """On a terminal `auto` is the coloured console format;
+    NO_COLOR means no colour (https://no-color.org).
+    """
     monkeypatch.delenv("NO_COLOR", raising=False)
     file = LogFile("-", terminal[0])
     assert file.is_terminal
@@ -569,7 +573,7 @@ def test_files_are_json(tmp_path: Path) -> None:
 
 
 def test_an_app_s_own_lines_are_whole() -> None:
-    """Pieces make a line; flush() ends it; pieces of another thread do not come in between."""
+    """Pieces are joined into a line; flush() ends it; pieces of other threads are not mixed in."""
     written: list[str] = []
     stream = ErrorStream(written.append)
     print("a", "b", file=stream)
@@ -598,7 +602,7 @@ def test_a_traceback_is_written_as_it_is() -> None:
 
 
 def test_the_end_of_a_thread_ends_its_line() -> None:
-    """The piece of a thread is written when the thread has ended, and is not kept for another one."""
+    """An unfinished line of a thread is written when the thread has ended, not kept for another thread."""
     written: list[str] = []
     stream = ErrorStream(written.append)
     for number in range(3):
@@ -611,7 +615,7 @@ def test_the_end_of_a_thread_ends_its_line() -> None:
 
 
 def test_pieces_of_lines_are_few() -> None:
-    """Of many threads that have begun a line the oldest ones' pieces are written; all are at the end."""
+    """If many threads have begun a line, the oldest pieces are written; all are written at the end."""
     written: list[str] = []
     stream = ErrorStream(written.append)
     count, done = 300, threading.Event()

@@ -1,4 +1,4 @@
-"""What tests of files have in common."""
+"""Helpers for tests of files."""
 
 import os
 

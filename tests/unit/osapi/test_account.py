@@ -18,8 +18,8 @@ def _nothing_remembered() -> None:
     find_account.cache_clear()
 
 
-def test_nobody_asked_for() -> None:
-    """Without user and group, and with those that we have, there is nothing to become."""
+def test_no_account_asked_for() -> None:
+    """Without user and group, and with those that the process has, nothing is to be changed."""
     own = pwd.getpwuid(os.geteuid())
     assert find_account(None, None, True) is None
     assert find_account(None, str(os.getegid()), False) is None
@@ -39,7 +39,9 @@ def test_nobody_asked_for() -> None:
     ],
 )
 def test_found(asked: tuple[str | None, str | None, bool], found: Account) -> None:
-    """Names and numbers; a user alone brings its own group; a number without an account its own number."""
+    """Names and numbers; a user alone brings its own group;
+    a number without an account gets the group of that number.
+    """
     assert find_account(*asked) == found
 
 
@@ -62,14 +64,14 @@ def test_not_found() -> None:
 
 @ROOT
 def test_groups_that_stay() -> None:
-    """Root is not the wanted account if it is in other groups."""
+    """Root in other groups is not the same as the wanted account."""
     assert not Account(0, os.getegid(), ()).is_ours or set(os.getgroups()) <= {os.getegid()}
     assert Account(0, os.getegid(), tuple(os.getgroups())).is_ours
 
 
 @ROOT
 def test_files_as_another(tmp_path: Path) -> None:
-    """Neither root's rights nor its groups reach a file; afterwards all is as before."""
+    """Files are accessed without root's rights and groups; afterwards these are restored."""
     before = os.getgroups()
     path = tmp_path / "file"
     path.touch(0o640)

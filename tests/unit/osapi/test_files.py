@@ -1,4 +1,4 @@
-"""Files that settings name, and are none."""
+"""Paths in settings that are not regular files."""
 
 import os
 import socket
@@ -13,7 +13,7 @@ from ostler.osapi.files import check_file, read_file
 
 @pytest.mark.parametrize("look", [read_file, check_file])
 def test_what_is_no_file(tmp_path: Path, look: Callable[[str], object]) -> None:
-    """It is refused at once, and the error has the kind of file."""
+    """It is refused at once, and the error names the kind of file."""
     fifo, place = str(tmp_path / "fifo"), str(tmp_path / "socket")
     os.mkfifo(fifo)
     with socket.socket(socket.AF_UNIX) as sock:
@@ -31,14 +31,14 @@ def test_what_is_no_file(tmp_path: Path, look: Callable[[str], object]) -> None:
 
 
 def test_no_device_is_opened(opened: list[str]) -> None:
-    """To open some of them has effects: /dev/watchdog restarts the machine a minute later."""
+    """Opening some of them has effects: /dev/watchdog restarts the machine a minute later."""
     with pytest.raises(OSError, match="device"):
         read_file("/dev/zero")
     assert opened == []
 
 
 def test_reading(tmp_path: Path) -> None:
-    """All of it, up to a limit; /dev/null is as good as an empty file."""
+    """All of it, up to a limit; /dev/null reads like an empty file."""
     path = tmp_path / "file"
     path.write_bytes(b"x" * 3_000_000)
     assert read_file(path) == b"x" * 3_000_000
@@ -50,7 +50,7 @@ def test_reading(tmp_path: Path) -> None:
 
 
 def test_most_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No limit and an unknown limit are not a small number: RLIM_INFINITY is -1."""
+    """No limit and an unknown limit are not treated as a small number: RLIM_INFINITY is -1."""
     monkeypatch.setattr(files.resource, "getrlimit", lambda _which: (1024, 4096))
     assert files.most_open_files() == 1024
     monkeypatch.setattr(files.resource, "getrlimit", lambda _which: (-1, -1))

@@ -1,4 +1,4 @@
-"""Root's imports: each in a process of its own, which is root and plants as another account."""
+"""Root's imports. Each test is a process of its own, which is root and plants files as another account."""
 
 import importlib.util
 import os
@@ -58,7 +58,7 @@ def tried(name):
 
 
 def test_others_modules(theirs: Path) -> None:
-    """They are not found, and the message has the reason; once the rights are given up they are."""
+    """They are not found, and the message has the reason; once rights are dropped they are found."""
     source = "print(tried('ostler_theirs')); imports.release(); print(tried('ostler_theirs'), sys.path[0])"
     refused, found = run(TRY + source, theirs).splitlines()
     assert refused.startswith("No module named 'ostler_theirs' that root may import: uid 12345 can write")
@@ -66,14 +66,14 @@ def test_others_modules(theirs: Path) -> None:
 
 
 def test_ours_behind_theirs(ours: Path, theirs: Path) -> None:
-    """A module of others does not hide ours of the same name."""
+    """A module of others does not hide one of ours with the same name."""
     (ours / "ostler_theirs.py").write_text("")
     source = "import ostler_theirs; print(ostler_theirs.__file__)"
     assert run(source, theirs, ours) == str(ours / "ostler_theirs.py")
 
 
 def test_part_of_a_package(ours: Path) -> None:
-    """A package of ours with a folder, or a link, of others in it."""
+    """A package of ours that contains a folder, or a link, of others."""
     (ours / "ostler_mixed/theirs").mkdir(parents=True)
     (ours / "ostler_mixed/__init__.py").touch()
     (ours / "ostler_mixed/theirs/__init__.py").touch()
@@ -82,7 +82,7 @@ def test_part_of_a_package(ours: Path) -> None:
 
 
 def test_bytecode_of_others(ours: Path) -> None:
-    """It is not read where others can write it, however well it fits the source."""
+    """Bytecode that others can write is not read, even if it matches the source beside it."""
     source = ours / "ostler_cached.py"
     source.write_text("print('source')  \n")
     (ours / "evil.py").write_text("print('planted') \n")
@@ -91,15 +91,13 @@ def test_bytecode_of_others(ours: Path) -> None:
     script = f"import py_compile; py_compile.compile({str(ours / 'evil.py')!r}, cfile=sys.argv[1])"
     cached = ours / "__pycache__" / f"ostler_cached.{sys.implementation.cache_tag}.pyc"
     subprocess.run([sys.executable, "-c", f"import sys; {script}", str(cached)], check=True)
-    assert (
-        run("import ostler_cached", ours) == "planted"
-    )  # no other account can write it: a cache as any other
+    assert run("import ostler_cached", ours) == "planted"  # no other account can write it, so it is used
     os.chown(cached.parent, UID, UID)
     assert run("import ostler_cached", ours) == "source"
 
 
 def test_environment(ours: Path, theirs: Path) -> None:
-    """An interpreter that root starts does not look there before its rights are given up."""
+    """An interpreter that root starts does not look there before rights are dropped."""
     (theirs / "sitecustomize.py").write_text("import os; print('custom', os.environ.get('LATE'), end=' ')\n")
     child = (
         "import os, sys; from ostler.osapi import imports; imports.guard(); os.environ['LATE'] = 'late'; "
@@ -117,7 +115,7 @@ def test_environment(ours: Path, theirs: Path) -> None:
 
 
 def test_folder_of_the_program(theirs: Path, ours: Path) -> None:
-    """`python -m` puts the current folder first: not if others can write it."""
+    """`python -m` puts the current folder first on the path: not if others can write it."""
     source = (
         f"print([imports.environment(f).get('PYTHONSAFEPATH') for f in ({str(theirs)!r}, {str(ours)!r})])"
     )
@@ -125,7 +123,7 @@ def test_folder_of_the_program(theirs: Path, ours: Path) -> None:
 
 
 def test_metadata(theirs: Path) -> None:
-    """Distributions are looked for where modules are."""
+    """Distributions are looked for in the same places as modules."""
     (theirs / "planted-1.0.dist-info").mkdir()
     (theirs / "planted-1.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: planted\n")
     source = (
@@ -148,9 +146,9 @@ def test_archive(ours: Path, theirs: Path) -> None:
 
 
 def test_link_in_the_installation(ours: Path, theirs: Path) -> None:
-    """One that leads out of it, as of an app that is being developed, is judged by where it leads.
+    """For a link that leads out of the installation, as to an app under development, its target is checked.
 
-    What lies in it is imported if it belongs to whom the whole belongs to.
+    Modules there are imported if they belong to the owner of the whole folder.
     """
     (ours / "ostler_linked").symlink_to(theirs / "ostler_pack")
     (ours / "ostler_link.py").symlink_to(theirs / "ostler_theirs.py")
@@ -182,7 +180,7 @@ def test_link_in_the_installation(ours: Path, theirs: Path) -> None:
 
 
 def test_another_list_of_finders(theirs: Path) -> None:
-    """A configuration that replaces the list has its finders, and imports work afterwards."""
+    """A configuration that replaces the list keeps its finders, and imports work afterwards."""
     source = (
         "own = type('Own', (), {'find_spec': lambda *_: None})()\n"
         "sys.meta_path = [own]\n"

@@ -1,4 +1,4 @@
-"""Resetting what a process inherits; each test in a process of its own, as signals and umask change."""
+"""Resetting what a process inherits; each test is a process of its own, because signals and umask change."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Unnamed files in memory, also where the kernel refuses the call that is for it."""
+"""Unnamed files in memory, also where the kernel refuses memfd_create(2)."""
 
 import errno
 import os
@@ -32,7 +32,7 @@ def works(fd: int) -> None:
 
 
 def test_a_memfd() -> None:
-    """It bears the name, and can be sealed."""
+    """It has the name, and can be sealed."""
     fd = memory_file("ostler-test")
     assert os.readlink(f"/proc/self/fd/{fd}").startswith("/memfd:ostler-test")  # noqa: PTH115
     works(fd)
@@ -48,7 +48,7 @@ def test_an_old_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS])
 def test_refused(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """E.g. by a filter: then it is an unnamed file in /dev/shm."""
+    """E.g. by a seccomp filter: then it is an unnamed file in /dev/shm."""
     monkeypatch.setattr(os, "memfd_create", refuse(number))
     fd = memory_file("ostler-test")
     assert os.readlink(f"/proc/self/fd/{fd}").startswith("/dev/shm/")  # noqa: PTH115

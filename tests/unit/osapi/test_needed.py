@@ -1,4 +1,4 @@
-"""Calls that are tried before a start."""
+"""System calls that are tried before a start."""
 
 import errno
 
@@ -25,7 +25,7 @@ def test_refused(monkeypatch: pytest.MonkeyPatch, number: int, advice: str) -> N
 
 
 def test_too_few_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A limit that no start fits into is named at once."""
+    """A limit that is too low for any start is reported at once."""
     monkeypatch.setattr(needed, "most_open_files", lambda: 12)
     with pytest.raises(OstlerError, match="may open 12 files"):
         needed.check_calls()

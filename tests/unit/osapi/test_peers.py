@@ -1,4 +1,4 @@
-"""The user at the other end of a connection, as the kernel reports it."""
+"""The user at the other end of a connection, from the kernel."""
 
 import os
 import socket
@@ -16,7 +16,7 @@ OTHER = 4321
 
 
 def test_a_unix_socket(tmp_path: Path) -> None:
-    """The process that listens."""
+    """The user of the listening process."""
     with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as client:
         server.bind(str(tmp_path / "s"))
         server.listen()
@@ -44,7 +44,7 @@ def test_a_tcp_server(host: str, accepted: bool) -> None:
 
 @pytest.fixture
 def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Tables of the kernel that a test writes."""
+    """Copies of the kernel's tables that a test writes."""
     paths = [tmp_path / "tcp", tmp_path / "tcp6"]
     monkeypatch.setattr(peers, "_TABLES", tuple(paths))
     return paths
@@ -70,11 +70,11 @@ ACCEPTED = ("127.0.0.1:9000", "127.0.0.1:50000", "01")
     ("v4", "v6", "owners"),
     [
         ([row(*LISTENER, OTHER, 7)], [], {OTHER}),
-        # The listener was replaced after we connected: the user of the connection counts, too.
+        # The listener was replaced after we connected: the user of the connection counts as well.
         ([row(*LISTENER, 0, 7), row(*ACCEPTED, OTHER, 8)], [], {0, OTHER}),
-        # Not accepted yet: the kernel shows no owner, which is not root.
+        # Not accepted yet: the kernel shows no owner, which must not count as root.
         ([row(*LISTENER, OTHER, 7), row(*ACCEPTED, 0, 0)], [], {OTHER}),
-        # The most specific address is the one that is reached.
+        # The kernel delivers to the most specific address.
         ([row("0.0.0.0:9000", "0.0.0.0:0", "0A", 0, 7), row(*LISTENER, OTHER, 7)], [], {OTHER}),
         ([row("0.0.0.0:9000", "0.0.0.0:0", "0A", OTHER, 7)], [], {OTHER}),
         ([], [row(":::9000", ":::0", "0A", OTHER, 7)], {OTHER}),
@@ -93,7 +93,7 @@ def test_what_the_tables_say(tables: list[Path], v4: list[str], v6: list[str], o
 
 
 def test_without_tables(tables: list[Path]) -> None:
-    """No IPv6, or nothing at all: nothing is known."""
+    """No IPv6, or no tables at all: the user is unknown."""
     assert peers._owners(OURS, THEIRS) == set()
 
 
@@ -102,7 +102,7 @@ FAMILIES = [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")]
 
 @pytest.mark.parametrize(("family", "host"), FAMILIES, ids=["IPv4", "IPv6"])
 def test_the_user_of_a_tcp_client(family: socket.AddressFamily, host: str) -> None:
-    """The uid of the process that has made the client's socket."""
+    """The uid of the process that has created the client's socket."""
     peers = TcpPeers()
     listener = socket.create_server((host, 0), family=family)
     with listener, socket.create_connection(listener.getsockname()[:2]) as client:
@@ -115,7 +115,7 @@ def test_the_user_of_a_tcp_client(family: socket.AddressFamily, host: str) -> No
 
 
 def test_a_client_that_has_left_is_not_root() -> None:
-    """The kernel gives uid 0 for a socket that no process has any more; it must not count as root's."""
+    """The kernel reports uid 0 for a socket without a process; it must not count as root."""
     peers = TcpPeers()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = socket.create_connection(listener.getsockname())

@@ -25,7 +25,7 @@ time.sleep(60)
 
 
 def test_main_thread_is_hit() -> None:
-    """Its handler runs at once, though it waits, has another signal pending, and is not alone."""
+    """Its handler runs at once, although it waits, has another signal pending, and is not the only thread."""
     with subprocess.Popen([sys.executable, "-c", CHILD], stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == b"ready\n"
@@ -62,7 +62,7 @@ time.sleep(60)
 
 
 def test_many_signals_at_once() -> None:
-    """Handlers of all signals that have waited while a process was stopped have room on their stack."""
+    """The stack has room for the handlers of all signals that were pending while the process was stopped."""
     with subprocess.Popen([sys.executable, "-c", STOPPED], stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == b"ready\n"

@@ -40,7 +40,7 @@ def test_no_socket() -> None:
 
 
 def test_all_arrive() -> None:
-    """As many as the kernel lets through are received, none is left to the kernel to close."""
+    """As many as the kernel allows are received, so that the kernel itself has to close none."""
     one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with one, other:
         socket.send_fds(one, [b"x"], [one.fileno()] * received.MOST)

@@ -1,4 +1,4 @@
-"""What the kernel says of TCP connections, and that it says nothing of others."""
+"""What the kernel reports about TCP connections, and that nothing is reported for other sockets."""
 
 import socket
 import time
@@ -22,7 +22,7 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 def test_times(ends: tuple[socket.socket, socket.socket]) -> None:
-    """The last bytes that came, and those that went, are as old as they are."""
+    """The ages of the last received and the last sent bytes."""
     ours, client = ends
     client.sendall(b"x")
     ours.sendall(b"y")
@@ -35,7 +35,7 @@ def test_times(ends: tuple[socket.socket, socket.socket]) -> None:
 
 
 def test_bytes(ends: tuple[socket.socket, socket.socket]) -> None:
-    """Bytes count when the client's kernel has them."""
+    """Bytes count as sent when the client's kernel has them."""
     ours, _ = ends
     before = bytes_acked(ours)
     ours.sendall(b"x" * 1000)
@@ -43,7 +43,7 @@ def test_bytes(ends: tuple[socket.socket, socket.socket]) -> None:
 
 
 def test_other_sockets() -> None:
-    """Of a Unix socket nothing is known; nor of what fills in less of the structure."""
+    """Nothing is known of a Unix socket, nor when a kernel fills in less of the structure."""
     one, other = socket.socketpair()
     with one, other:
         assert (since_last_received(one), since_last_sent(one), bytes_acked(one)) == (None, None, -1)

@@ -21,7 +21,7 @@ UID, GID = 12345, 23456
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """One that only root can write, with a file of root's."""
+    """A folder that only root can write, with a file of root."""
     for path in (tmp_path, *tmp_path.parents):
         if path.stat().st_mode & 0o022 and not path.stat().st_mode & 0o1000:
             path.chmod(0o755)
@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def of(path: Path) -> list[Writer]:
-    """The same for reading and for looking."""
+    """Which accounts can write the path; the same result for reading and for looking."""
     looked = trust.writers(str(path))
     found = trust.open_to_read(str(path))
     assert found.writers == looked
@@ -43,7 +43,7 @@ def of(path: Path) -> list[Writer]:
 
 
 def test_safe(folder: Path) -> None:
-    """What root alone can write, directly and by links, by `..` and from the current folder."""
+    """Files that only root can write, directly and through links, `..` and the current folder."""
     (folder / "link").symlink_to("../safe/file")
     (folder / "far").symlink_to(folder / "link")
     for name in ("file", "link", "far", "../safe/./file"):
@@ -53,7 +53,7 @@ def test_safe(folder: Path) -> None:
 
 
 def test_owner(folder: Path) -> None:
-    """The owner of the file, of its folder, or of one further up can change what the path means."""
+    """The owner of the file, of its folder, or of a parent folder can change what the path means."""
     os.chown(folder / "file", UID, GID)
     assert of(folder / "file") == [Writer(str(folder / "file"), uid=UID, owner_gid=GID)]
     os.chown(folder / "file", 0, 0)
@@ -64,7 +64,7 @@ def test_owner(folder: Path) -> None:
 
 
 def test_modes(folder: Path) -> None:
-    """Everybody, and a group that is not root's, if it may write."""
+    """Everybody, and a group other than root's, if the mode lets them write."""
     (folder / "file").chmod(0o646)
     assert of(folder / "file") == [Writer(str(folder / "file"))]
     os.chown(folder / "file", 0, GID)
@@ -94,7 +94,7 @@ def test_sticky(folder: Path) -> None:
 
 
 def test_links(folder: Path) -> None:
-    """A link counts by where it lies, and then by where it leads."""
+    """Both the folder of a link and its target count."""
     other = folder / "other"
     other.mkdir()
     os.chown(other, UID, GID)
@@ -111,7 +111,7 @@ def test_links(folder: Path) -> None:
 
 
 def test_missing(folder: Path) -> None:
-    """A missing file: the accounts that could make it; opening it is the usual error."""
+    """A missing file: the accounts that could create it; opening it is the usual error."""
     assert trust.writers(str(folder / "no/file")) == []
     with pytest.raises(FileNotFoundError):
         trust.open_to_read(str(folder / "no"))
@@ -120,7 +120,7 @@ def test_missing(folder: Path) -> None:
 
 
 def test_archive(folder: Path) -> None:
-    """What lies in an archive is the archive's; a file that is to be read can't lie in another."""
+    """A file in an archive has the archive's writers; a file to be read can't be in an archive."""
     assert trust.writers(str(folder / "file/part.py")) == []
     os.chown(folder / "file", UID, GID)
     by_other = Writer(str(folder / "file"), uid=UID, owner_gid=GID)
@@ -128,7 +128,7 @@ def test_archive(folder: Path) -> None:
 
 
 def test_mounted_read_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kubernetes' volumes are open to all by their mode, have links in them, and can't be written."""
+    """Volumes of Kubernetes have modes open to all, and links in them, and can't be written."""
     (folder / "..2026").mkdir()
     (folder / "..2026/conf.py").touch()
     (folder / "..data").symlink_to("..2026")
@@ -142,7 +142,7 @@ def test_mounted_read_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_what_others_can_write_is_not_opened(folder: Path, opened: list[str]) -> None:
-    """A link of others may lead to a device, which does something when it is opened."""
+    """A link of others may lead to a device, and opening a device may have effects."""
     (folder / "link").symlink_to("/dev/null")
     os.chown(folder, UID, GID)
     assert trust.open_to_read(str(folder / "link")).writers[0].uid == UID
@@ -150,7 +150,7 @@ def test_what_others_can_write_is_not_opened(folder: Path, opened: list[str]) ->
 
 
 def test_descriptor(folder: Path) -> None:
-    """Links of /proc are judged by the open file that they lead to."""
+    """For links in /proc the open file counts to which they lead."""
     with (folder / "file").open() as file:
         found = trust.open_to_read(f"/dev/fd/{file.fileno()}")
     assert found.writers == []
@@ -170,8 +170,8 @@ def test_access_list(folder: Path) -> None:
     assert of(folder / "file") == [Writer(str(folder / "file"))]
 
 
-def test_the_very_file_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that is put in its place between the look and the opening is refused."""
+def test_the_file_that_was_checked_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that replaces it between check and opening is refused."""
     real_open = os.open
 
     def swap(path: str, flags: int, *args: int, **more: int) -> int:
@@ -186,7 +186,7 @@ def test_the_very_file_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_no_socket_is_opened(folder: Path) -> None:
-    """What can't be opened is an error as ever, and no descriptor stays open."""
+    """A path that can't be opened is the usual error, and no descriptor stays open."""
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(folder / "sock"))
     before = len(list(Path("/proc/self/fd").iterdir()))
@@ -195,14 +195,14 @@ def test_no_socket_is_opened(folder: Path) -> None:
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
-def test_sole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One account, by its own files and its own group; several are none."""
+def test_the_only_writer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One account, by its own files and its own group; several accounts give none."""
     nobody = 65534
     own = Writer("a", uid=nobody, owner_gid=nobody)
     assert trust.sole([own, own]) == (nobody, nobody)
     assert trust.sole([own, Writer("b")]) is None
     assert trust.sole([own, Writer("b", uid=1, owner_gid=1)]) is None
-    # Without names, as in a container: a group is its account's by its number.
+    # Without names, as in a container: the group belongs to the account with the same number.
     assert trust.sole([Writer("a", uid=UID, owner_gid=UID), Writer("a", gid=UID)]) == (UID, UID)
     assert trust.sole([Writer("a", uid=UID, owner_gid=0)]) == (UID, UID)
     assert trust.sole([Writer("a", gid=1)]) == (1, 1)  # daemon's own group
@@ -210,13 +210,14 @@ def test_sole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         pwd, "getpwall", lambda: [*everybody, pwd.struct_passwd(("x", "", 7777, 1, "", "", ""))]
     )
-    assert trust.sole([Writer("a", gid=1)]) is None  # daemon's group is another's first one as well
+    # The group of `daemon` is also the primary group of another account.
+    assert trust.sole([Writer("a", gid=1)]) is None
     assert "'nobody' can write a" in trust.shown([own])
     assert "everybody can write b" in trust.shown([Writer("b")])
 
 
 def test_alone_in_a_user_namespace(folder: Path) -> None:
-    """Root of a namespace with one account is an ordinary user, to whom the system's root shows as nobody."""
+    """Root of a namespace with one account is an ordinary user; the system's root appears to it as nobody."""
     alone = ["unshare", "--user", "--map-root-user", sys.executable, "-c"]
     if subprocess.run([*alone, ""], check=False, capture_output=True).returncode != 0:
         pytest.skip("no user namespaces here")

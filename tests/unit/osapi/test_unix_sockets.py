@@ -21,7 +21,7 @@ from ostler.osapi.unix_sockets import (
 
 @pytest.fixture
 def path(tmp_path: Path) -> Iterator[str]:
-    """In a folder whose name is short enough for sun_path."""
+    """A path in a folder whose name is short enough for sun_path."""
     before = os.getcwd()  # noqa: PTH109
     os.chdir(tmp_path)
     yield "app.sock"
@@ -51,7 +51,7 @@ def test_a_live_socket_stays(path: str, backlog: int) -> None:
 
 
 def test_another_kind_of_socket_stays(path: str) -> None:
-    """A datagram socket, which a stream can't connect to, may be in use."""
+    """A datagram socket, to which a stream can't connect, may be in use."""
     with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as sock:
         sock.bind(path)
         assert remove_dead(path) is Occupant.LIVE_SOCKET
@@ -59,7 +59,7 @@ def test_another_kind_of_socket_stays(path: str) -> None:
 
 @pytest.mark.parametrize("make", [Path.touch, Path.mkdir, lambda path: path.symlink_to("elsewhere")])
 def test_other_files_stay(path: str, make: object) -> None:
-    """A file, a folder, and a link whatever it leads to."""
+    """A file, a folder, and a link to anything."""
     bind_path("elsewhere", 0o600).close()
     make(Path(path))  # type: ignore[operator]
     assert remove_dead(path) is Occupant.NO_SOCKET
@@ -68,7 +68,7 @@ def test_other_files_stay(path: str, make: object) -> None:
 
 
 def test_the_mode_is_there_from_the_beginning(path: str) -> None:
-    """Whatever the umask is, and it is the same afterwards."""
+    """For any umask, which is the same afterwards."""
     before = os.umask(0o022)
     try:
         with bind_path(path, 0o660):
@@ -82,7 +82,7 @@ def test_the_mode_is_there_from_the_beginning(path: str) -> None:
 
 
 def test_only_the_own_file_is_removed(path: str) -> None:
-    """What others have put in its place stays."""
+    """A file that others have put in its place stays."""
     with bind_path(path, 0o600):
         own = identity(path)
         assert own is not None

@@ -1,4 +1,4 @@
-"""The accounting: what a worker does with it is what the supervisor reads."""
+"""The accounting: the supervisor reads what a worker writes with it."""
 
 import gc
 import os
@@ -15,9 +15,9 @@ from ostler.scoreboard.layout import bucket_of
 from ostler.scoreboard.reader import Scoreboard
 
 SECOND = 1_000_000_000
-# When workers of these tests are made, and what their clock shows later.
+# When workers of these tests are made, and the later time of their clock.
 BORN, NOW = 1_000 * SECOND, 1_060 * SECOND
-# All that a slot has room for is written and read as it is.
+# Texts as long as a slot has room for are written and read completely.
 LONG_TARGET = b"/" + b"x" * (layout.PATH_SIZE + 50)
 
 
@@ -37,7 +37,7 @@ class Worker:
         return sorted(f"{r.method} {r.path}" for r in self.scoreboard.in_flight(self.cell))
 
     def memory(self) -> int:
-        """Bytes that the cell takes."""
+        """Bytes of memory that the cell uses."""
         return os.fstat(self.scoreboard.fileno(self.cell)).st_blocks * 512
 
 
@@ -202,7 +202,7 @@ def test_an_extension_ends_with_its_request(worker: Worker) -> None:
 
 
 def test_an_extension_is_for_the_request_that_is_meant(worker: Worker) -> None:
-    """Asked for by another thread, it may come when the next request is in the slot."""
+    """Another thread asks for it, perhaps when the next request is already in the slot."""
     slot = worker.accounting.thread_slot(0)
     slot.begin("GET", b"/", NOW)
     slot.end(200, 0, NOW + 1)
@@ -291,7 +291,7 @@ def begin(worker: Worker, number: int) -> RequestSlot:
 
 
 def test_slots_are_taken_into_use_as_they_are_needed(loop: Worker) -> None:
-    """All of many requests at once are visible; what was never needed takes no memory."""
+    """All of many requests at once are visible; slots that were never needed use no memory."""
     assert loop.scoreboard.slots(loop.cell) == 1
     small = loop.memory()
     slots = [begin(loop, number) for number in range(700)]
@@ -342,14 +342,14 @@ def test_slots_and_their_memory_are_given_up_when_they_are_free(loop: Worker) ->
     assert loop.memory() < large / 5
     assert loop.shown() == ["GET /99"]
     assert loop.scoreboard.counts(loop.cell).requests == 699
-    # What comes again is shown as before, also if it is the same request.
+    # Slots that are used again show requests as before, also the same request.
     again = [begin(loop, number) for number in range(700) if number != 99]
     assert len({slot.number for slot in (remaining, *again)}) == 700
     assert loop.shown() == sorted(f"GET /{number}" for number in range(700))
 
 
 def test_slots_that_were_given_up_before_are_not_touched(loop: Worker) -> None:
-    """Giving up the slots of a small burst takes no memory for those of a large one before it."""
+    """Giving up the slots of a small burst allocates no memory for those of an earlier large one."""
     loop.clock = NOW + 60 * SECOND
     left = []
     for number, burst in enumerate((900, 40), 1):
@@ -369,7 +369,7 @@ def test_the_lowest_free_slots_are_used_first_after_giving_up(loop: Worker) -> N
 
 
 def test_more_requests_than_slots(worker: Worker) -> None:
-    """They are served and counted, but not shown, and are never overdue."""
+    """The others are served and counted, but not shown, and are never overdue."""
     worker.accounting.thread_slot(0)
     slots = [begin(worker, number) for number in range(6)]
     assert [slot.number for slot in slots] == [1, 2, 3, -1, -1, -1]

@@ -1,4 +1,4 @@
-"""The scoreboard: what a worker writes is what the supervisor reads, through one memfd."""
+"""The scoreboard: the supervisor reads what a worker writes, through one memfd."""
 
 import os
 import time
@@ -17,11 +17,11 @@ from ostler.scoreboard.layout import bucket_limit, bucket_of, percentile
 from ostler.scoreboard.reader import Scoreboard, ScoreboardState
 from tests.kit.raw_cell import RawCell
 
-# What the histogram can tell apart ends here: 2**37 ns, 137 s.
+# The largest limit of the histogram: 2**37 ns, 137 s.
 LONGEST = 2**37 - 1
 
 
-# Where the tests' clock stands when a worker is born, and later, when it is looked at; ns.
+# The tests' clock when a worker is born, and later, when it is read; in ns.
 BORN, NOW = 1_000_000_000_000, 1_060_000_000_000
 
 
@@ -40,7 +40,7 @@ class Board(Scoreboard):
         self.on_implausible = lambda *what: self.doubts.append(what)
 
     def born(self, threads: int = 1) -> int:
-        """A cell for a worker that has been there for a minute."""
+        """A cell for a worker that was born a minute ago."""
         self.now = BORN
         cell = self.allocate_cell(threads + 1)
         self.now = NOW
@@ -103,19 +103,21 @@ def test_counts_round_trip(board: Board) -> None:
     words[layout.OPENED] = 4
     words[layout.CLOSED] = 3
     words, _ = worker.slot(3)
-    words[layout.BYTES_SENT] = 7  # the watcher's, which only sends what others have begun
+    words[layout.BYTES_SENT] = 7  # the watcher's slot: it only sends answers that others have begun
 
     counts = board.counts(cell)
     assert (counts.requests, counts.errors, counts.bytes_sent) == (2, 1, 127)
     assert (counts.opened, counts.closed) == (4, 3)
     assert [n for n in range(10) if counts.statuses[n]] == [2, 5]
     assert sum(counts.histogram) == sum(counts.queued) == 2
-    assert board.slots(cell) == 3 + 1  # and the watcher's
+    assert board.slots(cell) == 3 + 1  # and that of the watcher
     assert board.heartbeat(cell) == 1005.5
 
 
 def test_cells_are_apart(board: Board) -> None:
-    """Each worker has memory of its own, as large as its slots need, and no descriptor leads elsewhere."""
+    """Each worker has memory of its own, as large as its slots need,
+    and its descriptor leads to no other memory.
+    """
     cells = [board.born() for _ in range(3)]
     serve(writer(board, cells[1]), 0, 200, 1, 1)
     assert [board.counts(cell).requests for cell in cells] == [0, 1, 0]
@@ -145,7 +147,7 @@ def test_deadlines(board: Board) -> None:
     words[layout.EXTENDED_FOR], words[layout.EXTENDED_UNTIL] = started, started + 47_000_000_000
     (request,) = board.in_flight(cell)
     assert [request.deadline(timeout) for timeout in (10.0, 100.0, 0.0)] == [1050.0, 1103.0, None]
-    # It was the request before that had asked.
+    # The request before had asked for it.
     words[layout.STARTED] = started + 1_000_000_000
     (request,) = board.in_flight(cell)
     assert request.deadline(10.0) == 1014.0
@@ -153,7 +155,7 @@ def test_deadlines(board: Board) -> None:
 
 @pytest.mark.parametrize("until", [layout.NEVER, layout.NEVER - 1, NOW + 2 * 10**18])
 def test_more_time_than_can_be_asked_for(board: Board, until: int) -> None:
-    """That is forever, as 0 is never."""
+    """Too large an extension means no deadline, and 0 is never."""
     cell = board.born()
     worker = writer(board, cell)
     words, _ = worker.slot(0)
@@ -165,7 +167,7 @@ def test_more_time_than_can_be_asked_for(board: Board, until: int) -> None:
 
 
 def test_marking_an_overdue_request(board: Board) -> None:
-    """Its slot says when it started, and no other slot says anything."""
+    """Its slot gets its start time as the mark, and no other slot is marked."""
     cell = board.born(threads=3)
     worker = writer(board, cell, threads=3)
     started = BORN + 4711
@@ -179,7 +181,7 @@ def test_marking_an_overdue_request(board: Board) -> None:
 
 
 def test_a_worker_marks_nothing(board: Board) -> None:
-    """Which request is overdue the supervisor knows by itself; what the worker writes there is its own."""
+    """The supervisor itself decides which request is overdue; values of a worker there are ignored."""
     cell = board.born()
     worker = writer(board, cell)
     begin(worker, 0, b"GET", b"/", BORN)
@@ -193,7 +195,7 @@ def test_a_worker_marks_nothing(board: Board) -> None:
 
 
 def test_last_requests(board: Board) -> None:
-    """In flight first, the longest before others, then what idle threads did last; five at most."""
+    """Requests in flight first, the longest before others, then the last of idle threads; at most five."""
     cell = board.born(threads=8)
     worker = writer(board, cell, threads=8)
     assert board.last_requests(cell) == []
@@ -208,14 +210,16 @@ def test_last_requests(board: Board) -> None:
 
 
 def test_in_flight_keeps_no_query(board: Board) -> None:
-    """Queries hold secrets: they are not shown."""
+    """Query strings may contain secrets: they are not shown."""
     cell = board.born()
     begin(writer(board, cell), 0, b"GET", b"/a?token=x", BORN)
     assert board.in_flight(cell)[0].path == "/a"
 
 
 def test_in_flight_takes_any_bytes(board: Board) -> None:
-    """What is no printable ASCII in a path is percent-encoded, and what is no token is no method."""
+    """Bytes of a path that are not printable ASCII are percent-encoded,
+    and a method that is not a token is not shown.
+    """
     cell = board.born()
     worker = writer(board, cell)
     begin(worker, 0, b"GET", b"/\xff a\x1b[2J\x00", BORN)
@@ -225,7 +229,7 @@ def test_in_flight_takes_any_bytes(board: Board) -> None:
 
 
 def test_give_back_returns_the_last_counts(board: Board) -> None:
-    """Connections that were open when the process died are closed with it."""
+    """Connections that were open when the process died count as closed."""
     cell = board.born()
     worker = writer(board, cell)
     serve(worker, 0, 200, 10, 1)
@@ -237,7 +241,7 @@ def test_give_back_returns_the_last_counts(board: Board) -> None:
 
 
 def test_another_program_goes_on(board: Board) -> None:
-    """Totals, what each worker had counted and which are not trusted survive an upgrade, as msgpack."""
+    """Totals, the counts of each worker and which workers are not trusted survive an upgrade, as msgpack."""
     good, bad, gone = (board.born() for _ in range(3))
     for cell in (good, bad, gone):
         serve(writer(board, cell), 0, 200, 10, 1)
@@ -260,7 +264,7 @@ def test_another_program_goes_on(board: Board) -> None:
 
 
 def spoil(board: Board, cell: int) -> None:
-    """Write what makes the worker implausible."""
+    """Write values that make the worker implausible."""
     words, _ = writer(board, cell).slot(0)
     words[layout.STATUS_CLASSES + 2] = 2**64 - 1
     board.read(cell)
@@ -289,7 +293,7 @@ SLOT_LIES = {
 
 
 def distrusted(board: Board, cell: int) -> None:
-    """Its numbers are as before, nothing is in flight, and one doubt was reported."""
+    """Its numbers are as before, no request is in flight, and one doubt was reported."""
     for _ in range(2):
         reading = board.read(cell)
         assert (reading.counts.requests, reading.counts.bytes_sent) == (7, 700)
@@ -301,8 +305,8 @@ def distrusted(board: Board, cell: int) -> None:
 
 
 @pytest.mark.parametrize(("word", "value"), HEADER_LIES.values(), ids=HEADER_LIES.keys())
-def test_lies_in_the_header(board: Board, word: int, value: int) -> None:
-    """The worker is not trusted any more; what it had counted before stays."""
+def test_implausible_words_in_the_header(board: Board, word: int, value: int) -> None:
+    """The worker is not trusted any more; its earlier counts stay."""
     cell = board.born()
     worker = writer(board, cell)
     for _ in range(7):
@@ -313,8 +317,8 @@ def test_lies_in_the_header(board: Board, word: int, value: int) -> None:
 
 
 @pytest.mark.parametrize(("word", "value"), SLOT_LIES.values(), ids=SLOT_LIES.keys())
-def test_lies_in_a_slot(board: Board, word: int, value: int) -> None:
-    """The same for each of its words."""
+def test_implausible_words_in_a_slot(board: Board, word: int, value: int) -> None:
+    """The same for each word of a slot."""
     cell = board.born()
     worker = writer(board, cell)
     for _ in range(7):
@@ -323,13 +327,13 @@ def test_lies_in_a_slot(board: Board, word: int, value: int) -> None:
     words, _ = worker.slot(0)
     words[word] = value
     distrusted(board, cell)
-    # Also of one that tells the truth afterwards.
+    # It stays so, even if the worker's values are correct afterwards.
     words[word] = 7
     distrusted(board, cell)
 
 
-def test_lies_about_the_length_of_a_text(board: Board) -> None:
-    """Also of a slot that is idle, which is read when its worker has died."""
+def test_implausible_length_of_a_text(board: Board) -> None:
+    """Also in an idle slot, which is read when its worker has died."""
     for started in (BORN, 0):
         cell = board.born()
         words, _ = writer(board, cell).slot(0)
@@ -342,7 +346,9 @@ def test_lies_about_the_length_of_a_text(board: Board) -> None:
 
 
 def test_memory_that_is_cut_off(board: Board, tmp_path: Path) -> None:
-    """A file that is no memfd can't be sealed: what its worker cuts off is missed, and nothing else fails."""
+    """A file other than a memfd can't be sealed:
+    only the data that its worker cuts off is missing, and nothing else fails.
+    """
     cell = board.born()
     path = tmp_path / "cell"
     path.write_bytes(bytes(100))
@@ -354,8 +360,8 @@ def test_memory_that_is_cut_off(board: Board, tmp_path: Path) -> None:
     board.free_cell(cell)
 
 
-def test_what_is_much_but_true(board: Board) -> None:
-    """Quick workers, long downloads and many threads are none of this."""
+def test_large_but_plausible_numbers(board: Board) -> None:
+    """Quick workers, long downloads and many threads are plausible."""
     cell = board.born(threads=256)
     worker = writer(board, cell, threads=256)
     worker.header[layout.HEARTBEAT] = NOW
@@ -374,8 +380,9 @@ def test_what_is_much_but_true(board: Board) -> None:
 @settings(derandomize=True, database=None, deadline=None, max_examples=200)
 @given(st.data())
 def test_any_words_at_all(data: st.DataObject) -> None:
-    """Whatever is in a cell: reading never fails, all numbers are bounded, texts are printable, totals never
-    shrink, an honest worker's numbers are as they were, and all of it can be carried over an upgrade."""
+    """For any content of a cell: reading never fails, all numbers are bounded, texts are printable, totals
+    never decrease, the numbers of other workers are correct, and all of it can be carried over an upgrade.
+    """
     word = st.one_of(
         st.sampled_from(
             [0, 1, 2, 3, 255, 2**32, 2**63 - 1, 2**63, 2**64 - 1, BORN, NOW, NOW + 1, NOW - 10**9]
@@ -426,8 +433,8 @@ def test_any_words_at_all(data: st.DataObject) -> None:
         board.close()
 
 
-def test_totals_are_full_once() -> None:
-    """Sums stay within what others can read."""
+def test_totals_are_bounded() -> None:
+    """Sums stay within the range that other programs can read."""
     counts = Counts()
     most = Counts(MOST, MOST, MOST, MOST, MOST, [MOST] * 10, [MOST] * layout.BUCKETS, [MOST] * layout.BUCKETS)
     counts.add(most)
@@ -467,7 +474,7 @@ def _sums(counts: Counts) -> list[int]:
     )
 )
 def test_totals_never_go_backwards(steps: list[tuple[object, ...]]) -> None:
-    """Whatever workers come, serve and go, no total ever shrinks and no request is lost."""
+    """When workers come, serve and end, no total ever decreases and no request is lost."""
     board = Board()
     workers: dict[int, RawCell] = {}
     before, served = _sums(board.totals()), 0
@@ -499,7 +506,7 @@ def test_totals_never_go_backwards(steps: list[tuple[object, ...]]) -> None:
 
 
 def test_requests_of_many_slots(board: Board) -> None:
-    """All are seen, in order, and one that stays is the same object: it is not examined again."""
+    """All are read, in order, and one that stays is the same object: it is not examined again."""
     cell = board.born(threads=999)
     worker = writer(board, cell, threads=999)
     for number in range(0, 1000, 3):
@@ -517,7 +524,7 @@ def test_requests_of_many_slots(board: Board) -> None:
 
 
 def test_what_slots_of_loops_claim_to_have_counted(board: Board) -> None:
-    """More slots than a worker has threads show requests and count nothing."""
+    """Slots beyond a worker's number of threads show requests, but their counters are ignored."""
     cell = board.born(threads=999)
     serve(writer(board, cell, threads=999), 600, 200, 10, 1)
     assert board.counts(cell).requests == 0
@@ -525,7 +532,9 @@ def test_what_slots_of_loops_claim_to_have_counted(board: Board) -> None:
 
 
 def test_a_cell_that_costs_much_is_read_less_often() -> None:
-    """The time that a worker can take from the supervisor is bounded; what others say is not delayed."""
+    """The time that a worker can take from the supervisor is bounded;
+    reading of other workers is not delayed.
+    """
     spent = 0
 
     class Costly(Board):
@@ -539,7 +548,7 @@ def test_a_cell_that_costs_much_is_read_less_often() -> None:
     begin(worker, 998, b"GET", b"/", BORN)
 
     def clock() -> int:
-        """To read a cell of many slots takes 5 ms."""
+        """Reading a cell of many slots takes 5 ms."""
         nonlocal spent
         spent += 5_000_000 if worker.header[layout.SLOTS_IN_USE] > 500 and reading == costly else 0
         return board.now
@@ -555,7 +564,7 @@ def test_a_cell_that_costs_much_is_read_less_often() -> None:
     begin(other, 0, b"GET", b"/", BORN)
     assert len(board.look(cheap).in_flight) == 1
     reading = costly
-    assert board.in_flight(costly) == []  # who asks for this one does not ask often
+    assert board.in_flight(costly) == []  # this one is not read often
     begin(worker, 998, b"GET", b"/", BORN + 1)
     board.now += 10 * rests
     assert len(board.look(costly).in_flight) == 1
@@ -563,7 +572,7 @@ def test_a_cell_that_costs_much_is_read_less_often() -> None:
 
 
 def test_slots_that_are_claimed_and_never_written(board: Board) -> None:
-    """A worker that claims all slots at once costs neither memory nor much time."""
+    """A worker that claims all slots at once uses neither memory nor much time."""
     cell = board.born(threads=16384)
     worker = writer(board, cell, threads=16384)
     began = time.thread_time()
@@ -590,14 +599,14 @@ def test_buckets_are_in_order(one: int, other: int) -> None:
 @settings(derandomize=True, database=None)
 @given(st.one_of(st.integers(0, LONGEST), st.integers(12, 37).map(lambda n: 2**n - 1)))
 def test_bucket_limits_hold(nanoseconds: int) -> None:
-    """The bucket's limit is above the duration, by a quarter of it (or a microsecond) at most."""
+    """The bucket's limit exceeds the duration by at most a quarter of it (or a microsecond)."""
     limit = bucket_limit(bucket_of(nanoseconds)) * 1e9
     assert nanoseconds <= limit
     assert limit <= max(nanoseconds * 1.25, nanoseconds + 1024) + 1e-3
 
 
 def test_buckets_have_no_gaps() -> None:
-    """Each bucket begins where the one before ends, and none is never used."""
+    """Each bucket begins where the one before ends, and each can be used."""
     for bucket in range(layout.BUCKETS - 1):
         edge = round(bucket_limit(bucket) * 1e9)
         assert bucket_of(edge - 1) == bucket
@@ -605,13 +614,13 @@ def test_buckets_have_no_gaps() -> None:
 
 
 def test_extreme_durations() -> None:
-    """What is too long is in the last bucket, what is below nothing in the first."""
+    """Too long durations are in the last bucket, negative ones in the first."""
     assert bucket_of(2**63) == bucket_of(LONGEST) == layout.BUCKETS - 1
     assert bucket_of(0) == bucket_of(-5_000_000) == 0
 
 
 def test_percentile() -> None:
-    """The limit of the bucket in which the asked fraction of requests is reached."""
+    """The limit of the bucket in which the requested fraction of requests is reached."""
     counts = [0] * layout.BUCKETS
     assert percentile(counts, 0.99) is None
     counts[10], counts[50] = 99, 1
@@ -620,7 +629,7 @@ def test_percentile() -> None:
 
 
 def test_percentile_with_zeros() -> None:
-    """Requests that no bucket counts took no time; the others are on top of them."""
+    """Requests that no bucket counts took no time; the others come after them."""
     counts = [0] * layout.BUCKETS
     assert percentile(counts, 0.95, zeros=3) == 0.0
     counts[50] = 5
@@ -638,7 +647,7 @@ def test_queue_wait() -> None:
     counts.queued[40] = 1
     assert counts.queue_wait(0.9) == 0.0
     assert counts.queue_wait(0.95) == bucket_limit(40)
-    # One that has waited and is still in the app is counted there already.
+    # A request that has waited and is still in the app is already counted here.
     counts.queued[40] = 11
     assert counts.queue_wait(0.1) == bucket_limit(40)
 
@@ -646,7 +655,7 @@ def test_queue_wait() -> None:
 @settings(derandomize=True, database=None)
 @given(st.lists(st.integers(0, LONGEST), min_size=1, max_size=50), st.sampled_from([0.5, 0.9, 0.99, 1.0]))
 def test_percentile_is_near_the_truth(durations: list[int], fraction: float) -> None:
-    """Against exact sorting: never too low, and a quarter (or a microsecond) too high at most."""
+    """Compared with exact sorting: never too low, and at most a quarter (or a microsecond) too high."""
     counts = [0] * layout.BUCKETS
     for duration in durations:
         counts[bucket_of(duration)] += 1
@@ -658,7 +667,7 @@ def test_percentile_is_near_the_truth(durations: list[int], fraction: float) -> 
 
 
 def test_a_cell_can_not_be_cut_off(board: Board) -> None:
-    """A worker has the descriptor: it can neither take memory away nor fill the machine's with it."""
+    """A worker has the descriptor, and can neither truncate the memory nor enlarge it."""
     cell = board.born()
     for size in (0, memory.size(2) + 1):
         with pytest.raises(PermissionError):

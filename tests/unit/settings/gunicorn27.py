@@ -1,4 +1,4 @@
-"""The settings of gunicorn 27.0.1 as facts: name, flags, what follows a flag, and the default.
+"""The settings of gunicorn 27.0.1: name, flags, what follows a flag, and the default.
 
 `switch`: nothing follows; `value`: one value; `list`: one, and the flag may come again; `bare`: a value or
 nothing; `file`: there is no flag. A default that depends on the machine or its user is None.

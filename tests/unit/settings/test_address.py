@@ -32,7 +32,7 @@ from ostler.settings.address import Address, parse_address
     ],
 )
 def test_spellings(text: str, expected: Address) -> None:
-    """Each spelling that gunicorn takes means the same here."""
+    """Each spelling that gunicorn accepts has the same meaning here."""
     assert parse_address(text) == expected
 
 
@@ -86,5 +86,5 @@ ADDRESSES = st.one_of(
 @given(ADDRESSES)
 @settings(derandomize=True, database=None)
 def test_text_is_read_back(address: Address) -> None:
-    """An address shown in a log can be given back to --bind."""
+    """An address as shown in a log can be used with --bind."""
     assert parse_address(str(address)) == address

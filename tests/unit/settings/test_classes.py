@@ -22,17 +22,17 @@ from ostler.settings.classes import BUILT_IN, canonical, names
         ("uvicorn.workers.UvicornWorker", "asgi"),
         ("uvicorn_worker.UvicornWorker", "asgi"),
         ("gunicorn.workers.gasgi.ASGIWorker", "asgi"),
-        # What is not ours keeps its letters: entry points and paths have cases.
+        # Other names keep their case, because entry points and paths are case-sensitive.
         ("MyApp.workers.Mine", "MyApp.workers.Mine"),
     ],
 )
 def test_what_is_meant(written: str, name: str) -> None:
-    """Names that gunicorn's users write, in any case of letters."""
+    """Names that gunicorn users write, in upper or lower case."""
     assert canonical(written) == name
 
 
 def test_a_class_itself() -> None:
-    """A configuration file may give one: its path is its name."""
+    """A configuration file may contain a class: its path is its name."""
     kind = type("EventletWorker", (), {"__module__": "gunicorn.workers.geventlet"})
     assert canonical(kind) == "eventlet"
 
@@ -60,6 +60,6 @@ def test_what_can_not_be_had(written: object, words: str) -> None:
 
 
 def test_names() -> None:
-    """What near names are looked for among: the short ones, each meaning one of ours."""
+    """Similar names are searched among these: the short ones, each of which is a class of Ostler."""
     assert {canonical(name) for name in names()} == set(BUILT_IN)
     assert not [name for name in names() if "." in name or ":" in name]

@@ -1,4 +1,4 @@
-"""Configuration files in gunicorn's format: what is taken from them, and how their mistakes are reported."""
+"""Configuration files in gunicorn's format: which settings are used, and how errors are reported."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +23,7 @@ def evaluated(tmp_path: Path) -> Write:
 
 
 def test_values_and_lines(evaluated: Write) -> None:
-    """Settings are found with the line of their assignment; other names are the file's own business."""
+    """Settings are found with the line of their assignment; other names are ignored."""
     file = evaluated("import os\n_cpus = 2\n\nworkers = _cpus * 2\ntimeout: int = 5\nhelper = 1\n")
     assert file.values == {"workers": 4, "timeout": 5}
     assert file.origin("workers") == "app.conf.py line 4"
@@ -31,21 +31,21 @@ def test_values_and_lines(evaluated: Write) -> None:
 
 
 def test_last_assignment_counts(evaluated: Write) -> None:
-    """The line is the one whose value is in force."""
+    """The line is that of the value in force."""
     file = evaluated("workers = 1\nworkers = 2\n")
     assert file.values["workers"] == 2
     assert file.origin("workers") == "app.conf.py line 2"
 
 
 def test_value_without_a_line(evaluated: Write) -> None:
-    """A setting that is made in a roundabout way is at least placed in its file."""
+    """For a setting that is assigned indirectly at least the file is known."""
     file = evaluated("globals().update(workers=3)\n")
     assert file.values == {"workers": 3}
     assert file.origin("workers") == "app.conf.py"
 
 
 def test_file_is_python(evaluated: Write) -> None:
-    """The file knows where it is, and is not run as a program."""
+    """`__file__` is set, and `__name__` is not `__main__`."""
     file = evaluated("import os.path\nproc_name = os.path.basename(__file__) + ' ' + __name__\n")
     assert file.values["proc_name"] == "app.conf.py __config__"
 
@@ -66,7 +66,7 @@ def test_hooks(evaluated: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_all_of_gunicorns_hooks(evaluated: Write) -> None:
-    """Each is known, with the number of arguments that gunicorn calls it with."""
+    """Each is known, with the number of arguments with which gunicorn calls it."""
     source = "\n".join(
         f"def {name}({', '.join('abcd'[: arguments[0]])}): return {arguments[0]}"
         for name, arguments in HOOKS.items()
@@ -79,14 +79,14 @@ def test_all_of_gunicorns_hooks(evaluated: Write) -> None:
 
 @pytest.mark.parametrize("arguments", [2, 3, 4])
 def test_post_request_of_fewer_arguments(evaluated: Write, arguments: int) -> None:
-    """As in gunicorn it may do without the environ and the response; the first arguments are the same."""
+    """As in gunicorn it may have no parameters for environ and response; the first arguments are the same."""
     names = ", ".join("abcd"[:arguments])
     hook = evaluated(f"def post_request({names}): return [{names}]\n").hooks["post_request"]
     assert hook(1, 2, 3, 4) == [1, 2, 3, 4][:arguments]
 
 
 def test_hooks_of_another_shape(evaluated: Write) -> None:
-    """What takes no argument where there is one is refused before anything starts."""
+    """A function with too few parameters is refused before anything is started."""
     with pytest.raises(ConfigFileError, match="when_ready: expected a function of 1 arguments"):
         evaluated("def when_ready(): ...\n")
     with pytest.raises(ConfigFileError, match="post_request: expected a function of 4 arguments"):
@@ -136,7 +136,7 @@ def test_mistakes(evaluated: Write, source: str, message: str) -> None:
 
 
 def test_nul_in_the_file(tmp_path: Path) -> None:
-    """Bytes that are no Python at all are a mistake like any other."""
+    """Bytes that are not Python at all are an error like any other."""
     (tmp_path / "app.conf.py").write_bytes(b"workers = 1\0\n")
     with pytest.raises(ConfigFileError, match=r"^config: app\.conf\.py"):
         evaluate("app.conf.py", tmp_path)
@@ -151,7 +151,7 @@ def test_unreadable_files(tmp_path: Path) -> None:
 
 
 def test_path_spellings(tmp_path: Path) -> None:
-    """A path counts from the folder; absolute ones and gunicorn's file: work too."""
+    """A path is relative to the folder; absolute paths and gunicorn's file: work as well."""
     path = tmp_path / "sub" / "c.py"
     path.parent.mkdir()
     path.write_text("workers = 7\n")
@@ -191,7 +191,7 @@ def test_broken_module(
 
 
 def test_find(tmp_path: Path) -> None:
-    """The file asked for, else ours, else gunicorn's, else none."""
+    """The requested file, else ours, else gunicorn's, else none."""
     assert find(None, tmp_path) is None
     (tmp_path / "gunicorn.conf.py").touch()
     assert find(None, tmp_path) == "gunicorn.conf.py"
@@ -201,7 +201,7 @@ def test_find(tmp_path: Path) -> None:
 
 
 def test_lines_of_functions_and_imports(tmp_path: Path) -> None:
-    """A hook or a setting that is defined or imported is found in the file."""
+    """For a hook or a setting that is defined or imported the line is found as well."""
     source = "from os import getpid as workers\n\n\ndef ssl_context(config, default):\n    timeout = 1\n"
     (tmp_path / "app.conf.py").write_text(source)
     file = evaluate("app.conf.py", tmp_path)

@@ -1,4 +1,4 @@
-"""What is believed of settings that others than root can write."""
+"""Which settings count from a configuration that others than root can write."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def confined(loaded: Loaded, **command_line: Any) -> tuple[Loaded, list[str]]:
 
 
 def test_harmless_settings_count() -> None:
-    """Settings that matter to workers only are as in the file."""
+    """Settings that only concern workers are as in the file."""
     loaded, warnings = confined(said(workers=(2, 5), timeout=7.0, user="app"))
     assert (loaded.settings.workers, loaded.settings.timeout, loaded.settings.user) == ((2, 5), 7.0, "app")
     assert warnings == []
@@ -29,7 +29,9 @@ def test_harmless_settings_count() -> None:
 
 
 def test_the_administrators_settings() -> None:
-    """The control plane is theirs, and so is a Unix socket for the log; each loss is warned of."""
+    """Settings of the control plane, and a Unix socket for the log, have no effect;
+    there is a warning for each.
+    """
     loaded, warnings = confined(
         said(
             control_socket="/run/x.sock",
@@ -48,7 +50,7 @@ def test_the_administrators_settings() -> None:
 
 
 def test_the_command_line_counts_whatever_is_said() -> None:
-    """A forged report can't change what the command line says, and what that names is opened by root."""
+    """A forged report can't change the command line's values, and root opens the files that these name."""
     loaded, _ = confined(
         said(pidfile="/etc/passwd", bind=("unix:/etc/x",)), pidfile="/run/x.pid", bind=["unix:/run/x"]
     )
@@ -57,7 +59,7 @@ def test_the_command_line_counts_whatever_is_said() -> None:
 
 
 def test_a_folder_of_their_choice() -> None:
-    """With `chdir` from such a file relative paths count from there: all is confined."""
+    """With `chdir` from such a file, relative paths are relative to that folder: all are confined."""
     loaded, _ = confined(said(chdir="/etc/cron.d"), pidfile="x")
     assert loaded.confined == list(OPENED)
 
@@ -71,6 +73,6 @@ def test_a_folder_of_their_choice() -> None:
     ],
 )
 def test_refused(values: dict[str, Any], problem: str) -> None:
-    """What could not have been in a file, or hands out what is the supervisor's."""
+    """Values that can't come from a file, or that pass on descriptors of the supervisor."""
     with pytest.raises(SettingError, match=problem):
         confined(said(**values))

@@ -1,4 +1,4 @@
-"""gunicorn's settings without effect: values with a warning, its lines, and what is refused."""
+"""gunicorn's settings without effect: which values cause a warning, its lines, and which are refused."""
 
 import ssl
 from typing import Any
@@ -43,14 +43,14 @@ class Logger:
         ("print_config", False),
     ],
 )
-def test_what_asks_for_what_is_the_case(name: str, value: Any) -> None:
-    """No warning, whether it is text of the command line or an object of a file."""
+def test_values_that_match_ostlers_behaviour(name: str, value: Any) -> None:
+    """No warning, for a text of the command line and for an object of a file."""
     for result in (loaded({name: value}), loaded(line={name: value})):
         assert (result.ignored, result.warnings) == ({}, [])
 
 
 def test_one_line_for_all() -> None:
-    """Each is named with its place and its advice, and advice that several share is given once."""
+    """Each is named with its place and advice; the same advice for several is given once."""
     result = loaded(
         {"dirty_apps": ["a:b"], "worker_tmp_dir": "/tmp", "logger_class": Logger},
         {"dirty_workers": "3", "http_protocols": "h2,h1"},
@@ -71,13 +71,13 @@ def test_one_line_for_all() -> None:
     }
 
 
-def test_dirty_hooks() -> None:
-    """Functions for what does not exist are reported like values."""
+def test_hooks_without_effect() -> None:
+    """Hooks for features that do not exist are reported like values."""
     assert "on_dirty_starting (app.conf.py line 1)" in loaded({"on_dirty_starting": print}).warnings[0]
 
 
 def test_another_protocol_is_refused() -> None:
-    """A client that speaks uwsgi would see only errors, so the server does not start."""
+    """A client of the uwsgi protocol would only get errors, so the server does not start."""
     with pytest.raises(SettingError, match=r"^protocol \(app\.conf\.py line 1\): only http .* proxy_pass"):
         loaded({"protocol": "uwsgi"})
     assert "protocol (app.conf.py line 1)" in loaded({"protocol": "https"}).warnings[0]
@@ -94,7 +94,7 @@ def test_another_protocol_is_refused() -> None:
     ],
 )
 def test_version_of_tls(value: Any, least: str) -> None:
-    """An ssl_version that we can honour is the oldest version from then on, if no other was asked for."""
+    """An ssl_version that is supported becomes the minimum version, unless another minimum is set."""
     result = loaded({"ssl_version": value})
     assert (result.settings.ssl_minimum_version, result.warnings) == (least, [])
     assert result.origins["ssl_minimum_version"] == "ssl_version, app.conf.py line 1"
@@ -104,14 +104,14 @@ def test_version_of_tls(value: Any, least: str) -> None:
 
 @pytest.mark.parametrize("value", [3, "TLSv1_1", "SSLv3"])
 def test_version_of_tls_that_is_too_old(value: Any) -> None:
-    """Protocols that are not spoken any more are reported, and do not stop the start."""
+    """Protocols that are not supported any more are reported, and do not prevent the start."""
     result = loaded({"ssl_version": value})
     assert result.settings.ssl_minimum_version == "TLSv1.2"
     assert "ssl_version (app.conf.py line 1): the oldest version" in result.warnings[0]
 
 
 def test_default_name() -> None:
-    """default_proc_name is the name where no other is."""
+    """default_proc_name is used if there is no other name."""
     result = loaded({"default_proc_name": "shop"})
     assert (result.settings.proc_name, result.warnings) == ("shop", [])
     assert result.origins["proc_name"] == "default_proc_name, app.conf.py line 1"
@@ -120,7 +120,7 @@ def test_default_name() -> None:
 
 
 def test_print_config() -> None:
-    """What has no effect stands behind the settings, hooks between them; no secret is shown."""
+    """Settings without effect come after the others, hooks between them; no secret is shown."""
     config = ConfigFile(
         "app.conf.py",
         {"raw_env": ["KEY=s3cret"], "dirty_workers": 3},

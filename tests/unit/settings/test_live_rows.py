@@ -1,8 +1,8 @@
-"""Rows that say "takes effect: live" are true.
+"""Verifies the rows with "takes effect: live".
 
-A reload changes the value of one setting, and the same scenario is observed in three fleets: one where the
+A reload changes the value of one setting, and the same scenario runs in three fleets: one where the
 reload changes nothing, one where it changes the value, and one that had the new value from the start. The
-second must be like the third and unlike the first, while all workers of before are still there. A new live
+second must be like the third and unlike the first, while all earlier workers still exist. A new live
 row without an observation fails.
 """
 
@@ -20,12 +20,12 @@ from ostler.settings.table import LIVE
 from tests.kit.play import Play
 
 MEGABYTE = 1 << 20
-# Two workers: when the canary has taken over, one of the old workers drains and one serves.
+# Two workers: after the promotion of the canary, one of the old workers drains and one serves.
 BASE = {"workers": "2", "canary_time": "0", "max_surge": "1", "boot_parallelism": "9", "preload_app": True}
 
 
 class Reloading(Play):
-    """A fleet of which a reload has been asked; its new fork server is about to be configured."""
+    """A fleet for which a reload was requested; its new fork server is about to be configured."""
 
     def __init__(self, before: dict[str, Any], after: dict[str, Any]) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Reloading(Play):
         self.policy = fleet_policy(loaded)
 
     def taken_over(self) -> "Reloading":
-        """The canary serves in slot 1 and its generation is current; no old worker has left."""
+        """The canary serves in slot 1 and its generation is current; no old worker has left yet."""
         self.configured().app_loaded().ready(1)
         assert self.fleet.state.current == 2
         old = [worker.slot for worker in self.workers.values() if worker.generation == 1]
@@ -52,7 +52,7 @@ class Reloading(Play):
         return self
 
     def old(self, slot: int) -> Any:
-        """What the old worker in the slot was sent to do."""
+        """The actions for the old worker in the slot."""
         return next(w.ordered for w in self.workers.values() if (w.slot, w.generation) == (slot, 1))
 
     def asked(self) -> int:
@@ -60,7 +60,9 @@ class Reloading(Play):
         return sum(worker.state == "asked" for worker in self.workers.values())
 
     def seconds(self, number: int, **load: float) -> "Reloading":
-        """So many seconds with this load of each serving worker; processes do what they are asked."""
+        """Let this many seconds pass with this load of each serving worker;
+        processes do what they are asked.
+        """
         for _ in range(number):
             self.after(1.0)
             self.settle_processes()
@@ -164,5 +166,5 @@ def test_live_row(name: str) -> None:
 
 
 def test_no_other_rows() -> None:
-    """Each observation is of a row that is live."""
+    """Each observation is for a live row."""
     assert {name for name in CHANGES if rows()[name].takes_effect is not LIVE} == set()

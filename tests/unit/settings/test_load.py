@@ -17,7 +17,7 @@ def loaded(
     file: dict[str, Any] | None = None,
     cpus: int = 2,
 ) -> Loaded:
-    """Load; in the file each setting stands on the line of its place, counted from 1."""
+    """Load; in the file each setting is on the line of its position, counted from 1."""
     config = None
     if file is not None:
         config = ConfigFile("app.conf.py", file, {name: n for n, name in enumerate(file, 1)})
@@ -72,7 +72,7 @@ def test_threads_choose_the_worker_class() -> None:
 
 
 def test_several_addresses() -> None:
-    """The file's lone text and the command line's list mean the same."""
+    """A single text in the file and a list on the command line have the same meaning."""
     expected = ("127.0.0.1:1", "unix:/x")
     assert loaded({"bind": ["127.0.0.1:1", "unix:/x"]}).settings.bind == expected
     assert loaded(file={"bind": "127.0.0.1:1,unix:/x"}).settings.bind == expected
@@ -101,7 +101,7 @@ def test_mistakes(given: tuple[Any, ...], message: str) -> None:
 
 
 def test_the_environments_proxies() -> None:
-    """FORWARDED_ALLOW_IPS is a default like gunicorn's; empty it means that no proxy is trusted."""
+    """FORWARDED_ALLOW_IPS is a default, as in gunicorn; if it is empty no proxy is trusted."""
     for environment, file, networks in [
         ({}, {}, ("127.0.0.1", "::1")),
         ({"FORWARDED_ALLOW_IPS": "10.0.0.0/8"}, {}, ("10.0.0.0/8",)),
@@ -131,7 +131,7 @@ def test_sendfile() -> None:
     ],
 )
 def test_settings_of_tls_that_need_another(file: dict[str, Any], message: str) -> None:
-    """A configuration that looks as if clients were checked, or https spoken, is refused."""
+    """A configuration that only looks as if clients were verified, or https served, is refused."""
     with pytest.raises(SettingError) as caught:
         loaded(file=file)
     assert str(caught.value).startswith(message)
@@ -139,7 +139,7 @@ def test_settings_of_tls_that_need_another(file: dict[str, Any], message: str) -
 
 
 def test_settings_of_tls_that_belong_together() -> None:
-    """TLS settings of files for gunicorn are taken; None and 0 are no setting."""
+    """TLS settings of files for gunicorn are accepted; None and 0 count as not set."""
     settings = loaded(file={"certfile": None, "keyfile": None, "ca_certs": None, "cert_reqs": 0}).settings
     assert (settings.certfile, settings.cert_reqs) == (None, "none")
     assert loaded(file={"certfile": "c", "cert_reqs": 1}).settings.cert_reqs == "optional"
@@ -147,12 +147,12 @@ def test_settings_of_tls_that_belong_together() -> None:
 
 
 def test_a_value_that_is_not_used_is_not_judged() -> None:
-    """A broken WEB_CONCURRENCY does no harm if the number is set elsewhere."""
+    """An invalid WEB_CONCURRENCY has no effect if the number is set elsewhere."""
     assert loaded({"workers": "2"}, {"WEB_CONCURRENCY": "lots"}).settings.workers == 2
 
 
 def test_settings_travel() -> None:
-    """What the fork server loaded arrives unchanged in the supervisor."""
+    """The settings that the fork server has loaded arrive unchanged in the supervisor."""
     result = loaded(
         {"bind": ["h:1", "unix:/x"], "threads": "3", "timeout": "1.5", "socket_mode": "660"},
         file={"secure_scheme_headers": {"X-Https": "1"}, "forwarded_allow_ips": ["10.0.0.0/8", "::1"]},
@@ -179,12 +179,12 @@ def test_print_config() -> None:
 
 
 def test_no_secrets_in_print_config() -> None:
-    """What an app's environment and a handler of `logging` are given is not shown; their names are."""
+    """Values of the app's environment and arguments of `logging` handlers are not shown; their names are."""
     mail = {"class": "logging.handlers.SMTPHandler", "level": "ERROR", "credentials": ("me", "secret")}
     own = {"()": "app.Filter", "key": "secret"}
     config = {
         "version": 1,
-        "handlers": {"mail": mail, "odd": "secret"},
+        "handlers": {"mail": mail, "other": "secret"},
         "filters": {"own": own},
         "root": {"handlers": ["mail"]},
         "more": {"token": "secret"},
@@ -198,7 +198,7 @@ def test_no_secrets_in_print_config() -> None:
 
 
 def test_the_port_of_a_platform() -> None:
-    """PORT is the default address as in gunicorn, reachable from outside, and no more than a default."""
+    """PORT is the default address as in gunicorn, reachable from outside, and only a default."""
     result = loaded({}, {"PORT": "5000"})
     assert result.settings.bind == ("0.0.0.0:5000",)
     assert result.origins["bind"] == "environment PORT"
@@ -210,7 +210,7 @@ def test_the_port_of_a_platform() -> None:
 
 
 def test_origins_of_variables() -> None:
-    """A value that came with the command line from a variable names the variable, in errors too."""
+    """A value from a variable with arguments names the variable as its origin, in errors as well."""
     given = {"timeout": "5", "backlog": "7"}
     result = load(given, {}, ConfigFile("c.py", {"timeout": 3}), lambda: 2, {"timeout": "environment X"})
     assert (result.settings.timeout, result.origins["timeout"]) == (5.0, "environment X")
@@ -220,7 +220,7 @@ def test_origins_of_variables() -> None:
 
 
 def test_none_in_a_file() -> None:
-    """None in a file sets nothing, also where gunicorn would stop."""
+    """None in a file counts as not set, also where gunicorn would stop."""
     for name, row in rows().items():
         if name in ("bind", "forwarded_allow_ips", "proxy_allow_ips", "forwarder_headers"):
             continue  # no peer, as in gunicorn
@@ -229,7 +229,7 @@ def test_none_in_a_file() -> None:
 
 
 def test_more_threads_than_can_be_seen() -> None:
-    """More threads than a worker may have are cut down with a warning, not refused."""
+    """More threads than a worker may have are reduced with a warning, not refused."""
     result = loaded(file={"threads": 500})
     assert result.settings.threads == 256
     assert result.warnings == ["threads (app.conf.py line 1): 256 is the most, not 500"]

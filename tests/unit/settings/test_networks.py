@@ -37,7 +37,7 @@ from ostler.settings.networks import Networks, normalized
     ],
 )
 def test_hosts(networks: str, host: str, inside: bool) -> None:
-    """A host is inside by its number, however it is written, and the same when it asks again."""
+    """A host is in a network by its number, in any spelling; the second, cached answer is the same."""
     several = Networks.parse(networks)
     assert [host in several, host in several] == [inside, inside]
 
@@ -45,12 +45,12 @@ def test_hosts(networks: str, host: str, inside: bool) -> None:
 @pytest.mark.parametrize("networks", ["", "127.0.0.1", "*"])
 @pytest.mark.parametrize("host", ["", None])
 def test_peer_without_an_address(networks: str, host: str | None) -> None:
-    """A peer on a Unix socket counts as trusted, whatever the list, as in gunicorn."""
+    """A peer on a Unix socket is trusted, whatever the list, as in gunicorn."""
     assert host in Networks.parse(networks)
 
 
 def test_memory_is_bounded() -> None:
-    """Any number of strangers is judged right, and not remembered."""
+    """Any number of unknown hosts is judged correctly, and not cached."""
     networks = Networks.parse("10.0.0.0/24")
     hosts = [str(ipaddress.ip_address((10 << 24) + number)) for number in range(5000)]
     assert sum(host in networks for host in hosts) == 256
@@ -59,7 +59,7 @@ def test_memory_is_bounded() -> None:
 
 
 def test_spellings() -> None:
-    """Lists and texts mean the same; each part gets its usual spelling."""
+    """Lists and texts have the same meaning; each part gets its usual spelling."""
     expected = ("10.0.0.0/8", "::1", "*", "192.0.2.1", "10.0.0.0/8")
     assert normalized("10.0.0.0/8, 0::1,*,192.0.2.1/32,,::ffff:10.0.0.0/104") == expected
     assert normalized(["10.0.0.0/8", " 0:0::1 ", "*", "192.0.2.1", "::ffff:10.0.0.0/104"]) == expected
@@ -77,13 +77,13 @@ def test_spellings() -> None:
     ],
 )
 def test_mistakes(text: str, problem: str) -> None:
-    """What is no network is refused, also when other parts are right."""
+    """A text that is not a network is refused, also when other parts are valid."""
     with pytest.raises(ValueError, match=r"^[^\n]+$") as caught:
         Networks.parse(f"127.0.0.1,{text}")
     assert problem in str(caught.value)
 
 
-# But for IPv4 in IPv6's clothes, which is IPv4 to us alone.
+# Except IPv4-mapped IPv6 addresses, which only Ostler treats as IPv4.
 HOSTS = st.one_of(
     st.ip_addresses(v=4), st.ip_addresses(v=6).filter(lambda address: address.ipv4_mapped is None)
 )
@@ -100,7 +100,7 @@ def test_agrees_with_the_library(
     host: ipaddress.IPv4Address | ipaddress.IPv6Address,
     prefix: int,
 ) -> None:
-    """Single addresses, found by a set, and networks, found by a search, give what ipaddress gives."""
+    """Single addresses, found in a set, and networks, found by a search, give the results of ipaddress."""
     networks = [ipaddress.ip_network(f"{address}/{prefix}", strict=False) for address in [*addresses, host]]
     assert str(host) in Networks.parse([str(network) for network in networks])
     others = Networks.parse([str(address) for address in addresses])

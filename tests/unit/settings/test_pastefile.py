@@ -37,7 +37,7 @@ pidfile = %(here)s/%(home)s.pid
 
 
 def test_server_settings(tmp_path: Path) -> None:
-    """They count, with their place as origin; those of [DEFAULT] are not the server's."""
+    """They count, with their place as origin; those of [DEFAULT] are not settings of the server."""
     found, warnings = loaded(tmp_path, SERVER)
     settings = found.settings
     assert (settings.bind, settings.threads, settings.workers) == (("127.0.0.1:6543",), 3, 1)
@@ -47,7 +47,7 @@ def test_server_settings(tmp_path: Path) -> None:
 
 
 def test_below_the_others(tmp_path: Path) -> None:
-    """The command line and the configuration file know better, and are named as origins then."""
+    """The command line and the configuration file have precedence, and are then the origin."""
     file = ConfigFile("conf.py", {"threads": 5, "timeout": 7}, {"threads": 2})
     found, _ = loaded(tmp_path, SERVER, file, bind=["127.0.0.1:1"])
     assert (found.settings.bind, found.settings.threads) == (("127.0.0.1:1",), 5)
@@ -60,7 +60,7 @@ def test_below_the_others(tmp_path: Path) -> None:
     [("::1", "80", "[::1]:80"), ("0.0.0.0", "", "0.0.0.0:8000"), ("", "81", "127.0.0.1:81")],
 )
 def test_host_and_port(host: str, port: str, bind: str) -> None:
-    """Either may be left out; `bind` counts more than both."""
+    """Either may be left out; `bind` has precedence over both."""
     section = {"host": host, "port": port}
     pastefile.bind_to_host(section)
     assert section == {"bind": bind}
@@ -84,7 +84,7 @@ def test_unknown_names(tmp_path: Path) -> None:
 
 
 def test_loggers(tmp_path: Path) -> None:
-    """[loggers] make the file the logconfig, unless another is given."""
+    """With [loggers] the file is the logconfig, unless another one is given."""
     ini = "[loggers]\nkeys = root\n"
     found, _ = loaded(tmp_path, ini)
     assert found.settings.logconfig == str(tmp_path / "site.ini")
@@ -125,7 +125,7 @@ def test_missing_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_folder(tmp_path: Path) -> None:
-    """The name counts from `chdir`, as with gunicorn."""
+    """The name is relative to `chdir`, as in gunicorn."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site/dev.ini").write_text("[server:main]\nuse = egg:ostler\nthreads = %(many)s\n")
     settings = Settings(paste="dev.ini", chdir="site", raw_paste_global_conf=("many=4",))

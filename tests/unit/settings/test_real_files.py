@@ -1,6 +1,6 @@
-"""What configuration files of gunicorn's users do, construct by construct: each is understood, or reported.
+"""Constructs from configuration files of gunicorn users: each works, or is reported.
 
-Collected by reading public files; the wording is ours.
+They were collected from public files and rewritten.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from ostler.settings.configfile import evaluate
 
 
 def settings(tmp_path: Path, source: str) -> tuple[dict[str, Any], list[str], tuple[str, ...]]:
-    """What is not default, the warnings, and the unknown names."""
+    """The settings that are not default, the warnings, and the unknown names."""
     (tmp_path / "gunicorn.conf.py").write_text(source)
     file = evaluate("gunicorn.conf.py", tmp_path)
     loaded = load({}, {}, file, lambda: 2)
@@ -41,15 +41,15 @@ def settings(tmp_path: Path, source: str) -> tuple[dict[str, Any], list[str], tu
         ("bind = '0.0.0.0:5000, unix:a.sock'\n", {"bind": ("0.0.0.0:5000", "unix:a.sock")}),
         ("import socket\nbind = f'unix:/run/{\"shop\"}.sock'\n", {"bind": ("unix:/run/shop.sock",)}),
         ("bind = 'http://127.0.0.1:7000'\n", {"bind": ("127.0.0.1:7000",)}),
-        # Truth in all its spellings.
+        # Booleans in all spellings.
         ("daemon = 'false'\nreload = 'True'\n", {"daemon": False, "reload": True}),
         ("preload_app = 0\ncapture_output = None\n", {"preload_app": False, "capture_output": False}),
-        # Modes of files, right and wrong, as gunicorn reads them.
+        # Modes of files, valid and invalid, as gunicorn reads them.
         ("umask = 0o007\n", {"umask": "0007"}),
         ("umask = 18\n", {"umask": "0022"}),
         ("umask = '022'\n", {"umask": "0022"}),
         ("umask = 664\n", {"umask": "0230"}),
-        # Logs that may be none.
+        # Logs that may be None.
         ("accesslog = '' or None\nerrorlog = None\n", {"accesslog": None, "errorlog": "-"}),
         ("accesslog = ''\nerrorlog = ''\n", {"accesslog": None, "errorlog": "-"}),
         ("loglevel = 'WARN'\n", {"loglevel": "warning"}),
@@ -65,7 +65,7 @@ def settings(tmp_path: Path, source: str) -> tuple[dict[str, Any], list[str], tu
         ("worker_class = 'shop.workers.Worker'\n", {"worker_class": "shop.workers.Worker"}),
         ("class Own: pass\nworker_class = Own\n", {"worker_class": "__config__.Own"}),
         ("worker_class = None\n", {"worker_class": "sync"}),
-        # What the app is to know.
+        # The environment of the app.
         ("raw_env = 'HOSTS=a,b'\n", {"raw_env": ("HOSTS=a,b",)}),
         ("raw_env = ('A=1', 'B=x y')\n", {"raw_env": ("A=1", "B=x y")}),
         ("raw_env = {'A': 1}\n", {"raw_env": ("A=1",)}),
@@ -76,7 +76,7 @@ def settings(tmp_path: Path, source: str) -> tuple[dict[str, Any], list[str], tu
         ("proxy_protocol = True\n", {"proxy_protocol": "auto"}),
         ("secure_scheme_headers = {'X-FORWARDED-PROTO': 'https'}\n",
          {"secure_scheme_headers": {"X-FORWARDED-PROTO": "https"}}),
-        # Numbers at the edge.
+        # Numbers at their limits.
         ("backlog = 0\nthreads = 0\nmax_requests = '0'\n", {"backlog": 0, "threads": 1, "max_requests": 0}),
         ("limit_request_line = 0\nlimit_request_field_size = 65536\n",
          {"limit_request_line": 0, "limit_request_field_size": 65536}),
@@ -125,14 +125,14 @@ def test_what_can_not_be_used(tmp_path: Path, source: str, words: str) -> None:
 
 
 def test_import_of_gunicorn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files that import gunicorn for its classes get advice where it is not installed any more."""
+    """Files that import gunicorn for its classes get advice if it is not installed any more."""
     monkeypatch.setitem(__import__("sys").modules, "gunicorn", None)
     with pytest.raises(OstlerError, match=r"install gunicorn beside Ostler, or remove the import$"):
         settings(tmp_path, "import gunicorn.glogging\n")
 
 
 def test_helpers_that_are_called_like_settings_of_ours(tmp_path: Path) -> None:
-    """What gunicorn does not know may be anything in its users' files, if they use it themselves."""
+    """A name that gunicorn does not have may be anything in users' files, if the file itself uses it."""
     source = "log_format = '%(asctime)s'\nlogconfig_dict = {'formatters': {'f': {'format': log_format}}}\n"
     values, warnings, _ = settings(tmp_path, source)
     assert set(values) == {"logconfig_dict"}

@@ -1,4 +1,4 @@
-"""What follows from the rows: the fleet's policy, and the settings that a worker class does not use."""
+"""What is derived from the rows: the fleet's policy, and the settings that a worker class does not use."""
 
 from dataclasses import fields
 
@@ -15,7 +15,9 @@ _NOT_SETTINGS = {"drain_grace", "fork_server_grace"}
 
 
 def test_rows_give_each_field_of_the_policy() -> None:
-    """No default of the model counts for a running daemon, and no two rows give the same field."""
+    """In a running daemon each field comes from a row, not from the model's default,
+    and no two rows give the same field.
+    """
     names = [name for row in rows().values() for name in row.policy_fields(row.default)]
     assert len(names) == len(set(names))
     assert set(names) | _NOT_SETTINGS == {field.name for field in fields(FleetPolicy)}
@@ -40,12 +42,12 @@ def test_what_a_value_is_to_the_fleet(given: dict[str, object], expected: dict[s
 
 
 def test_boot_parallelism_depends_on_the_cpus() -> None:
-    """0, the default, is two at least."""
+    """0, the default, means at least two."""
     assert policy_fields(load({}, {}, None, lambda: 2).settings)["boot_parallelism"] >= 2
 
 
 def test_names_of_worker_classes() -> None:
-    """Rows name only classes that exist."""
+    """Rows name only existing classes."""
     assert all(row.worker_classes <= set(BUILT_IN) for row in rows().values())
 
 
@@ -60,7 +62,7 @@ def test_names_of_worker_classes() -> None:
     ],
 )
 def test_settings_without_effect(worker_class: str, expected: list[str]) -> None:
-    """Those that are set and that the class does not use; `keepalive` is used by all."""
+    """Settings that are set and that the class does not use; `keepalive` is used by all."""
     given = {
         "asgi_loop": "asyncio",
         "threads": "2",

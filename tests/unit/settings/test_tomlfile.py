@@ -31,7 +31,7 @@ level = "INFO"
 
 
 def test_settings(tmp_path: Path) -> None:
-    """Lists, sub-tables, ranges and hyphens, each with the line where it stands."""
+    """Lists, sub-tables, ranges and hyphens, each with its line."""
     (tmp_path / "ostler.toml").write_text(SOURCE)
     file = evaluate("ostler.toml", tmp_path)
     settings = load({}, {}, file, lambda: 2).settings
@@ -49,7 +49,7 @@ def test_settings(tmp_path: Path) -> None:
 
 
 def test_pyproject(tmp_path: Path) -> None:
-    """Only [tool.ostler] counts, wherever it stands."""
+    """Only [tool.ostler] counts, anywhere in the file."""
     source = "[project]\nname = 'x'\nworkers = 7\n[tool.ostler]\nworkers = 3\n[tool.other]\ntimeout = 1\n"
     (tmp_path / "pyproject.toml").write_text(source)
     file = evaluate("pyproject.toml", tmp_path)
@@ -60,7 +60,7 @@ def test_pyproject(tmp_path: Path) -> None:
 
 
 def test_unknown_keys(tmp_path: Path) -> None:
-    """In TOML a key that is no setting can only be a mistake, so each is reported."""
+    """In TOML a key that is not a setting can only be a mistake, so each is reported."""
     (tmp_path / "x.toml").write_text("shop = 1\nworker = 2\ndirty_workers = 3\nlog-level = 'info'\n")
     file = evaluate("x.toml", tmp_path)
     assert file.unrecognised == (

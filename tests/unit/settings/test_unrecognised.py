@@ -1,4 +1,4 @@
-"""Names that are no settings: which of a Python file's are reported, and with what advice."""
+"""Names that are not settings: which ones in a Python file are reported, and with what advice."""
 
 from pathlib import Path
 
@@ -36,22 +36,22 @@ def reported(tmp_path: Path, source: str) -> list[str]:
         ("name = 'shop'\n", "name (line 1): use proc_name"),
         ("preload = True\n", "preload (line 1): use preload_app"),
         ("worker_memory_limit = 400\n", "worker_memory_limit (line 1): use max_memory"),
-        # Slips of the pen.
+        # Typing errors.
         ("forworded_allow_ips = '*'\n", "forworded_allow_ips (line 1): did you mean forwarded_allow_ips?"),
         ("worker = 3\n", "worker (line 1): did you mean workers?"),
         ("workers: int = 3\ntimeuot: int = 3\n", "timeuot (line 2): did you mean timeout?"),
         ("if True:\n    time_out = 3\n", "time_out (line 2): did you mean timeout?"),
         ("WORKERS = 3\n", "WORKERS (line 1): did you mean workers?"),
-        # There is no guess.
+        # Without a similar setting.
         ("proxy_headers = True\n", "proxy_headers (line 1)"),
         ("ssl_session_tickets = False\n", "ssl_session_tickets (line 1)"),
-        # Functions that are called nearly as hooks.
+        # Functions with names similar to hooks.
         ("def post_forks(server, worker): pass\n", "post_forks (line 1): did you mean post_fork?"),
         ("x = 1\ndef when_redy(server): pass\nprint(x)\n", "when_redy (line 2): did you mean when_ready?"),
     ],
 )  # fmt: skip
-def test_what_was_meant_for_a_setting(tmp_path: Path, source: str, expected: str) -> None:
-    """Plain data that nothing in the file reads, and misspelt hooks, each with its line and what to write."""
+def test_names_that_are_reported(tmp_path: Path, source: str, expected: str) -> None:
+    """Plain data that the file does not read, and misspelt hooks, each with its line and the correct name."""
     assert reported(tmp_path, source) == [expected]
 
 
@@ -79,13 +79,13 @@ def test_what_was_meant_for_a_setting(tmp_path: Path, source: str, expected: str
         "[unread for unread in range(3)]\n",
     ],
 )  # fmt: skip
-def test_what_is_no_business_of_ours(tmp_path: Path, source: str) -> None:
-    """Imports, helpers, constants, what is read, and what gunicorn knows: no report."""
+def test_names_that_are_not_reported(tmp_path: Path, source: str) -> None:
+    """Imports, helpers, constants, names that are read, and names that gunicorn has are not reported."""
     assert reported(tmp_path, source) == []
 
 
 def test_several(tmp_path: Path) -> None:
-    """All are reported, in the file's order; of a name that is assigned twice the last line counts."""
+    """All are reported, in the file's order; for a name that is assigned twice the last line counts."""
     source = "logfile = 'a'\ndef pre_forks(server, worker): pass\ndebug = 1\nlogfile = 'b'\n"
     assert [text.split(":")[0] for text in reported(tmp_path, source)] == [
         "pre_forks (line 2)",
@@ -94,14 +94,14 @@ def test_several(tmp_path: Path) -> None:
     ]
 
 
-def test_names_that_are_read_in_ways_unseen(tmp_path: Path) -> None:
-    """Where a file takes all its names at once, only those are reported that are nearly settings."""
+def test_files_that_read_all_their_names(tmp_path: Path) -> None:
+    """If a file reads all its names at once, only those similar to a setting are reported."""
     source = "extra = 3\nworker = 4\nprint(len(globals()))\n"
     assert reported(tmp_path, source) == ["worker (line 2): did you mean workers?"]
 
 
 def test_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A module's names may be read by others, so only those near a setting are reported."""
+    """Other modules may read a module's names, so only those similar to a setting are reported."""
     (tmp_path / "ostler_test_unknown.py").write_text("workers = 2\nshop = 'x'\nlogfile = 'y'\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     file = evaluate("python:ostler_test_unknown", tmp_path)

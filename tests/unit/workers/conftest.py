@@ -29,7 +29,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
 
 @pytest.fixture
 def handoff() -> Iterator[HandOff]:
-    """What the workers of one daemon share."""
+    """The hand-off that the workers of one daemon share."""
     giving, taking = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with giving, taking:
         yield HandOff(giving, taking)
@@ -37,7 +37,7 @@ def handoff() -> Iterator[HandOff]:
 
 @pytest.fixture
 def pieces(tmp_path: Path) -> Iterator[Pieces]:
-    """The parts of an engine without an engine."""
+    """The parts of an engine without the engine."""
     with Pieces(tmp_path) as pieces:
         yield pieces
 

@@ -1,7 +1,7 @@
 """A minimal supervisor: starts a real fork server and exchanges messages with it and its workers.
 
-It keeps what a supervisor keeps (channels, scoreboard, listener, hand-off) and decides nothing. At its
-end it hangs up, and what is still there then is killed.
+It has what a supervisor has (channels, scoreboard, listener, hand-off) and decides nothing. At its
+end it closes the channels, and kills processes that do not end.
 
     with Keeper(folder, wsgi_app="app:app") as keeper:
         worker = keeper.spawn(keeper.server())
@@ -33,8 +33,9 @@ from ostler.settings.load import Loaded
 PATIENCE = 20.0
 M = TypeVar("M", bound=msgspec.Struct)
 
-# Lanes of a cell: as many as a worker may ask for with its settings, and more does no harm.
-_LANES = 257
+# Request slots of a cell: the largest number that a worker's settings may ask for. More than needed do not
+# matter.
+_REQUEST_SLOTS = 257
 
 WORKERS: dict[str, dict[str, Any]] = {
     "sync": {},
@@ -68,28 +69,30 @@ class Peer:
         self.stacks = -1
         self._pidfd = -1
 
-    def found(self, pid: int) -> None:
+    def attach(self, pid: int) -> None:
+        """Open a pidfd for the process."""
         self.pid = pid
         self._pidfd = os.pidfd_open(pid)
 
-    def say(self, message: msgspec.Struct, descriptors: list[int] | None = None) -> None:
+    def send_message(self, message: msgspec.Struct, descriptors: list[int] | None = None) -> None:
+        """Send a message over the channel."""
         self.channel.send(message, descriptors)
 
-    def hear(self, kind: type[M]) -> M:
-        """The next message, which must be of this kind; what was decided before is left out."""
+    def receive(self, kind: type[M]) -> M:
+        """Receive the next message, which must be of this kind; a `Decided` before it is skipped."""
         received = self.channel.receive()
         if received is not None and isinstance(received[0], messages.Decided):
             received = self.channel.receive()
-        assert received is not None, f"gone before {kind.__name__}"
+        assert received is not None, f"the channel ended before {kind.__name__}"
         assert isinstance(received[0], kind), received[0]
         return received[0]
 
-    def hang_up(self) -> None:
+    def close_channel(self) -> None:
         self.channel.close()
 
-    def ended(self) -> None:
+    def wait_until_ended(self) -> None:
         """Wait for the end of the process."""
-        assert self.wait_for_end(PATIENCE), f"{self.pid} lives on"
+        assert self.wait_for_end(PATIENCE), f"{self.pid} has not ended"
 
     @property
     def alive(self) -> bool:
@@ -100,7 +103,8 @@ class Peer:
         poll.register(self._pidfd, select.POLLIN)
         return bool(poll.poll(seconds * 1000))
 
-    def send(self, signum: int) -> None:
+    def send_signal(self, signum: int) -> None:
+        """Send a signal to the process."""
         signal.pidfd_send_signal(self._pidfd, signum)
 
     @property
@@ -111,12 +115,12 @@ class Peer:
         return Path(f"/proc/{self.pid}/{name}").read_text()
 
     @property
-    def tasks(self) -> list[str]:
-        """Its threads, by the kernel's numbers."""
+    def thread_ids(self) -> list[str]:
+        """The ids of its threads."""
         return [entry.name for entry in Path(f"/proc/{self.pid}/task").iterdir()]
 
     def descriptors(self) -> list[str]:
-        """What its descriptors are, for comparing one process with another."""
+        """The targets of its descriptors, for comparing one process with another."""
         found = []
         for entry in Path(f"/proc/{self.pid}/fd").iterdir():
             try:
@@ -129,13 +133,13 @@ class Peer:
         self.channel.close()
         if self._pidfd >= 0:
             if not self.wait_for_end(2.0):
-                self.send(signal.SIGKILL)
-                self.ended()
+                self.send_signal(signal.SIGKILL)
+                self.wait_until_ended()
             os.close(self._pidfd)
 
 
 class Keeper:
-    """`settings`: as on the command line; `log`, `output`: what its processes write."""
+    """`settings`: as on the command line; `log`, `output`: stderr and stdout of its processes."""
 
     def __init__(self, folder: Path, **settings: Any) -> None:
         self.folder = folder
@@ -159,7 +163,7 @@ class Keeper:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for peer in self._peers:
-            peer.hang_up()
+            peer.close_channel()
         for peer in self._peers:
             peer.close()
         for server in self._servers:
@@ -171,7 +175,7 @@ class Keeper:
     # -- fork servers -------------------------------------------------------------------------------------
 
     def start(self) -> Peer:
-        """A fork server that was sent nothing yet."""
+        """A fork server that has received no message yet."""
         ours, theirs = pair()
         environ = os.environ | {"PYTHONPATH": str(Path(ostler.__file__).parent.parent)}
         environ.pop("PYTHONUNBUFFERED", None)
@@ -181,29 +185,31 @@ class Keeper:
             server = subprocess.Popen(argv, pass_fds=(theirs.fileno(),), **options)
         self._servers.append(server)
         peer = Peer(ours, messages.FromForkServer)
-        peer.found(server.pid)
+        peer.attach(server.pid)
         self._peers.append(peer)
         return peer
 
     def configure(self, peer: Peer, config: str | None = None, known: Loaded | None = None) -> None:
-        peer.say(messages.Configure(messages.VERSION, 7, self._settings, config, str(self.folder), known))
+        peer.send_message(
+            messages.Configure(messages.VERSION, 7, self._settings, config, str(self.folder), known)
+        )
 
     def server(self, config: str | None = None) -> Peer:
         """A fork server that is ready."""
         peer = self.start()
         self.configure(peer, config)
-        peer.hear(messages.Configured)
+        peer.receive(messages.Configured)
         self.load(peer)
         return peer
 
     def load(self, peer: Peer) -> None:
-        """Have a configured fork server get ready."""
+        """Make a configured fork server ready."""
         self.ask_to_load(peer)
-        peer.hear(messages.AppLoaded)
+        peer.receive(messages.AppLoaded)
 
     def ask_to_load(self, peer: Peer) -> None:
         fds = [*(end.fileno() for end in self._handoff), self._listener.fileno()]
-        peer.say(messages.Load(["127.0.0.1:0"], "shop"), fds)
+        peer.send_message(messages.Load(["127.0.0.1:0"], "shop"), fds)
 
     # -- workers ------------------------------------------------------------------------------------------
 
@@ -213,39 +219,39 @@ class Keeper:
         worker_id = self._worker_ids
         ours, theirs = pair()
         reading, writing = os.pipe()
-        cell = memory.create(_LANES)
+        cell = memory.create(_REQUEST_SLOTS)
         for fd in (reading, cell):
             self._stack.callback(os.close, fd)
         with theirs:
-            server.say(messages.Spawn(worker_id, slot, True), [theirs.fileno(), writing, cell])
+            server.send_message(messages.Spawn(worker_id, slot, True), [theirs.fileno(), writing, cell])
         os.close(writing)
-        forked = server.hear(messages.Forked)
+        forked = server.receive(messages.Forked)
         assert forked.worker_id == worker_id
         peer = Peer(ours, messages.FromWorker | messages.FromForkServer)
-        peer.found(forked.pid)
+        peer.attach(forked.pid)
         peer.cell, peer.stacks = cell, reading
         self._peers.append(peer)
-        peer.say(messages.Boot())
+        peer.send_message(messages.Boot())
         return peer
 
     def spawn(self, server: Peer, slot: int = 1) -> Peer:
         """A worker that serves."""
         peer = self.boot(server, slot)
-        peer.hear(messages.Ready)
+        peer.receive(messages.Ready)
         return peer
 
     def make_zygote(self, worker: Peer) -> Peer:
-        """The same process as a fork server."""
-        worker.say(messages.Drain(hand_over=True, zygote=True))
-        worker.hear(messages.ZygoteReady)
+        """Make a worker the fork server; returns the same process."""
+        worker.send_message(messages.Drain(hand_over=True, zygote=True))
+        worker.receive(messages.ZygoteReady)
         return worker
 
     def answered(self, worker: Peer) -> int:
-        """How many requests with 2xx a worker's cell counts."""
+        """How many requests with a 2xx status the worker's cell counts."""
         return sum(self._words(worker, layout.STATUS_CLASSES + 2))
 
     def wait_for_request(self, worker: Peer) -> None:
-        """Wait until one is in the app."""
+        """Wait until a request is in the app."""
         self.until(lambda: any(self._words(worker, layout.STARTED)), "a request in the app")
 
     def _words(self, worker: Peer, number: int) -> list[int]:

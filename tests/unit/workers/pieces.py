@@ -1,6 +1,6 @@
-"""The parts of an engine without an engine: a test calls them one by one, as the thread that polls would.
+"""The parts of an engine without the engine: a test calls them one by one, as the thread that polls would.
 
-Connections are made on pairs of sockets, so that each byte and each event is the test's.
+Connections use pairs of sockets, so that the test controls each byte and each event.
 """
 
 import socket
@@ -41,7 +41,7 @@ def hello(environ: Environ, start_response: Callable[..., Any]) -> list[bytes]:
 
 
 class Pieces:
-    """See above.
+    """The parts of an engine; see the module.
 
     Args:
         listeners: what the acceptor has; closed by their maker.
@@ -95,7 +95,7 @@ class Pieces:
         self._stack.close()
 
     def connect(self, proxied: bool = False) -> tuple[Connection, socket.socket]:
-        """A connection in the table, which the reactor watches, and its client's end."""
+        """A connection in the table, which the reactor watches, and the client's end."""
         ours, theirs = socket.socketpair()
         self._stack.enter_context(theirs)
         theirs.settimeout(5.0)
@@ -107,7 +107,7 @@ class Pieces:
         return connection, theirs
 
     def receive(self, connection: Connection) -> bool:
-        """Whether there is a request now."""
+        """Receive what the client has sent; returns whether there is a request."""
         return self.parts.receiver.receive(connection, self.slot, self.reactor.read_clock())
 
     def counts(self) -> Counts:
@@ -121,7 +121,7 @@ class Pieces:
 
 
 def received(client: socket.socket) -> bytes:
-    """What the client's kernel has of the answers."""
+    """The bytes of answers that have arrived at the client."""
     client.setblocking(False)
     data = b""
     try:

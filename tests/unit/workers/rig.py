@@ -1,7 +1,7 @@
-"""A real engine in a thread, and clients that see every byte.
+"""A real engine in a thread, and clients that check every byte.
 
-The engine runs as in a worker, on a loopback port of its own, with a scoreboard and log files. However a test
-ends, the rig closes the clients, drains the engine, waits for its threads and closes what it has accepted.
+The engine runs as in a worker, on a loopback port of its own, with a scoreboard and log files. At the end of
+a test the rig closes the clients, drains the engine, waits for its threads and closes accepted connections.
 """
 
 import os
@@ -41,13 +41,13 @@ class Answer(NamedTuple):
 
 
 class Client:
-    """One connection. Everything has a deadline."""
+    """One connection. Every operation has a deadline."""
 
     def __init__(self, address: tuple[str, int], receive_buffer: int | None = None) -> None:
         self.sock = socket.socket()
         self.sock.settimeout(PATIENCE)
         if receive_buffer is not None:
-            # Before connecting: afterwards the window was already offered.
+            # Before connecting: afterwards the receive window was already announced.
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         try:
             self.sock.connect(address)
@@ -61,7 +61,7 @@ class Client:
         self.sock.sendall(data)
 
     def ask(self, target: str = "/", *lines: str) -> None:
-        """Send a GET and wait for nothing."""
+        """Send a GET and do not wait for the answer."""
         self.send(
             "".join(f"{line}\r\n" for line in (f"GET {target} HTTP/1.1", "Host: x", *lines, "")).encode()
         )
@@ -90,7 +90,7 @@ class Client:
         return Answer(status, headers, self.rest())
 
     def rest(self) -> bytes:
-        """Everything up to the end of the connection, which must be a clean one: a reset is an error."""
+        """Everything up to the end of the connection, which must be clean: a reset is an error."""
         while data := self.sock.recv(1 << 20):
             self._buffer += data
         data, self._buffer = self._buffer, b""
@@ -125,7 +125,7 @@ class Client:
 
 
 class Listener(socket.socket):
-    """A listening socket that remembers what was accepted, so that nothing stays open if an engine dies."""
+    """A listening socket that records what was accepted, so that nothing stays open if an engine raises."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -145,7 +145,7 @@ class Listener(socket.socket):
 
 
 class Rig:
-    """An engine at work.
+    """A running engine.
 
     Args:
         handoff: shared with other rigs; closed by its maker.
@@ -212,7 +212,9 @@ class Rig:
             self.failure = error
 
     def run_here(self, play: Callable[[], object]) -> None:
-        """Instead of `with`: the engine in the calling thread, and `play`, what clients do, in another."""
+        """Instead of `with`: run the engine in the calling thread, and `play`,
+        the clients' part, in another.
+        """
 
         def clients() -> None:
             try:
@@ -263,7 +265,7 @@ class Rig:
         return client
 
     def drain(self, hand_over: bool = False) -> None:
-        """Drain as the supervisor does, by a message in the loop; returns when the loop has acted on it."""
+        """Drain as the supervisor does, by a message in the loop; returns when the loop has handled it."""
         self._hand_over = hand_over
         os.write(self._pipe[1], b"!!")
         assert self._drained.wait(PATIENCE)
@@ -271,7 +273,7 @@ class Rig:
     def _on_pipe(self) -> None:
         os.read(self._pipe[0], 1)
         if self.engine.draining:
-            # The second byte is read in the loop's next pass, so the first one's has ended.
+            # The second byte is read in the loop's next pass, so the pass of the first one has ended.
             self._drained.set()
         else:
             self.engine.drain(self._hand_over)

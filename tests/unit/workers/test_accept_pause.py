@@ -1,4 +1,4 @@
-"""Accepting pauses when there are no descriptors or no memory, for a second, and says so once."""
+"""Accepting pauses for a second when there are no descriptors or no memory, which is logged once."""
 
 import errno
 import os
@@ -12,7 +12,7 @@ SECOND = 1_000_000_000
 
 
 class Lines:
-    """Stands in for the limited log."""
+    """Replaces the limited log."""
 
     def __init__(self) -> None:
         self.written: list[tuple[str, str, dict[str, Any]]] = []
@@ -23,13 +23,13 @@ class Lines:
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
 def test_exhaustion(number: int) -> None:
-    """The four errors of accept(2) that go on until something is closed."""
+    """The four errors of accept(2) that persist until something is closed."""
     assert is_exhaustion(OSError(number, ""))
 
 
 @pytest.mark.parametrize("number", [errno.EAGAIN, errno.ECONNABORTED, errno.EPERM])
 def test_errors_of_one_client(number: int) -> None:
-    """A client that has gone, or a sibling that was quicker, is no reason for a pause."""
+    """A client that has disconnected, or a sibling that was faster, does not cause a pause."""
     assert not is_exhaustion(OSError(number, ""))
 
 

@@ -1,4 +1,4 @@
-"""Accepting: one connection at a time, not while it makes no sense, and again when it does."""
+"""Accepting: one connection at a time, not while the worker is full, pauses or drains, and again then."""
 
 import errno
 import os
@@ -47,7 +47,7 @@ def client(listener: Listener) -> socket.socket:
 
 
 def test_one_at_a_time(make: Make, listener: Listener) -> None:
-    """Each call takes one; the listener stays watched; without clients there is none."""
+    """Each call accepts one; the listener stays watched; without clients nothing is accepted."""
     pieces = make()
     fd = listener.fileno()
     with client(listener) as one, client(listener):
@@ -62,7 +62,7 @@ def test_one_at_a_time(make: Make, listener: Listener) -> None:
 
 
 def test_stopping(make: Make, listener: Listener) -> None:
-    """What comes is left to siblings; starting is possible again, but not while the worker drains."""
+    """New connections are left to siblings; accepting can start again, but not while the worker drains."""
     pieces = make()
     acceptor = pieces.parts.acceptor
     with client(listener):
@@ -79,7 +79,7 @@ def test_stopping(make: Make, listener: Listener) -> None:
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
 def test_out_of_descriptors(make: Make, listener: Listener, number: int) -> None:
-    """It pauses for a second, and says so once; with a connection that can make room it does not pause."""
+    """It pauses for a second, which is logged once; if a connection can be evicted it does not pause."""
     pieces = make()
     acceptor = pieces.parts.acceptor
     listener.errors.append(OSError(number, os.strerror(number)))
@@ -99,7 +99,7 @@ def test_out_of_descriptors(make: Make, listener: Listener, number: int) -> None
 
 
 def test_full(make: Make, listener: Listener) -> None:
-    """With the last place taken it stops, unless an idle connection makes room for the next one."""
+    """When the last place is taken it stops, unless an idle connection can be closed for the next one."""
     pieces = make(worker_connections=2)
     acceptor = pieces.parts.acceptor
     with client(listener), client(listener), client(listener):
@@ -115,7 +115,9 @@ def test_full(make: Make, listener: Listener) -> None:
 
 
 def test_a_full_worker_makes_room_for_clients_that_wait(make: Make, listener: Listener) -> None:
-    """At the second look that finds the same: the first time a sibling may just be about to accept."""
+    """A connection is closed at the second look that finds clients waiting:
+    after the first a sibling may still accept them.
+    """
     pieces = make(worker_connections=1)
     acceptor = pieces.parts.acceptor
     with client(listener) as slow:
@@ -139,7 +141,7 @@ def test_a_full_worker_makes_room_for_clients_that_wait(make: Make, listener: Li
 
 
 def test_a_proxy(make: Make, listener: Listener) -> None:
-    """A connection of a proxy begins with its header, and counts as its client's only then."""
+    """A connection of a proxy begins with its header, and counts for its client's address only afterwards."""
     pieces = make(proxy_protocol="auto", limit_connections_per_address=1)
     with client(listener) as one, client(listener):
         for _ in range(2):
@@ -156,7 +158,7 @@ def test_a_proxy(make: Make, listener: Listener) -> None:
 
 
 def test_from_a_sibling(make: Make, handoff: HandOff) -> None:
-    """What a sibling hands off is in the table with all that was known of it, and counts as received."""
+    """A connection from a sibling is in the table with its peer info, and counts as received."""
     pieces = make(handoff=handoff)
     connection, client = pieces.connect()
     connection.peer_info = {"REMOTE_ADDR": "192.0.2.7"}
@@ -173,7 +175,7 @@ def test_from_a_sibling(make: Make, handoff: HandOff) -> None:
 
 
 def test_siblings_that_send_nonsense(make: Make, listener: Listener) -> None:
-    """Nothing is received from them for a while, and one line says so; listeners are not affected."""
+    """Receiving from them pauses, and one line reports it; listeners are not affected."""
     sending, receiving = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with sending, receiving:
         pieces = make(handoff=HandOff(sending, receiving))
@@ -207,7 +209,7 @@ def test_ranks_are_in_order() -> None:
 
 
 def test_a_connection_that_is_handed_off_to_a_full_worker(tmp_path: Path) -> None:
-    """It is not the one that makes room, although it is idle: its client would lose it."""
+    """It is not closed to make room, although it is idle, because its client would lose it."""
     ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     handoff = HandOff(*ends)
     ours, theirs = socket.socketpair()

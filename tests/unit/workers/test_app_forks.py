@@ -114,7 +114,7 @@ async def asgi(scope, receive, send):
 
 
 def bits(mask: int) -> set[int]:
-    """Numbers of signals in a mask of /proc/PID/status, without those that glibc uses itself (32 and 33)."""
+    """Numbers of signals in a mask of /proc/PID/status, without those that glibc itself uses (32 and 33)."""
     return {number for number in (*range(1, 32), *range(34, 65)) if mask >> (number - 1) & 1}
 
 
@@ -147,11 +147,11 @@ def test_children_of_a_worker(kind: str, tmp_path: Path) -> None:
         # Python ignores these two in every program.
         assert bits(program["SigIgn"]) <= {signal.SIGPIPE, signal.SIGXFSZ}
         assert ask("with_own_handler") == 7
-        # The worker itself has what it had.
+        # The worker itself has the same handlers as before.
         assert bits(ask("handlers")) | {signal.SIGCHLD} == before  # gevent handles it
         assert worker.alive
-        worker.send(signal.SIGTERM)
-        worker.ended()
+        worker.send_signal(signal.SIGTERM)
+        worker.wait_until_ended()
 
 
 def test_children_of_the_fork_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,26 +165,28 @@ def test_children_of_the_fork_server(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("preload", [False, True])
 def test_workers_keep_their_handlers(preload: bool, tmp_path: Path) -> None:
-    """Forks of Ostler itself do not reset: signals for a process group do not end a worker that boots."""
+    """Forks by Ostler itself do not reset handlers:
+    signals to the process group do not end a booting worker.
+    """
     (tmp_path / "app.py").write_text(APP)
     with Keeper(tmp_path, wsgi_app="app:wsgi", preload_app=preload) as keeper:
         zygote = keeper.make_zygote(keeper.spawn(keeper.server()))
         worker = keeper.spawn(zygote, 2)
         for signum in (signal.SIGHUP, signal.SIGWINCH, signal.SIGUSR2):
-            worker.send(signum)
-            zygote.send(signum)
+            worker.send_signal(signum)
+            zygote.send_signal(signum)
         assert json.loads(keeper.get("/terminated_at_once")[1]) == [-signal.SIGTERM] * 20
         assert worker.alive
         assert zygote.alive
 
 
 class Raised(Exception):
-    """What a signal's handler raises."""
+    """The exception of a signal handler."""
 
 
 @pytest.fixture
 def raising(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """`raising(n)`: the nth call that changes the signal mask takes effect, and a handler raises in it."""
+    """`raising(n)`: the nth call that changes the signal mask takes effect, then a handler raises in it."""
     real = app_forks._set_mask
 
     def arm(when: int) -> None:
@@ -203,7 +205,7 @@ def raising(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 @pytest.mark.parametrize("when", [1, 2, 3])
 def test_a_handler_raises_around_a_fork(raising: Callable[[int], None], when: int) -> None:
-    """Whichever call it interrupts: after the fork the thread has the signal mask that it had before."""
+    """Whichever call it interrupts, after the fork the thread has the same signal mask as before."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     raising(when)
     try:
@@ -217,7 +219,7 @@ def test_a_handler_raises_around_a_fork(raising: Callable[[int], None], when: in
 
 
 def test_a_mask_that_was_not_restored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If nothing could be done after one fork, the next one restores the mask."""
+    """If the mask could not be restored after one fork, the next one restores it."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
         app_forks._before()

@@ -1,4 +1,4 @@
-"""Telling WSGI apps from ASGI apps without calling them."""
+"""Distinguishing WSGI apps from ASGI apps without calling them."""
 
 import functools
 from typing import Any
@@ -60,21 +60,21 @@ def wrapped(*args: Any) -> Any: ...
     ],
 )
 def test_kinds(app: Any, kind: str) -> None:
-    """Each shape is told by its signature, and refused by workers for the other interface alone."""
+    """Each kind is recognised by its signature, and refused only by workers for the other interface."""
     assert kinds(app) == {kind}
     assert not is_factory(app)
     assert (mismatch(app, "wsgi") is None) == (kind == "wsgi")
     assert (mismatch(app, "asgi") is None) == (kind != "wsgi")
 
 
-def test_what_takes_anything_is_believed() -> None:
-    """A wrapper that takes anything may be an app of any kind."""
+def test_a_wrapper_that_takes_anything_may_be_any_app() -> None:
+    """A wrapper with *args may be an app of any kind."""
     assert mismatch(anything, "wsgi") is None
     assert mismatch(anything, "asgi") is None
     assert not is_factory(anything)
 
 
 def test_factories() -> None:
-    """What can be called with nothing, or with one optional argument, is no app... unless that is a scope."""
+    """A callable without parameters is a factory; one with an optional parameter may be an ASGI 2 app."""
     assert is_factory(lambda: asgi)
     assert not is_factory(factory), "its argument could be ASGI 2's scope"

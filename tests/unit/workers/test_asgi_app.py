@@ -44,7 +44,7 @@ def http(method: str = "GET", path: str = "/") -> dict[str, Any]:
 
 
 class Rig:
-    """An app whose requests wait until the test lets them go on."""
+    """An app whose requests wait until the test lets them continue."""
 
     def __init__(self) -> None:
         self.accounting = Accounting(mmap.mmap(-1, memory.size(SLOTS)), SLOTS)
@@ -96,7 +96,7 @@ def rig() -> Iterator[Rig]:
 
 @pytest.mark.parametrize("count", [1, 2 * SLOTS])
 def test_only_what_is_answered_to_head_has_no_body(rig: Rig, count: int) -> None:
-    """Also if more requests are in the app than the scoreboard shows: each knows its own method."""
+    """Also if there are more requests than the scoreboard shows: each has its own method."""
 
     async def play() -> None:
         tasks = [rig.begin(http(method, "/wait")) for method in ("GET", "HEAD") * count]
@@ -113,7 +113,7 @@ def test_only_what_is_answered_to_head_has_no_body(rig: Rig, count: int) -> None
 
 
 def test_after_its_answer_a_request_is_not_shown(rig: Rig) -> None:
-    """What it does in the background has no deadline, and another request may have the slot."""
+    """Its background work has no deadline, and another request may use the slot."""
 
     async def play() -> None:
         background = rig.begin(http(path="/background"))
@@ -130,7 +130,7 @@ def test_after_its_answer_a_request_is_not_shown(rig: Rig) -> None:
 
 
 def test_extending_the_request_at_hand(rig: Rig) -> None:
-    """From a task that the request has started; where none is served that is an error."""
+    """From a task that the request has started; where no request is served it is an error."""
     scope = http(path="/wait")
 
     async def extending(scope: Any, receive: Any, send: Any) -> None:
@@ -157,7 +157,7 @@ def test_extending_the_request_at_hand(rig: Rig) -> None:
 
 
 def test_overdue_requests_end_where_they_wait(rig: Rig) -> None:
-    """They are answered with 504; others go on."""
+    """They are answered with 504; others continue."""
 
     async def play() -> None:
         late, other = rig.begin(http(path="/wait")), rig.begin(http(path="/wait"))
@@ -177,7 +177,7 @@ def test_overdue_requests_end_where_they_wait(rig: Rig) -> None:
 
 
 def test_a_websocket(rig: Rig) -> None:
-    """It has no deadline, and its duration is no duration of an answer."""
+    """It has no deadline, and its duration does not count as that of a request."""
 
     async def echo(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "websocket.accept"})
@@ -198,7 +198,7 @@ def test_a_websocket(rig: Rig) -> None:
     assert sum(words[layout.HISTOGRAM : layout.HISTOGRAM + layout.BUCKETS]) == 0
 
 
-def test_an_exception_of_a_deadline_is_no_failure_of_the_app(rig: Rig) -> None:
+def test_a_deadline_exception_is_not_an_error_of_the_app(rig: Rig) -> None:
     async def late(_scope: Any, _receive: Any, _send: Any) -> None:
         (slot,) = rig.accounting.slots[1:]
         slot.owner.overdue = True

@@ -1,4 +1,4 @@
-"""How an asgi worker measures its clients, at made-up times; and that it has one timer to look for room."""
+"""How an asgi worker measures its clients, at simulated times; and that it has one timer for making room."""
 
 import socket
 from asyncio.sslproto import _SSLProtocolTransport  # type: ignore[attr-defined]
@@ -17,7 +17,7 @@ from ostler.workers.eviction import MOVING
 
 
 class Loop:
-    """A clock, and timers that go off when `fire` is called."""
+    """A clock, and timers that run when `fire` is called."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -33,14 +33,14 @@ class Loop:
         return timer
 
     def fire(self) -> None:
-        """What each timer that there is calls."""
+        """Call all existing timers."""
         timers, self.timers = self.timers, []
         for timer in timers:
             timer.callback()
 
 
 class Protocol:
-    """As much of uvicorn's protocol as is measured. `cycle`: the request at hand."""
+    """The measured part of uvicorn's protocol. `cycle`: the current request."""
 
     def __init__(self, loop: Loop, sock: socket.socket) -> None:
         self.loop = loop
@@ -60,7 +60,7 @@ class Protocol:
 
 
 class Measured:
-    """A protocol that gets bytes, and is looked at, at times of its loop."""
+    """A protocol that receives bytes, and is examined, at simulated times."""
 
     def __init__(self, sock: socket.socket, **settings: Any) -> None:
         self.settings = Settings(**settings)
@@ -83,7 +83,7 @@ def measured() -> Iterator[Callable[..., Measured]]:
 
 
 def test_what_comes_with_the_head_counts(measured: Callable[..., Measured]) -> None:
-    """A body of which much came at once may pause for `body_timeout`."""
+    """A body of which much has arrived at once may pause for `body_timeout`."""
     client = measured(body_min_rate=500, body_timeout=30)
     client.feed(5000, at=100)
     assert not client.late(112)
@@ -96,7 +96,9 @@ def test_what_comes_with_the_head_counts(measured: Callable[..., Measured]) -> N
 
 @pytest.mark.parametrize("paused", [True, False])
 def test_time_that_the_app_takes_is_not_the_clients(measured: Callable[..., Measured], paused: bool) -> None:
-    """Before the app asks for it, or for more of it than is buffered, a body is not late; nor right then."""
+    """A body is not late before the app asks for it, or for more than is buffered;
+    nor immediately afterwards.
+    """
     client = measured(body_min_rate=500, body_timeout=30)
     client.feed(10, at=100)
     cycle, flow = client.protocol.cycle, client.protocol.flow
@@ -109,7 +111,7 @@ def test_time_that_the_app_takes_is_not_the_clients(measured: Callable[..., Meas
 
 
 def test_answers_by_a_unix_socket_are_not_given_up_while_they_move(measured: Callable[..., Measured]) -> None:
-    """How much a local proxy has taken is not known, but what is left to be sent changes."""
+    """It is unknown how much a local proxy has read, but the unsent rest becomes smaller."""
     client = measured()
     client.feed(10, at=100)
     for second in range(100, 300, 10):
@@ -124,8 +126,8 @@ def test_answers_by_a_unix_socket_are_not_given_up_while_they_move(measured: Cal
     assert client.late(351)
 
 
-def test_an_answer_that_is_sent_is_no_slow_one(measured: Callable[..., Measured]) -> None:
-    """What was noted of the last answer is not counted against the request that is in the app now."""
+def test_a_sent_answer_does_not_count_as_slow(measured: Callable[..., Measured]) -> None:
+    """Measurements of the last answer do not count against the request that is in the app now."""
     client = measured()
     client.feed(10, at=100)
     client.protocol.unsent = 10
@@ -136,7 +138,7 @@ def test_an_answer_that_is_sent_is_no_slow_one(measured: Callable[..., Measured]
 
 
 def test_what_is_unsent_under_tls() -> None:
-    """What asyncio has encrypted waits in the transport below; after two calls of close there is none."""
+    """Data that asyncio has encrypted waits in the transport below; after two closes there is none."""
     below = SimpleNamespace(get_write_buffer_size=lambda: 7)
     tls = SimpleNamespace(_transport=below, _get_write_buffer_size=lambda: 5)
     transport = _SSLProtocolTransport(None, tls)
@@ -147,7 +149,7 @@ def test_what_is_unsent_under_tls() -> None:
 
 
 def test_one_look_at_a_time() -> None:
-    """However often a worker gets full and has room again: one timer, not one for each time."""
+    """However often a worker becomes full and has room again, there is one timer, not one for each time."""
     loop: Any = Loop()
     unused: Any = None
     settings = Settings(worker_connections=1)

@@ -1,4 +1,4 @@
-"""QuitWorker in a callback of the loop: a signal's handler raises it wherever the loop is."""
+"""QuitWorker in a callback of the loop: a signal handler raises it at any point of the loop."""
 
 import asyncio
 
@@ -16,7 +16,7 @@ def fail(error: BaseException) -> None:
 
 @pytest.mark.parametrize("error", [QuitWorker(), LookupError("a defect")], ids=["quit", "defect"])
 def test_what_a_callback_raises(error: BaseException, caplog: pytest.LogCaptureFixture) -> None:
-    """The end of the worker is not logged as an error; anything else is."""
+    """The end of the worker is not logged as an error; any other exception is."""
     loop = asyncio.new_event_loop()
     try:
         loop.set_exception_handler(_log_unless_quitting)

@@ -1,4 +1,6 @@
-"""What an audit finds in a process. What the test runner has is there before and does not count."""
+"""What an audit finds in a process.
+Threads and descriptors of the test runner existed before and do not count.
+"""
 
 import os
 import select
@@ -21,25 +23,25 @@ SHARED = "workers would share it and get each other's answers"
 
 @pytest.fixture
 def known() -> set[int]:
-    """What the test's own process has open already."""
+    """The descriptors that the test's own process has open."""
     links = list(Path("/proc/self/fd").iterdir())
     return {int(link.name) for link in links if os.path.lexists(link)}  # one was for looking
 
 
 @pytest.fixture(autouse=True)
 def _threads_of_the_test_runner(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are there before the test and do not count; pytest-xdist has one that Python does not know."""
+    """They exist before the test and do not count; pytest-xdist has one that Python does not know."""
     look = module._unknown_threads
     before = Counter(look())
     monkeypatch.setattr(module, "_unknown_threads", lambda: list((Counter(look()) - before).elements()))
 
 
 def found(known: set[int]) -> Audit:
-    """Of a drained worker; what was there before the test does not count."""
+    """The findings in a drained worker, without those that existed before the test."""
     return audit_drained(known)
 
 
-def test_nothing_is_wrong_with_nothing(known: set[int]) -> None:
+def test_what_can_be_shared_is_no_problem(known: set[int]) -> None:
     """Listeners, pipes, files and sockets that are not connected can be shared."""
     reading, writing = os.pipe()
     with socket.create_server(("127.0.0.1", 0)), socket.socket(), socket.socket(type=socket.SOCK_DGRAM):
@@ -49,7 +51,7 @@ def test_nothing_is_wrong_with_nothing(known: set[int]) -> None:
 
 
 def test_threads_are_named_with_what_they_run(known: set[int]) -> None:
-    """Targets, timers, and classes with a `run` of their own."""
+    """Targets, timers, and classes with their own `run`."""
 
     class Flusher(threading.Thread):
         def run(self) -> None:
@@ -79,7 +81,7 @@ def test_threads_are_named_with_what_they_run(known: set[int]) -> None:
 
 
 def test_threads_that_libraries_start_again(known: set[int]) -> None:
-    """Libraries that restart their threads get a warning; similar names are a problem."""
+    """Threads of libraries that restart them cause a warning; similar names are a problem."""
 
     class Worker(threading.Thread):
         def run(self) -> None:
@@ -103,8 +105,8 @@ def test_threads_that_libraries_start_again(known: set[int]) -> None:
     assert found["sentry_sdk_like"].problems == [f"thread 'works' runs sentry_sdk_like.{what}"]
 
 
-def test_the_engines_threads_are_ours_while_it_serves(known: set[int]) -> None:
-    """They end when the worker is drained; then what is left of them counts."""
+def test_the_engines_threads_do_not_count_while_it_serves(known: set[int]) -> None:
+    """They end when the worker is drained; threads that still exist then count."""
     end = threading.Event()
     thread = threading.Thread(target=end.wait, name="ostler-2")
     thread.start()
@@ -141,12 +143,12 @@ _NATIVE_THREAD = "thread 'NAME' was started by a library, not by Python"
     ("libraries", "expected"),
     [
         ("as it is", [_NATIVE_THREAD, _NATIVE_THREAD, "0"]),
-        # OpenBLAS ends its threads before a fork: after a test fork the remaining threads are others.
+        # OpenBLAS ends its threads before a fork: after a test fork its threads are new ones.
         ("with OpenBLAS", ["-", _NATIVE_THREAD, "1"]),
     ],
 )
 def test_threads_that_python_does_not_know(tmp_path: Path, libraries: str, expected: list[str]) -> None:
-    """A thread that a C library made is found, with the name that the kernel has for it."""
+    """A thread that a C library made is found, with its name in the kernel."""
     root = str(Path(module.__file__).parents[2])
     script = tmp_path / "native"
     script.write_text(_NATIVE)
@@ -157,7 +159,7 @@ def test_threads_that_python_does_not_know(tmp_path: Path, libraries: str, expec
 
 @pytest.mark.parametrize("busy", [False, True])
 def test_a_connection_is_named_by_its_peer(known: set[int], busy: bool) -> None:
-    """While requests run it may be theirs, and only deserves a warning."""
+    """While requests run it may belong to one of them, and is only a warning."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         with socket.create_connection(server.getsockname()) as client:
@@ -169,7 +171,9 @@ def test_a_connection_is_named_by_its_peer(known: set[int], busy: bool) -> None:
 
 
 def test_unix_sockets_are_named_by_their_path(known: set[int], tmp_path: Path) -> None:
-    """A pair within the process has no name; a datagram socket asks for nothing that could go astray."""
+    """A pair within the process has no name;
+    datagram sockets are not a problem, because no answer can be lost.
+    """
     path = str(tmp_path / "db.sock")
     with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as client:
         server.bind(path)
@@ -187,7 +191,7 @@ def test_unix_sockets_are_named_by_their_path(known: set[int], tmp_path: Path) -
 
 
 def test_an_open_sqlite_database(known: set[int], tmp_path: Path) -> None:
-    """By the content of the file, not by its name; other files are no problem."""
+    """It is recognised by the content of the file, not by its name; other files are no problem."""
     path = tmp_path / "shop.data"
     other = tmp_path / "fake.sqlite3"
     other.write_text("text")
@@ -201,16 +205,16 @@ def test_an_open_sqlite_database(known: set[int], tmp_path: Path) -> None:
         assert found(known).problems == []
 
 
-def test_event_loops_deserve_a_look(known: set[int]) -> None:
-    """An epoll would be shared by all workers."""
+def test_event_loops_are_a_warning(known: set[int]) -> None:
+    """All workers would share an epoll."""
     with select.epoll():
         assert found(known).warnings == [
             "an epoll, e.g. of an event loop: workers would share it: make it again there"
         ]
 
 
-def test_started_processes_deserve_a_look(known: set[int]) -> None:
-    """Pipes to a co-process would be written to by all workers."""
+def test_child_processes_are_a_warning(known: set[int]) -> None:
+    """All workers would write to the pipes of a child process."""
     with subprocess.Popen(["sleep", "1000"]) as process:
         warnings = found(known).warnings
         process.kill()
@@ -218,10 +222,10 @@ def test_started_processes_deserve_a_look(known: set[int]) -> None:
 
 
 @pytest.mark.parametrize(("in_use", "warned"), [(True, ["torch"]), (False, [])])
-def test_libraries_that_say_so_themselves(
+def test_libraries_with_known_problems(
     known: set[int], monkeypatch: pytest.MonkeyPatch, in_use: bool, warned: list[str]
 ) -> None:
-    """Imported ones are named with what to do; of CUDA only when it is in use."""
+    """Imported ones are named with advice; CUDA only when it is in use."""
     monkeypatch.setitem(sys.modules, "grpc", types.ModuleType("grpc"))
     torch = types.ModuleType("torch")
     torch.cuda = types.SimpleNamespace(is_initialized=lambda: in_use)  # type: ignore[attr-defined]
@@ -231,6 +235,6 @@ def test_libraries_that_say_so_themselves(
     assert warnings[0].endswith("make channels in each worker")
 
 
-def test_what_is_forced_is_not_forgotten() -> None:
-    """Problems become warnings and stand before them."""
+def test_forced_problems_become_warnings() -> None:
+    """Problems become warnings and come before the other ones."""
     assert Audit(["a", "b"], ["c"]).forced() == Audit([], ["a", "b", "c"])

@@ -1,4 +1,4 @@
-"""A connection's phases: which may follow which, and what each means."""
+"""A connection's phases: the legal transitions, and the meaning of each phase."""
 
 import itertools
 
@@ -30,7 +30,7 @@ LEGAL = {
 
 @pytest.mark.parametrize(("before", "after"), [*itertools.product(Phase, Phase)])
 def test_transitions(pieces: Pieces, before: Phase, after: Phase) -> None:
-    """The legal ones are made, each other one is refused and changes nothing."""
+    """The legal ones are made; each other one is refused and changes nothing."""
     connection, _ = pieces.connect()
     connection.phase = before
     if (before, after) in LEGAL:
@@ -51,7 +51,7 @@ def test_each_phase_has_its_transitions() -> None:
 
 
 def test_what_goes_to_the_parser(pieces: Pieces) -> None:
-    """Bytes of a plain connection do, but not before its PROXY header and not behind its last answer."""
+    """Bytes of a plain connection are parsed, but not before its PROXY header or after its last answer."""
     plain, _ = pieces.connect()
     proxied, _ = pieces.connect(proxied=True)
     assert (plain.direct, plain.phase) == (True, OPEN)
@@ -64,7 +64,9 @@ def test_what_goes_to_the_parser(pieces: Pieces) -> None:
 
 
 def test_idle(pieces: Pieces) -> None:
-    """Between two requests, and not with half of one, an unanswered one, or the end in sight."""
+    """Between two requests; not during a request, before its answer is sent,
+    or when the connection is about to end.
+    """
     connection, client = pieces.connect()
     assert connection.is_idle
     client.sendall(GET[:10])

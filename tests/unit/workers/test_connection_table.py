@@ -10,7 +10,9 @@ from tests.unit.workers.pieces import GET, Pieces, received
 
 
 def test_connections_of_one_address(tmp_path: Path) -> None:
-    """One too many is closed at once and counted; one that has ended makes room; no address, no limit."""
+    """One too many is closed at once and counted; when one ends another is accepted;
+    without an address there is no limit.
+    """
     with Pieces(tmp_path, limit_connections_per_address=1) as pieces:
         table = pieces.parts.table
         first, _ = pieces.connect()
@@ -29,7 +31,7 @@ def test_connections_of_one_address(tmp_path: Path) -> None:
 
 
 def test_full(tmp_path: Path) -> None:
-    """As many connections as `worker_connections` says."""
+    """At most as many connections as `worker_connections`."""
     with Pieces(tmp_path, worker_connections=2) as pieces:
         pieces.connect()
         assert not pieces.parts.table.is_full
@@ -40,7 +42,7 @@ def test_full(tmp_path: Path) -> None:
 
 
 def test_closing(pieces: Pieces) -> None:
-    """The client sees the end; twice is once; the descriptor is gone from table and reactor."""
+    """The client sees the end; a second close does nothing; table and reactor drop the descriptor."""
     connection, client = pieces.connect()
     for _ in range(2):
         pieces.parts.table.close(connection, pieces.slot)
@@ -52,7 +54,7 @@ def test_closing(pieces: Pieces) -> None:
 
 @pytest.mark.parametrize(("unexpected", "phase"), [(False, CLOSED), (True, LINGERING)])
 def test_the_end_behind_an_answer(pieces: Pieces, unexpected: bool, phase: object) -> None:
-    """A client that did not ask for it may still send: what it sends must not cause a reset."""
+    """A client that did not ask for the end may still send, and that must not cause a reset."""
     connection, client = pieces.connect()
     connection.send(b"answer")
     pieces.parts.table.end(connection, unexpected, pieces.slot)
@@ -68,7 +70,7 @@ def test_the_end_behind_an_answer(pieces: Pieces, unexpected: bool, phase: objec
 
 
 def test_the_end_behind_an_answer_that_is_not_taken(pieces: Pieces) -> None:
-    """It comes when the client has taken all of it."""
+    """The connection ends when the client has read all of it."""
     connection, client = pieces.connect()
     size = 4 << 20
     connection.send(b"x" * size)
@@ -82,7 +84,9 @@ def test_the_end_behind_an_answer_that_is_not_taken(pieces: Pieces) -> None:
 
 
 def test_a_connection_that_was_handed_off(pieces: Pieces) -> None:
-    """Our copy is closed, and nothing is sent of that: it goes on elsewhere. It does not count as closed."""
+    """Our copy is closed without sending anything: the connection continues elsewhere.
+    It does not count as closed.
+    """
     connection, client = pieces.connect()
     with connection.sock.dup() as elsewhere:
         pieces.parts.table.close_handed_off(connection, pieces.slot)

@@ -21,7 +21,7 @@ LARGE = 8 * MIB
 
 
 class Files:
-    """An app that answers with a file: `/large`, or `/huge`, which is 1 TiB of nothing."""
+    """An app that answers with a file: `/large`, or `/huge`, a sparse file of 1 TiB."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -39,13 +39,13 @@ class Files:
 
 @pytest.mark.parametrize("threads", [1, 4])
 def test_a_file_counts_as_far_as_it_was_sent(serve: Serve, tmp_path: Path, threads: int) -> None:
-    """Else clients that go away again make terabytes of it, which no machine can send."""
+    """Otherwise clients that disconnect would make it terabytes, which no machine can send."""
     rig = serve(Files(tmp_path), threads=threads)
     for number in range(1, 6):
         client = rig.client(receive_buffer=4096)
         client.ask("/huge")
         received = 0
-        while received < 2000:  # more than the head
+        while received < 2000:  # more than the head, so a part of the file
             received += len(client.sock.recv(2000))
         client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         client.close()
@@ -58,8 +58,8 @@ def test_a_file_counts_as_far_as_it_was_sent(serve: Serve, tmp_path: Path, threa
 
 @pytest.mark.parametrize("threads", [1, 4])
 def test_a_file_counts_whole_when_it_was_taken(serve: Serve, tmp_path: Path, threads: int) -> None:
-    """Also of one that a client takes slowly, and that is not twice of the next one."""
-    # What the kernel keeps for a slow client is sent, as far as we know: it may look idle for long.
+    """Also if the client reads slowly, and the file does not count again for the next request."""
+    # Data that the kernel buffers for a slow client counts as sent, so the connection may look idle for long.
     rig = serve(Files(tmp_path), threads=threads, keepalive=60)
     client = rig.client(receive_buffer=4096)
     for number in (1, 2):
@@ -73,7 +73,7 @@ def test_a_file_counts_whole_when_it_was_taken(serve: Serve, tmp_path: Path, thr
 def test_the_client_of_a_request_that_came_too_late_has_gone(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It waited, which is counted, so its end is, too."""
+    """Its wait is counted, and so is its end."""
 
     def gone(*_: Any) -> Iterable[bytes]:
         raise ClientGone

@@ -1,4 +1,4 @@
-"""Greenlets that serve, and the slots that show what they do; with real hubs, on real sockets."""
+"""Serving greenlets, and the request slots that show them; with real hubs, on real sockets."""
 
 import gc
 import io
@@ -27,7 +27,7 @@ def engine(context: Context) -> GeventWorker:
 
 
 class Shop:
-    """The app: its path says what to do.
+    """The app; the path selects what it does.
 
     Attributes:
         open: what `/wait` waits for; greenlets: those that have served.
@@ -63,7 +63,7 @@ def shop() -> Shop:
 
 @pytest.fixture
 def serve(tmp_path: Path, shop: Shop) -> Iterator[Callable[..., Rig]]:
-    """Run the engine here, as it is in a worker, while `play` is a client in a thread."""
+    """Run the engine in this thread, as in a worker, while `play` is a client in another thread."""
     before = signal.getsignal(INTERRUPT_SIGNAL)
 
     def run(play: Callable[[Rig], object], slots: int = 8, **settings: Any) -> Rig:
@@ -84,7 +84,7 @@ def flights(rig: Rig) -> list[InFlight]:
 
 
 def test_one_greenlet_after_the_other_is_the_same(serve: Callable[..., Rig], shop: Shop) -> None:
-    """Requests that do not wait for anything are served by one greenlet, on any connection."""
+    """One greenlet serves all requests that do not wait, on any connection."""
 
     def play(rig: Rig) -> None:
         for _ in range(3):
@@ -99,13 +99,13 @@ def test_one_greenlet_after_the_other_is_the_same(serve: Callable[..., Rig], sho
 def test_a_new_worker_accepts_before_the_first_tick(
     serve: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first request to a worker does not wait for a timer: here that would never come."""
+    """The first request to a worker does not wait for a timer, which never fires here."""
     monkeypatch.setattr(greenlets, "_TICK", 3600.0)
     serve(lambda rig: rig.client().get("/"))
 
 
 def test_a_greenlet_that_is_held_is_not_used_again(serve: Callable[..., Rig], shop: Shop) -> None:
-    """What refers to it could throw into it what was meant for the request that it has served."""
+    """An object that refers to it could throw an exception into it that was meant for an earlier request."""
 
     def play(rig: Rig) -> None:
         client = rig.client()
@@ -117,7 +117,7 @@ def test_a_greenlet_that_is_held_is_not_used_again(serve: Callable[..., Rig], sh
 
 
 def test_each_request_is_shown(serve: Callable[..., Rig], shop: Shop) -> None:
-    """However many are in the app at once, each has its request slot and its greenlet's own name."""
+    """However many are in the app at once, each has its request slot with its greenlet's name."""
 
     def play(rig: Rig) -> None:
         clients = [rig.client() for _ in range(300)]
@@ -135,7 +135,7 @@ def test_each_request_is_shown(serve: Callable[..., Rig], shop: Shop) -> None:
 
 
 def test_a_body_whose_end_does_not_fit(serve: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The disk is full when the last bytes of a spooled body are written: 507, and no defect of ours."""
+    """The disk is full when the last bytes of a spooled body are written: 507, and not an internal error."""
     monkeypatch.setattr(
         "ostler.wsgi.body._unlinked", lambda _folder: _Unlinked(io.FileIO("/dev/full", "rb+"))
     )
@@ -150,7 +150,7 @@ def test_a_body_whose_end_does_not_fit(serve: Callable[..., Rig], monkeypatch: p
 
 
 def test_an_overdue_request_is_ended_alone(serve: Callable[..., Rig], shop: Shop) -> None:
-    """The one that is marked gets 504, its neighbour goes on."""
+    """The marked request gets 504, the other one continues."""
 
     def play(rig: Rig) -> None:
         late, other = rig.client(), rig.client()
@@ -170,7 +170,7 @@ def test_an_overdue_request_is_ended_alone(serve: Callable[..., Rig], shop: Shop
 
 
 def test_more_time_is_for_the_greenlet_that_asks(serve: Callable[..., Rig], shop: Shop) -> None:
-    """`extend_deadline` knows its request by the greenlet; in one of the app's own it says that it can't."""
+    """`extend_deadline` finds its request by the greenlet; in a greenlet of the app's own it raises."""
 
     def play(rig: Rig) -> None:
         client = rig.client()

@@ -1,4 +1,4 @@
-"""Connections that go from worker to worker: two engines in one process share a hand-off.
+"""Connections that move from worker to worker: two engines in one process share a hand-off.
 
 Each engine has its own listener and its own scoreboard, so it is known which of them has a connection.
 """
@@ -65,7 +65,7 @@ def workers() -> Iterator[tuple[Worker, Worker]]:
 
 
 def occupy(rig: Rig, worker: Worker, threads: int) -> list[Client]:
-    """Let all threads of an engine be in the app, so that the watcher polls."""
+    """Put requests into the app in all threads of an engine, so that the watcher polls."""
     first = rig.client()
     assert first.get("/long").body == worker.name.encode()
     clients = [first, *(rig.client() for _ in range(threads - 1))]
@@ -83,7 +83,7 @@ def occupy(rig: Rig, worker: Worker, threads: int) -> list[Client]:
 def test_a_worker_that_leaves_hands_its_connections_off(
     serve: Serve, handoff: HandOff, workers: tuple[Worker, Worker], threads: int
 ) -> None:
-    """Clients notice nothing: no close is announced, and the next answer is a sibling's."""
+    """Clients notice nothing: there is no `Connection: close`, and a sibling sends the next answer."""
     leaving, staying = (serve(worker, threads=threads, handoff=handoff) for worker in workers)
     clients = [leaving.client() for _ in range(20)]
     fresh = leaving.client()
@@ -95,7 +95,8 @@ def test_a_worker_that_leaves_hands_its_connections_off(
     for client in (*clients, fresh):
         answer = client.get()
         assert (answer.body, "connection" in answer.headers) == (b"two", False)
-    assert (leaving.counts().handed_off, leaving.counts().closed) == (21, 0)  # it has ended: these are final
+    # It has ended, so these numbers are final.
+    assert (leaving.counts().handed_off, leaving.counts().closed) == (21, 0)
     assert (staying.counts().received, staying.counts().opened) == (21, 0)
     assert (leaving.counts().connections, staying.counts().connections) == (0, 21)
 
@@ -104,7 +105,7 @@ def test_a_worker_that_leaves_hands_its_connections_off(
 def test_a_request_on_its_way_is_answered_by_the_sibling(
     serve: Serve, handoff: HandOff, workers: tuple[Worker, Worker], threads: int
 ) -> None:
-    """Bytes that were not read go with the connection; requests in the app get whole answers."""
+    """Bytes that were not read move with the connection; requests in the app get whole answers."""
     one, two = workers
     leaving, _ = serve(one, threads=threads, handoff=handoff), serve(two, threads=threads, handoff=handoff)
     old = [leaving.client() for _ in range(3)]
@@ -123,7 +124,7 @@ def test_a_request_on_its_way_is_answered_by_the_sibling(
 
 
 def test_half_a_request_stays(serve: Serve, handoff: HandOff, workers: tuple[Worker, Worker]) -> None:
-    """A connection whose bytes were read in part is not handed off: it is answered first."""
+    """A connection whose request was read in part is not handed off before the answer."""
     leaving, _ = (serve(worker, handoff=handoff) for worker in workers)
     client = leaving.client()
     assert client.get().body == b"one"
@@ -161,7 +162,7 @@ def test_an_answer_that_is_not_taken_stays(serve: Serve, handoff: HandOff) -> No
 def test_the_last_worker_hands_nothing_off(
     serve: Serve, handoff: HandOff, workers: tuple[Worker, Worker], threads: int
 ) -> None:
-    """When all leave, what arrives late is answered where it is, with `Connection: close`."""
+    """When all leave, late requests are answered by the same worker, with `Connection: close`."""
     one = workers[0]
     rig = serve(one, threads=threads, handoff=handoff)
     idle = rig.client()
@@ -183,7 +184,7 @@ def test_the_last_worker_hands_nothing_off(
 def test_what_no_sibling_has_received_is_received_back(
     serve: Serve, handoff: HandOff, workers: tuple[Worker, Worker]
 ) -> None:
-    """A connection lies in the hand-off when all workers begin to leave: its request is answered."""
+    """A connection is in the hand-off when all workers begin to leave: its request is answered."""
     one = workers[0]
     rig = serve(one, handoff=handoff)
     idle = rig.client()
@@ -208,7 +209,7 @@ def test_what_no_sibling_has_received_is_received_back(
 def test_what_would_wait_for_a_long_request_goes_to_a_sibling(
     serve: Serve, handoff: HandOff, workers: tuple[Worker, Worker], threads: int
 ) -> None:
-    """A keep-alive connection of a worker that is busy is served by one that is not."""
+    """A keep-alive connection of a busy worker is served by a free one."""
     one, two = workers
     busy, free = serve(one, threads=threads, handoff=handoff), serve(two, threads=threads, handoff=handoff)
     old = [busy.client() for _ in range(5)]
@@ -228,7 +229,7 @@ def test_what_would_wait_for_a_long_request_goes_to_a_sibling(
 def test_without_a_free_sibling_it_is_served_in_the_end(
     serve: Serve, handoff: HandOff, workers: tuple[Worker, Worker]
 ) -> None:
-    """The worker itself receives what it has handed off when it is done."""
+    """The worker itself receives what it has handed off when it is free."""
     one = workers[0]
     rig = serve(one, handoff=handoff)
     old = rig.client()
@@ -246,7 +247,7 @@ def test_without_a_free_sibling_it_is_served_in_the_end(
 def test_the_watcher_sends_and_receives(
     serve: Serve, handoff: HandOff, workers: tuple[Worker, Worker]
 ) -> None:
-    """A body goes on to be received in the middle of a long request; it stays where it began."""
+    """A body is received further during a long request; its connection stays in the worker."""
     one = workers[0]
     rig, _ = serve(one, handoff=handoff), serve(workers[1], handoff=handoff)
     writer = rig.client()
@@ -264,7 +265,7 @@ def test_the_watcher_sends_and_receives(
 def test_nothing_is_lost_under_load(
     serve: Serve, handoff: HandOff, workers: tuple[Worker, Worker], threads: int
 ) -> None:
-    """Clients that go on asking while workers are busy, leave and come: each request has one answer."""
+    """Clients send requests while workers are busy, leave and are added: each request has one answer."""
     one, two = workers
     first = serve(one, threads=threads, handoff=handoff)
     serve(two, threads=threads, handoff=handoff)
@@ -301,7 +302,7 @@ def test_nothing_is_lost_under_load(
 
 
 class Pair:
-    """A connection as the hand-off sees one, and its client's end."""
+    """A connection as the hand-off uses it, and its client's end."""
 
     tls = False
     listener = "('127.0.0.1', 80)"
@@ -324,7 +325,7 @@ class Pair:
 
 
 def test_what_is_known_is_sent_along(handoff: HandOff) -> None:
-    """Listener, the proxy's peer info, when it was used; the bytes, and the address of the other end."""
+    """Listener, the proxy's peer info, the time of last use; the bytes, and the peer's address."""
     with Pair() as pair:
         pair.peer_info = {"REMOTE_ADDR": "192.0.2.1"}
         pair.client.send(b"unread")
@@ -343,7 +344,7 @@ def test_what_is_known_is_sent_along(handoff: HandOff) -> None:
 
 
 def test_a_received_connection_never_blocks(handoff: HandOff) -> None:
-    """Whatever default time-out an app has set: one slow client must not stop the loop."""
+    """Even if an app has set a default time-out for sockets, one slow client must not block the loop."""
     with Pair() as pair:
         assert handoff.send(pair)
         socket.setdefaulttimeout(5.0)
@@ -367,7 +368,7 @@ def test_a_received_connection_is_not_inherited(handoff: HandOff) -> None:
 
 
 def test_a_client_that_has_gone_is_not_received(handoff: HandOff) -> None:
-    """A reset while it lay in the hand-off: nothing is received, and nothing stays open."""
+    """Its reset came while it was in the hand-off: nothing is received, and nothing stays open."""
     with Pair() as pair:
         assert handoff.send(pair)
         pair.sock.close()
@@ -379,15 +380,15 @@ def test_a_client_that_has_gone_is_not_received(handoff: HandOff) -> None:
 
 
 def test_tls_does_not_travel(handoff: HandOff) -> None:
-    """Its keys are in the memory of the process that has it."""
+    """Its keys are in the memory of its process."""
     with Pair() as pair:
         pair.tls = True
         assert not handoff.send(pair)
         assert handoff.receive() is None
 
 
-def test_a_listener_of_any_name_can_be_told(handoff: HandOff) -> None:
-    """A path that is no UTF-8 is no reason to fail: it travels or it stays."""
+def test_a_listener_of_any_name_can_be_sent(handoff: HandOff) -> None:
+    """A path that is not UTF-8 raises nothing: the connection is sent, or it stays."""
     with Pair() as pair:
         pair.listener = "/run/\udcff.sock"
         if handoff.send(pair):
@@ -397,7 +398,7 @@ def test_a_listener_of_any_name_can_be_told(handoff: HandOff) -> None:
 
 
 def test_a_full_handoff_refuses(handoff: HandOff) -> None:
-    """Without a receiver sending fails at some point, and does not wait. What was sent is all there."""
+    """Without a receiver, sending fails at some point and does not wait. All data sent can be received."""
     with Pair() as pair:
         given = 0
         while handoff.send(pair):
@@ -421,16 +422,16 @@ sys.path.insert(0, ".")
 from tests.unit.workers.test_handoff import Pair
 from ostler.workers.handoff import HandOff
 
-giving, taking = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-handoff = HandOff(giving, taking)
-taking.close()
+sending, receiving = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+handoff = HandOff(sending, receiving)
+receiving.close()
 with Pair() as pair:
     print(handoff.send(pair))
 """
 
 
 def test_a_handoff_whose_other_end_is_gone_refuses() -> None:
-    """The pair went with its daemon: no exception, and no SIGPIPE."""
+    """The pair ended with its daemon: no exception, and no SIGPIPE."""
     result = subprocess.run(
         [sys.executable, "-c", GONE], capture_output=True, text=True, timeout=PATIENCE, check=False
     )
@@ -438,7 +439,9 @@ def test_a_handoff_whose_other_end_is_gone_refuses() -> None:
 
 
 def test_an_overloaded_worker_shares(serve: Serve, handoff: HandOff) -> None:
-    """Connections that stay open reach a worker that came later: of many that wait at once some are given."""
+    """Connections that stay open reach a worker that was added later:
+    of many that wait at once some are handed off.
+    """
     inside, gate = threading.Semaphore(0), threading.Semaphore(0)
 
     def app(environ: Environ, start_response: Start) -> list[bytes]:
@@ -458,11 +461,11 @@ def test_an_overloaded_worker_shares(serve: Serve, handoff: HandOff) -> None:
         clients[0].ask("/wait")
         assert inside.acquire(timeout=PATIENCE)
         for client in clients[1:]:
-            client.ask("/")  # all are there at once when the first worker looks again
+            client.ask("/")  # all have requests when the first worker polls again
         gate.release()
         for client in clients:
             assert client.answer().body == b"ok"
-        # Whoever looks first takes what is given, be it the giver; so it is tried again.
+        # The worker that polls first receives it, which may be the sender itself, so this is repeated.
         return second.counts().received > 0
 
     until(shared, "the second worker has taken a connection")
@@ -472,20 +475,20 @@ def test_an_overloaded_worker_shares(serve: Serve, handoff: HandOff) -> None:
 # -- a sibling whose app is hostile ------------------------------------------------------------------------
 
 
-def parcel(*fields: object) -> bytes:
+def datagram(*fields: object) -> bytes:
     return msgspec.msgpack.encode(fields or [os.getpid(), "x", {}, 0])
 
 
 @pytest.fixture
 def ends() -> Iterator[tuple[HandOff, socket.socket]]:
-    """A hand-off, and the end that a sibling sends into."""
-    giving, taking = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with giving, taking:
-        yield HandOff(giving, taking), giving
+    """A hand-off, and the end into which a sibling sends."""
+    sending, receiving = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with sending, receiving:
+        yield HandOff(sending, receiving), sending
 
 
-def test_what_is_no_connection(ends: tuple[HandOff, socket.socket]) -> None:
-    """Whatever else comes is closed, and what comes behind it is taken."""
+def test_other_things_than_connections(ends: tuple[HandOff, socket.socket]) -> None:
+    """Anything else is closed, and a connection after it is received."""
     handoff, sibling = ends
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
@@ -493,7 +496,7 @@ def test_what_is_no_connection(ends: tuple[HandOff, socket.socket]) -> None:
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams,
     ):
         datagrams.connect(("127.0.0.1", 9))
-        gc.collect()  # other tests' sockets
+        gc.collect()  # sockets of other tests
         before = len(list(Path("/proc/self/fd").iterdir()))
         sent = (
             (b"\xff", [client.fileno()]),
@@ -501,22 +504,22 @@ def test_what_is_no_connection(ends: tuple[HandOff, socket.socket]) -> None:
             (b"", []),
             (b"\x91" * 4000, [client.fileno()]),
             (b"x" * 60000, [client.fileno()]),
-            (parcel(), []),
-            (parcel(), [0]),
-            (parcel(), [listener.fileno()]),
-            (parcel(), [datagrams.fileno()]),
-            (parcel(), [client.fileno()] * 253),
-            (parcel(1, "x", {"wsgi.input": "y"}, 0), [client.fileno()]),
-            (parcel(1, "x", {"REMOTE_ADDR": "1\r\n"}, 0), [client.fileno()]),
-            (parcel(1, "x", {}, -1), [client.fileno()]),
-            (parcel(1, "\ud800".encode("utf-8", "surrogatepass"), {}, 0), [client.fileno()]),
+            (datagram(), []),
+            (datagram(), [0]),
+            (datagram(), [listener.fileno()]),
+            (datagram(), [datagrams.fileno()]),
+            (datagram(), [client.fileno()] * 253),
+            (datagram(1, "x", {"wsgi.input": "y"}, 0), [client.fileno()]),
+            (datagram(1, "x", {"REMOTE_ADDR": "1\r\n"}, 0), [client.fileno()]),
+            (datagram(1, "x", {}, -1), [client.fileno()]),
+            (datagram(1, "\ud800".encode("utf-8", "surrogatepass"), {}, 0), [client.fileno()]),
         )
         for data, descriptors in sent:
             if descriptors:
                 socket.send_fds(sibling, [data], descriptors)
             else:
                 sibling.send(data)
-        socket.send_fds(sibling, [parcel(1, "x", {}, 2**64 - 1)], [client.fileno()])
+        socket.send_fds(sibling, [datagram(1, "x", {}, 2**64 - 1)], [client.fileno()])
         taken = handoff.receive()
         assert taken is not None
         assert taken.peer == listener.getsockname()
@@ -527,7 +530,7 @@ def test_what_is_no_connection(ends: tuple[HandOff, socket.socket]) -> None:
 
 
 def test_garbage_without_end(ends: tuple[HandOff, socket.socket]) -> None:
-    """Not all of it is looked at, and it is said that there is no use in looking."""
+    """Only some of it is read, and the result says that reading more is useless."""
     handoff, sibling = ends
     for _ in range(100):
         sibling.send(b"x")
@@ -536,7 +539,7 @@ def test_garbage_without_end(ends: tuple[HandOff, socket.socket]) -> None:
 
 
 def test_a_pair_that_was_shut_down(ends: tuple[HandOff, socket.socket]) -> None:
-    """It can be read from for ever, and there is no use in that."""
+    """It can be read endlessly, and the result says that this is useless."""
     handoff, sibling = ends
     sibling.shutdown(socket.SHUT_RDWR)
     assert handoff.receive() is None
@@ -564,10 +567,10 @@ def test_a_pair_that_blocks(ends: tuple[HandOff, socket.socket]) -> None:
 
 
 def test_close_that_would_wait(ends: tuple[HandOff, socket.socket]) -> None:
-    """A connection with SO_LINGER does not make its receiver wait when that closes it."""
+    """A connection with SO_LINGER does not make its receiver wait when it is closed."""
     handoff, sibling = ends
     ours, theirs = lingering()
-    socket.send_fds(sibling, [parcel()], [ours.fileno()])
+    socket.send_fds(sibling, [datagram()], [ours.fileno()])
     ours.detach()
     taken = handoff.receive()
     assert taken is not None

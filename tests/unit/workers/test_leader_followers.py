@@ -1,6 +1,6 @@
-"""Leader/followers: each step by hand, in every order that matters, and then the watcher itself.
+"""Leader/followers: each step is called directly, in every relevant order; then the watcher itself.
 
-The steps that race in a worker are called here one after the other, so each order of them is a test.
+Steps that race in a worker are called here one after the other, with a test for each order.
 """
 
 import threading
@@ -27,7 +27,7 @@ class Slot:
 
 
 class Stage:
-    """LeaderFollowers whose calls of the engine are noted in `acts`, in their order.
+    """LeaderFollowers whose calls of the engine are recorded in `acts`, in their order.
 
     Attributes:
         at_poll: done while the watcher polls.
@@ -67,7 +67,7 @@ class Stage:
         return thread
 
     def end(self) -> None:
-        """Let all threads go that still wait."""
+        """Let all waiting threads continue."""
         for thread in self._threads:
             while thread.is_alive():
                 if self.is_led:
@@ -91,7 +91,9 @@ def joined(thread: threading.Thread) -> bool:
 
 
 def test_a_leader_that_withdraws_first_still_leads(stage: Stage) -> None:
-    """The watcher that looks afterwards finds no offer: it detaches nothing, and the leadership is held."""
+    """The watcher that looks afterwards finds no offer:
+    it detaches nothing, and the leader keeps the leadership.
+    """
     slot = Slot()
     stage.leader.acquire(accept_offer=False)
     stage.leader.offer(slot)
@@ -102,7 +104,7 @@ def test_a_leader_that_withdraws_first_still_leads(stage: Stage) -> None:
 
 
 def test_an_offer_goes_to_the_thread_that_waits(stage: Stage) -> None:
-    """What the old leader serves is detached before; it is not the leader any more."""
+    """The connection that the old leader serves is detached first; it is not the leader any more."""
     slot = Slot()
     stage.leader.acquire(accept_offer=False)
     stage.leader.offer(slot)
@@ -119,9 +121,9 @@ def test_an_offer_goes_to_the_thread_that_waits(stage: Stage) -> None:
 
 
 def test_no_thread_withdraws_the_offer_of_another(stage: Stage) -> None:
-    """The first leader leaves the app while the second is in it: the second's offer is not its own.
+    """The first leader returns from the app while the second is in it: the second's offer is not withdrawn.
 
-    It would lead then, while the second serves a connection that was not detached.
+    Otherwise it would lead, while the second serves a connection that was not detached.
     """
     first, second = Slot(), Slot()
     stage.leader.acquire(accept_offer=False)
@@ -136,7 +138,7 @@ def test_no_thread_withdraws_the_offer_of_another(stage: Stage) -> None:
 
 
 def test_no_thread_goes_on_before_its_connection_is_its_own(stage: Stage) -> None:
-    """While the watcher detaches what the old leader serves, that one waits."""
+    """While the watcher detaches the old leader's connection, the old leader waits."""
     slot = Slot()
     detaching, go_on = threading.Event(), threading.Event()
     result: list[bool] = []
@@ -161,7 +163,7 @@ def test_no_thread_goes_on_before_its_connection_is_its_own(stage: Stage) -> Non
 
 
 def test_the_watcher_polls_while_no_thread_waits(stage: Stage) -> None:
-    """It says so while it does, holds the leadership until it is done, and releases it then."""
+    """`watcher_polls` is set meanwhile; it holds the leadership until it is done, and then releases it."""
     slot = Slot()
     seen: list[object] = []
     stage.at_poll = lambda: seen.append((stage.leader.watcher_polls, stage.is_led))
@@ -177,8 +179,8 @@ def test_the_watcher_polls_while_no_thread_waits(stage: Stage) -> None:
     assert stage.is_led
 
 
-def test_an_impatient_thread_accepts_the_offer(stage: Stage) -> None:
-    """A thread that is done need not wait for the watcher; what the old leader serves is detached as well."""
+def test_a_thread_accepts_the_offer_itself(stage: Stage) -> None:
+    """A thread that is done need not wait for the watcher; the old leader's connection is detached too."""
     slot = Slot()
     stage.leader.acquire(accept_offer=False)
     stage.leader.offer(slot)
@@ -191,8 +193,8 @@ def test_an_impatient_thread_accepts_the_offer(stage: Stage) -> None:
     assert stage.is_led
 
 
-def test_an_impatient_thread_waits_where_nothing_is_offered(stage: Stage) -> None:
-    """The leader is not in the app."""
+def test_a_thread_waits_while_nothing_is_offered(stage: Stage) -> None:
+    """The leader is not in the app, so it has made no offer."""
     stage.leader.acquire(accept_offer=False)
     other = stage.in_a_thread(lambda: stage.leader.acquire(accept_offer=True))
     until(lambda: stage.leader.is_wanted, "the other thread waits")
@@ -203,7 +205,7 @@ def test_an_impatient_thread_waits_where_nothing_is_offered(stage: Stage) -> Non
 
 
 def test_the_leadership_is_released_whatever_goes_wrong_while_polling(stage: Stage) -> None:
-    """No thread would lead any more."""
+    """Otherwise no thread could lead any more."""
 
     def fail() -> None:
         raise ValueError("a defect")
@@ -218,7 +220,7 @@ def test_the_leadership_is_released_whatever_goes_wrong_while_polling(stage: Sta
 
 
 def test_a_thread_that_waits_wakes_the_watcher_that_polls(stage: Stage) -> None:
-    """It may be waiting at the epoll; and it sees that the leadership is wanted."""
+    """The watcher may wait in epoll_wait(2); afterwards it sees that the leadership is wanted."""
     slot = Slot()
     others: list[threading.Thread] = []
 
@@ -237,7 +239,7 @@ def test_a_thread_that_waits_wakes_the_watcher_that_polls(stage: Stage) -> None:
     assert not stage.leader.is_wanted
 
 
-def test_nobody_is_woken_who_does_not_poll_only(stage: Stage) -> None:
+def test_no_wake_up_unless_the_watcher_polls(stage: Stage) -> None:
     """Acquiring the leadership from a thread, or when it is free, makes no system call."""
     stage.leader.acquire(accept_offer=False)
     other = stage.another_wants_it()
@@ -250,7 +252,7 @@ def test_nobody_is_woken_who_does_not_poll_only(stage: Stage) -> None:
 
 
 class Clock:
-    """Stands in for `sleep`: at each tick the next of the acts is done; the last one goes on for ever."""
+    """Replaces `sleep`: each tick runs the next act; the last one is repeated."""
 
     def __init__(self, *acts: Callable[[], object]) -> None:
         self.acts = list(acts)
@@ -264,7 +266,7 @@ class Clock:
 
 
 def test_a_request_at_two_looks_is_a_long_one(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the second look in the same request a thread is promoted, not at the first."""
+    """A thread is promoted when the watcher finds the same request for the second time."""
     slot = Slot(started=7)
     acts_at_look: list[list[str]] = []
     monkeypatch.setattr(module, "sleep", Clock(*[lambda: acts_at_look.append(stage.acts[:])] * 3))
@@ -276,7 +278,7 @@ def test_a_request_at_two_looks_is_a_long_one(stage: Stage, monkeypatch: pytest.
 
 
 def test_quick_requests_keep_the_leadership(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another request at each look is none that takes long, however many there are."""
+    """Different requests at each look do not count as long, however many there are."""
     slot = Slot()
 
     def next_request() -> None:
@@ -296,7 +298,7 @@ def test_quick_requests_keep_the_leadership(stage: Stage, monkeypatch: pytest.Mo
 
 
 def test_the_watcher_looks_no_more_when_nothing_comes(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without an offer, and with one that is not in the app, it goes to sleep after some looks."""
+    """Without an offer, or with one whose request has ended, it goes to sleep after some looks."""
     for slot in (None, Slot()):
         clock = Clock()
         monkeypatch.setattr(module, "sleep", clock)
@@ -313,7 +315,7 @@ def test_the_watcher_looks_no_more_when_nothing_comes(stage: Stage, monkeypatch:
 
 @pytest.fixture
 def watched(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
-    """A stage whose watcher runs in a thread, and ends with the test."""
+    """A stage whose watcher runs in a thread, which ends with the test."""
 
     class Over(BaseException):
         pass
@@ -353,7 +355,7 @@ def test_the_watcher_is_started_once(watched: Stage) -> None:
 
 
 def test_the_watcher_wakes_up_for_an_offer(watched: Stage) -> None:
-    """Again and again, also after it has gone to sleep: no offer is overlooked."""
+    """Repeatedly, also after it has gone to sleep: it misses no offer."""
     for number in range(1, 6):
         until(lambda: watched.leader._watcher.sleeps, "the watcher sleeps")
         slot = Slot(started=number)
@@ -365,7 +367,7 @@ def test_the_watcher_wakes_up_for_an_offer(watched: Stage) -> None:
 
 
 def test_there_is_one_leader(watched: Stage) -> None:
-    """Threads that acquire, offer, withdraw and acquire again: never two lead, and all get their turns."""
+    """Threads acquire, offer, withdraw and acquire again: never two lead at once, and all have turns."""
     leading: list[int] = []
     wrong: list[list[int]] = []
     turns = [0] * THREADS
@@ -385,7 +387,7 @@ def test_there_is_one_leader(watched: Stage) -> None:
             watched.leader.offer(slot)
             slot.started = turn
             if turn % 2:
-                long.wait(0.004)  # as an app that takes longer than two looks of the watcher
+                long.wait(0.004)  # like an app that takes longer than two looks of the watcher
             slot.started = 0
             if watched.leader.withdraw(slot):
                 lead_alone(thread)

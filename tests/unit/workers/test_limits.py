@@ -1,4 +1,4 @@
-"""What clients may cost: time, bytes, connections. What is refused is answered, counted and logged once."""
+"""What clients may cost: time, bytes, connections. A refused request is answered, counted and logged once."""
 
 import gc
 import io
@@ -51,13 +51,13 @@ def echo(environ: Environ, start_response: Start) -> list[bytes]:
 
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Connections are looked at twenty times a second, not once."""
+    """Connections are checked twenty times a second, not once."""
     for module in (engine_module, sweeper_module):
         monkeypatch.setattr(module, "SWEEP", 0.05)
 
 
 def trickle(client: Client, byte: bytes) -> float:
-    """Send a byte every 20 ms until something comes; how long that took (s)."""
+    """Send a byte every 20 ms until an answer arrives; returns how long that took (s)."""
     began = time.monotonic()
     while not select.select([client.sock], [], [], 0.02)[0]:
         assert time.monotonic() - began < PATIENCE
@@ -80,7 +80,7 @@ def trickle(client: Client, byte: bytes) -> float:
     ],
 )
 def test_bytes_that_trickle_push_no_deadline_back(serve: Serve, threads: int, begun: bytes) -> None:
-    """A head, and a body, must be whole in time: 408, counted and logged once; the app is not called."""
+    """A head, and a body, must be complete in time: 408, counted and logged once; the app is not called."""
     called: list[str] = []
     rig = serve(
         lambda environ, _: called.append(environ["PATH_INFO"]) or [],
@@ -108,7 +108,9 @@ def test_bytes_that_trickle_push_no_deadline_back(serve: Serve, threads: int, be
 
 @pytest.mark.usefixtures("often")
 def test_time_that_others_take_is_not_the_clients(serve: Serve) -> None:
-    """A request that came in time while the only thread was in the app for longer than that is answered."""
+    """A request that arrived in time is answered,
+    even if the only thread was in the app until after the time-out.
+    """
     entered, may_go = threading.Event(), threading.Event()
 
     def app(environ: Environ, start_response: Start) -> list[bytes]:
@@ -117,7 +119,7 @@ def test_time_that_others_take_is_not_the_clients(serve: Serve) -> None:
             assert may_go.wait(PATIENCE)
         return echo(environ, start_response)
 
-    # Without a hand-off there is no watcher, which would receive meanwhile.
+    # Without a hand-off there is no watcher that would receive meanwhile.
     rig = serve(app, header_timeout=0.3, body_timeout=0.3, body_min_rate=0)
     head, body, busy = rig.client(), rig.client(), rig.client()
     head.send(b"GET /head HTTP/1.1\r\nHo")
@@ -129,7 +131,7 @@ def test_time_that_others_take_is_not_the_clients(serve: Serve) -> None:
     assert entered.wait(PATIENCE)
     head.send(b"st: x\r\n\r\n")
     body.send(b"34")
-    threading.Event().wait(0.5)  # the time-outs pass while no thread can look
+    threading.Event().wait(0.5)  # the time-outs pass while no thread can poll
     may_go.set()
     assert busy.answer().body == b"/wait"
     assert head.answer().body == b"/head"
@@ -137,7 +139,7 @@ def test_time_that_others_take_is_not_the_clients(serve: Serve) -> None:
 
 
 class Times:
-    """A connection whose deadlines are asked for at made-up times (s)."""
+    """A connection whose deadlines are computed at simulated times (s)."""
 
     def __init__(self, **settings: Any) -> None:
         self.ours, self.client = socket.socketpair()
@@ -178,7 +180,7 @@ def times() -> Iterator[Callable[..., Times]]:
 
 
 def test_a_head_begins_with_its_first_byte(times: Callable[..., Times]) -> None:
-    """Not with the connection, which may have been made ahead and idled; nor with its last byte."""
+    """Its time does not count from the connection, which may have been idle; nor from its last byte."""
     connection = times(header_timeout=15.0)
     assert connection.deadline == 115
     connection.feed(b"GET / HTTP/1.1\r\n", at=160)
@@ -188,7 +190,7 @@ def test_a_head_begins_with_its_first_byte(times: Callable[..., Times]) -> None:
 
 
 def test_a_body_has_its_own_time(times: Callable[..., Times]) -> None:
-    """It begins when the head is whole; from its third second on it must have come at `body_min_rate`."""
+    """It counts from the end of the head; from its third second on `body_min_rate` applies."""
     connection = times(header_timeout=15.0, body_timeout=30.0, body_min_rate=100)
     connection.feed(POST, at=110)
     connection.feed(b"Content-Length: 100000\r\n\r\n", at=120)
@@ -200,7 +202,7 @@ def test_a_body_has_its_own_time(times: Callable[..., Times]) -> None:
 
 
 def test_a_body_may_pause(times: Callable[..., Times]) -> None:
-    """What came fast allows for a pause of `body_timeout`, and for no longer one."""
+    """A body that was fast may pause for `body_timeout`, and no longer."""
     connection = times(body_timeout=30.0, body_min_rate=100)
     connection.feed(POST + b"Content-Length: 100000\r\n\r\n", at=120)
     connection.feed(b"x" * 50_000, at=121)
@@ -208,7 +210,7 @@ def test_a_body_may_pause(times: Callable[..., Times]) -> None:
 
 
 def test_a_body_without_a_rate(times: Callable[..., Times]) -> None:
-    """`body_timeout` is all that it gets."""
+    """Only `body_timeout` applies."""
     connection = times(body_timeout=30.0, body_min_rate=0)
     connection.feed(POST + b"Content-Length: 100000\r\n\r\n", at=120)
     connection.feed(b"x" * 50_000, at=121)
@@ -216,7 +218,7 @@ def test_a_body_without_a_rate(times: Callable[..., Times]) -> None:
 
 
 def test_no_limits_on_time(times: Callable[..., Times]) -> None:
-    """0 is forever."""
+    """0 means no limit."""
     connection = times(header_timeout=0, body_timeout=0)
     connection.feed(POST, at=110)
     assert connection.deadline == 0
@@ -224,8 +226,8 @@ def test_no_limits_on_time(times: Callable[..., Times]) -> None:
     assert connection.deadline == 0
 
 
-def test_the_next_request_begins_anew(times: Callable[..., Times]) -> None:
-    """Half of a second request behind a first one: its time begins when it does."""
+def test_the_next_request_has_its_own_time(times: Callable[..., Times]) -> None:
+    """Half of a second request follows a first one: its time counts from its own beginning."""
     connection = times(header_timeout=15.0)
     connection.feed(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", at=110)
     connection.feed(b"GET /", at=140)
@@ -237,7 +239,9 @@ def test_the_next_request_begins_anew(times: Callable[..., Times]) -> None:
 def test_clients_that_send_nothing_are_closed(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, threads: int
 ) -> None:
-    """A connection without a request, and one behind a request, end without an answer, and count as none."""
+    """A connection without a request, and one after a request, are closed without an answer,
+    and no request is counted.
+    """
     monkeypatch.setattr(sweeper_module, "_FIRST_REQUEST", SECOND // 5)
     rig = serve(echo, threads=threads, keepalive=0.2)
     fresh, used = rig.client(), rig.client()
@@ -264,7 +268,7 @@ def test_clients_that_send_nothing_are_closed(
     ],
 )
 def test_what_is_refused(serve: Serve, threads: int, request_: bytes, status: str, line: str) -> None:
-    """The answer says why, the connection ends cleanly; one count, one line in the access log."""
+    """The answer gives the reason and the connection ends cleanly; one count, one line in the access log."""
     rig = serve(
         echo,
         threads=threads,
@@ -291,7 +295,7 @@ def test_what_is_refused(serve: Serve, threads: int, request_: bytes, status: st
 
 @BOTH
 def test_limits_are_those_that_are_set(serve: Serve, threads: int) -> None:
-    """What is exactly as large as allowed is answered."""
+    """Sizes exactly at the limit are accepted."""
     rig = serve(echo, threads=threads, limit_request_body=1000)
     client = rig.client()
     client.send(POST + b"Content-Length: 1000\r\n\r\n" + b"x" * 1000)
@@ -313,7 +317,7 @@ def test_a_spooled_body_whose_end_does_not_fit(
 ) -> None:
     """The disk is full when the last bytes, which were buffered until then, are written: 507, counted once.
 
-    The app is not called; it is no defect of ours, and the next client is served.
+    The app is not called; it is not an internal error, and the next client is served.
     """
     monkeypatch.setattr(
         "ostler.wsgi.body._unlinked", lambda _folder: _Unlinked(io.FileIO("/dev/full", "rb+"))
@@ -335,7 +339,7 @@ def test_a_spooled_body_whose_end_does_not_fit(
 
 @BOTH
 def test_the_longest_idle_make_room(serve: Serve, threads: int) -> None:
-    """At the limit the longest idle one is closed; a connection in the middle of a request stays."""
+    """At the limit the longest idle connection is closed; one in the middle of a request stays."""
     rig = serve(echo, threads=threads, worker_connections=4, keepalive=600)
     half = rig.client()
     half.send(b"GET /half HTTP/1.1\r\nHo")
@@ -348,7 +352,8 @@ def test_the_longest_idle_make_room(serve: Serve, threads: int) -> None:
 
     for number in range(20):
         assert rig.client().get(f"/{number}").body == b"/%d" % number
-        # A client has its answer before its thread has noted that. If none idles, half a request makes room.
+        # A client may have its answer before the thread has recorded that. Without an idle connection, one
+        # with half a request is closed.
         until(lambda: idle() == rig.counts().connections - 1, "all that were answered idle")
     assert rig.counts().connections <= 4
     half.send(b"st: x\r\n\r\n")
@@ -359,7 +364,7 @@ def test_the_longest_idle_make_room(serve: Serve, threads: int) -> None:
 
 @BOTH
 def test_slow_senders_make_room(serve: Serve, threads: int) -> None:
-    """All connections are in incomplete requests: the one that has sent least for longest gets 408."""
+    """All connections have incomplete requests: the one that has sent least for longest gets 408."""
     rig = serve(echo, threads=threads, worker_connections=2, keepalive=600, access=True)
     slowest = rig.client()
     slowest.send(b"GET /half HTTP/1.1\r\nHo")
@@ -379,7 +384,7 @@ def test_slow_senders_make_room(serve: Serve, threads: int) -> None:
 
 @BOTH
 def test_connections_of_one_address(serve: Serve, threads: int) -> None:
-    """More than `limit_connections_per_address` are closed at once; one that has ended makes room."""
+    """More than `limit_connections_per_address` are closed at once; when one ends another is accepted."""
     rig = serve(echo, threads=threads, limit_connections_per_address=2, keepalive=600)
     first, second, third = rig.client(), rig.client(), rig.client()
     assert first.get("/1").body == b"/1"
@@ -392,7 +397,7 @@ def test_connections_of_one_address(serve: Serve, threads: int) -> None:
 
 
 def test_connections_of_one_address_behind_a_proxy(serve: Serve) -> None:
-    """With PROXY headers each counts as its client's alone, however many wait for their header."""
+    """With PROXY headers each counts for its client only, however many wait for their header."""
     rig = serve(echo, proxy_protocol="auto", limit_connections_per_address=2, keepalive=600)
 
     def header(host: str) -> bytes:
@@ -406,7 +411,7 @@ def test_connections_of_one_address_behind_a_proxy(serve: Serve) -> None:
     beyond = rig.client()
     beyond.send(header("192.0.2.1"))
     assert beyond.rest() == b""
-    # Those without a header, a proxy's own, count as its own.
+    # Connections without a header, made by the proxy itself, count for the proxy.
     assert [rig.client().get("/own").body for _ in range(2)] == [b"/own", b"/own"]
     own = rig.client()
     own.send(b"GET / HTTP/1.1\r\n")
@@ -415,7 +420,7 @@ def test_connections_of_one_address_behind_a_proxy(serve: Serve) -> None:
 
 
 def test_connections_of_one_address_from_siblings(serve: Serve, handoff: HandOff) -> None:
-    """A connection that a sibling hands off counts as its client's, too, and not as its proxy's."""
+    """A connection from a sibling counts for its client as well, and not for the proxy."""
     rig = serve(echo, handoff=handoff, limit_connections_per_address=1, keepalive=600)
     with ExitStack() as stack:
         for number in range(3):
@@ -431,7 +436,7 @@ def test_connections_of_one_address_from_siblings(serve: Serve, handoff: HandOff
 
 @dataclass
 class Given:
-    """A connection that is handed off."""
+    """A connection from a sibling."""
 
     fd: int
     peer_info: dict[str, str] | None
@@ -441,7 +446,7 @@ class Given:
 
 
 def test_threads_count_addresses_together() -> None:
-    """A thread that serves closes its connection while another accepts: no connection is counted wrongly."""
+    """One thread closes its connection while another accepts: all are counted correctly."""
     counts = AddressCounts(1000)
 
     def count() -> None:
@@ -458,7 +463,7 @@ def test_threads_count_addresses_together() -> None:
 def test_what_clients_cause_is_logged_a_few_times(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, threads: int
 ) -> None:
-    """Bodies that can't be stored, and connections beyond the limit: some lines, then how many there were."""
+    """Bodies that can't be stored, and connections beyond the limit: some lines, then their number."""
 
     def full() -> BufferedBody:
         raise OSError("no room")
@@ -483,7 +488,7 @@ def test_what_clients_cause_is_logged_a_few_times(
 
 
 def test_an_answer_by_a_unix_socket_moves() -> None:
-    """How much of it a local proxy has read is not known; but the kernel takes more of it as it reads."""
+    """It is unknown how much a local proxy has read, but the kernel accepts more of it as the proxy reads."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.setblocking(False)
@@ -508,7 +513,7 @@ def test_an_answer_by_a_unix_socket_moves() -> None:
 
 
 def reset(address: tuple[str, int]) -> None:
-    """Connect, and be gone with a reset."""
+    """Connect, and disconnect with a reset."""
     with socket.create_connection(address) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
@@ -533,7 +538,7 @@ def speak_tls(client: Client) -> None:
 def test_clients_that_are_gone_before_they_are_accepted(
     tmp_path: Path, context: ssl.SSLContext, threads: int, tls: bool
 ) -> None:
-    """Connections that were reset in the listener's queue do no harm, with and without TLS."""
+    """Connections that were reset in the listener's queue have no effect, with and without TLS."""
     rig = Rig(tmp_path, echo, threads=threads, tls=context if tls else None)
     for _ in range(3):
         reset(rig.address)
@@ -551,7 +556,7 @@ def test_clients_that_are_gone_before_they_are_accepted(
 def test_tls_connections_end_when_their_worker_leaves(
     serve: Serve, context: ssl.SSLContext, handoff: Any, threads: int
 ) -> None:
-    """Their connections can't be handed off, so their next answer has `Connection: close`."""
+    """They can't be handed off, so their next answer has `Connection: close`."""
     rig = serve(echo, threads=threads, handoff=handoff, tls=context)
     client = rig.client()
     speak_tls(client)
@@ -568,7 +573,7 @@ def test_tls_connections_end_when_their_worker_leaves(
 
 @BOTH
 def test_a_body_is_read_while_it_comes(serve: Serve, threads: int) -> None:
-    """The client sends its next part when it has seen the last one again."""
+    """The client sends its next part when it has received the last one back."""
 
     def app(environ: Environ, start_response: Start) -> Iterable[bytes]:
         start_response("200 OK", [("Content-Type", "text/plain")])
@@ -587,7 +592,7 @@ def test_a_body_is_read_while_it_comes(serve: Serve, threads: int) -> None:
 
 @BOTH
 def test_a_streamed_body_that_came_whole(serve: Serve, threads: int) -> None:
-    """It is a body like any other, and its connection goes on."""
+    """It is a body like any other, and its connection continues."""
     client = serve(echo, threads=threads, stream_request=True).client()
     for _ in range(3):
         client.send(POST + b"Content-Length: 5\r\n\r\nhello")
@@ -596,7 +601,9 @@ def test_a_streamed_body_that_came_whole(serve: Serve, threads: int) -> None:
 
 @BOTH
 def test_a_streamed_body_that_the_app_leaves(serve: Serve, threads: int) -> None:
-    """The answer arrives though the client has not finished, and goes on sending; then the end, no reset."""
+    """The answer arrives although the client has not finished and continues to send;
+    then the connection ends without a reset.
+    """
 
     def app(environ: Environ, start_response: Start) -> list[bytes]:
         first = environ["wsgi.input"].read(5)
@@ -613,7 +620,7 @@ def test_a_streamed_body_that_the_app_leaves(serve: Serve, threads: int) -> None
 
 @BOTH
 def test_a_streamed_body_with_a_mistake(serve: Serve, threads: int) -> None:
-    """A chunk that is none, in the middle of the app's reading: 400, counted once."""
+    """A malformed chunk while the app reads: 400, counted once."""
     rig = serve(echo, threads=threads, access=True, stream_request=True)
     client = rig.client()
     client.send(CHUNKED + b"5\r\nhello\r\n")
@@ -634,7 +641,7 @@ def test_a_streamed_body_with_a_mistake(serve: Serve, threads: int) -> None:
 
 @BOTH
 def test_a_streamed_body_whose_client_goes_away(serve: Serve, threads: int) -> None:
-    """The app's reading ends with an error; it is not a 5xx, and not an app's error in the log."""
+    """The app's read raises; it is not counted as a 5xx, and not logged as an error of the app."""
     seen: list[BaseException] = []
 
     def app(environ: Environ, start_response: Start) -> list[bytes]:
@@ -657,7 +664,9 @@ def test_a_streamed_body_whose_client_goes_away(serve: Serve, threads: int) -> N
 
 @BOTH
 def test_nothing_is_left_of_a_streamed_body(serve: Serve, threads: int) -> None:
-    """Requests are not known to the garbage collector, so what refers to one and back is never found."""
+    """Requests are not tracked by the garbage collector,
+    so a reference cycle through one would never be found.
+    """
 
     def app(environ: Environ, start_response: Start) -> list[bytes]:
         if environ["PATH_INFO"] == "/post":
@@ -687,13 +696,13 @@ def test_nothing_is_left_of_a_streamed_body(serve: Serve, threads: int) -> None:
             if target != b"/gone":
                 assert client.answer().status == "200 OK"
     until(lambda: rig.counts().closed == 20, "all are closed")
-    # Others that are in a thread's or a parser's hands are few.
+    # A few others may be referenced by a thread or a parser.
     until(lambda: gc.collect() >= 0 and len(alive) <= 4, "bodies are gone")
 
 
 @BOTH
 def test_a_streamed_body_is_asked_for_when_it_is_read(serve: Serve, threads: int) -> None:
-    """`100 Continue` is said by the app's first read, and not at all by an app that does not read."""
+    """The app's first read sends `100 Continue`; without a read it is not sent."""
 
     def app(environ: Environ, start_response: Start) -> list[bytes]:
         if environ["PATH_INFO"] == "/post":
@@ -715,7 +724,7 @@ def test_a_streamed_body_is_asked_for_when_it_is_read(serve: Serve, threads: int
 
 
 def test_a_streamed_body_must_come_in_time(serve: Serve) -> None:
-    """A client that stops in the middle holds its thread no longer than `body_timeout`."""
+    """A client that stops in the middle occupies its thread no longer than `body_timeout`."""
     rig = serve(echo, stream_request=True, body_timeout=0.3, body_min_rate=0)
     client = rig.client()
     client.send(POST + b"Content-Length: 10\r\n\r\nhello")
@@ -725,7 +734,9 @@ def test_a_streamed_body_must_come_in_time(serve: Serve) -> None:
 
 
 def test_the_apps_own_time_is_not_the_clients(serve: Serve) -> None:
-    """An app that works between two reads for longer than `body_timeout` still gets what comes then."""
+    """An app that works between two reads for longer than `body_timeout` still gets the data that has
+    arrived.
+    """
     worked = threading.Event()
 
     def app(environ: Environ, start_response: Start) -> list[bytes]:
@@ -754,7 +765,9 @@ SIZE = 24 << 20
 
 @BOTH
 def test_a_large_file_to_slow_readers(serve: Serve, tmp_path: Path, threads: int) -> None:
-    """More of them than threads cost no thread time; each gets the rest of the file, and none stays open."""
+    """More slow readers than threads occupy no thread;
+    each gets the rest of the file, and no file stays open.
+    """
     path = tmp_path / "file"
     with path.open("wb") as file:
         for number in range(SIZE // (1 << 20)):
@@ -788,13 +801,13 @@ def open_files() -> list[str]:
         try:
             names.append(str(entry.readlink()))
         except OSError:
-            pass  # the listing's own
+            pass  # the descriptor of the listing itself
     return names
 
 
 @BOTH
 def test_a_stream_that_fits_the_file_costs_no_app_time(serve: Serve, tmp_path: Path, threads: int) -> None:
-    """The app is done long before the slow reader; what it said waits in a temporary file."""
+    """The app is done long before the slow reader; its answer waits in a temporary file."""
     done = threading.Event()
     folder = tmp_path / "spill"
     folder.mkdir()
@@ -817,7 +830,7 @@ def test_a_stream_that_fits_the_file_costs_no_app_time(serve: Serve, tmp_path: P
 
 @BOTH
 def test_pipelined_requests_wait_behind_an_answer(serve: Serve, threads: int) -> None:
-    """They do not reach the app before the client has taken what it was given already."""
+    """They do not reach the app before the client has read the answers that it already has."""
     called: list[str] = []
 
     def app(environ: Environ, start_response: Start) -> list[bytes]:
@@ -839,9 +852,9 @@ def test_pipelined_requests_wait_behind_an_answer(serve: Serve, threads: int) ->
 
 
 def test_a_long_request_keeps_its_connection(serve: Serve) -> None:
-    """Another long request ends just when it begins; it is answered, though it takes longer than keepalive.
+    """Another long request ends just when it begins; it is answered, although it takes longer than keepalive.
 
-    The thread that leaves the app then must not withdraw the offer of the other one.
+    The thread that then returns from the app must not withdraw the offer of the other one.
     """
     entered, may_go = threading.Event(), threading.Event()
 
@@ -865,12 +878,12 @@ def test_a_long_request_keeps_its_connection(serve: Serve) -> None:
 
 
 def test_a_defect_in_any_thread_ends_the_worker(serve: Serve) -> None:
-    """It says so in the log and leaves, to be replaced; it does not hang without a leader."""
+    """It is logged, and the worker ends and is replaced; it does not hang without a leader."""
     may_go = threading.Event()
 
     def app(environ: Environ, start_response: Start) -> list[bytes]:
         if threading.current_thread() is rig._thread:
-            assert may_go.wait(PATIENCE)  # so that the other thread leads
+            assert may_go.wait(PATIENCE)  # so that the other thread becomes the leader
         return echo(environ, start_response)
 
     rig = serve(app, threads=2)
@@ -887,7 +900,7 @@ def test_a_defect_in_any_thread_ends_the_worker(serve: Serve) -> None:
 
 
 def test_the_listeners_may_go_at_any_moment(tmp_path: Path) -> None:
-    """`abandon`, as a signal handler calls it, while a leader accepts: no thread fails, the engine ends."""
+    """`abandon` is called, as by a signal handler, while a leader accepts: no thread fails, it ends."""
     for number in range(12):
         folder = tmp_path / str(number)
         folder.mkdir()
@@ -923,7 +936,7 @@ def test_the_listeners_may_go_at_any_moment(tmp_path: Path) -> None:
 
 
 class Visitor:
-    """Asks all kinds of things for a while; remembers what it was answered and what it asked in vain."""
+    """Sends all kinds of requests for a while; records the answered and the unanswered ones."""
 
     def __init__(self, rig: Rig, number: int, until_: float) -> None:
         self.rig, self.number, self.until = rig, number, until_
@@ -988,9 +1001,10 @@ class Visitor:
 
 
 def test_each_request_is_answered_once(serve: Serve) -> None:
-    """Two seconds of quick and slow, large and streamed answers, pipelines, bodies, and clients that vanish.
+    """Two seconds of quick and slow, large and streamed answers, pipelines, bodies, and clients that
+    disconnect.
 
-    Each answer is that of its request, the app is called once for each (at most once where the client left),
+    Each answer belongs to its request, the app is called once for each (at most once where the client left),
     all connections are closed in the end, and the numbers agree.
     """
     calls: list[str] = []

@@ -1,4 +1,4 @@
-"""The page that stands in for an app that can't be loaded."""
+"""The page that is served instead of an app that can't be loaded."""
 
 import asyncio
 import sys
@@ -40,7 +40,7 @@ def test_place_of_a_syntax_error(here: Path) -> None:
 
 
 def test_place_in_the_apps_own_code(here: Path) -> None:
-    """What was raised deep in an installed package is shown where the app called it."""
+    """For an exception deep in an installed package the place is where the app called it."""
     (here / "site-packages").mkdir()
     (here / "site-packages/deep_package.py").write_text("def f():\n    raise ValueError('deep')\n")
     sys.path.insert(0, str(here / "site-packages"))
@@ -51,11 +51,11 @@ def test_place_in_the_apps_own_code(here: Path) -> None:
 
 
 def test_no_place() -> None:
-    """A mistake that is in no file has none."""
+    """An error that is in no file has no place."""
     assert failure("no_such_page:app").excerpt is None
 
 
-def test_nothing_gets_out_of_its_place(here: Path) -> None:
+def test_source_and_message_are_escaped(here: Path) -> None:
     """Source and message are escaped as text."""
     evil = "<script>alert(1)</script>"
     (here / "evil_page.py").write_text(f"raise RuntimeError('{evil} & \\udc80')\n")
@@ -73,7 +73,7 @@ def test_nothing_gets_out_of_its_place(here: Path) -> None:
     [("text/html,*/*;q=0.1", True), ("*/*", False), ("", False), ("application/json", False)],
 )
 def test_form(accept: str, html: bool) -> None:
-    """HTML for clients that accept it by name, as browsers do."""
+    """HTML for clients that accept it by name, as browsers do; else plain text."""
     page = ErrorPage(Failure("why", "Traceback", None), 1)
     _, headers, body = asked(page, accept=accept)
     assert ("text/html" in headers["Content-Type"]) is html
@@ -81,7 +81,7 @@ def test_form(accept: str, html: bool) -> None:
 
 
 def test_methods() -> None:
-    """HEAD has no body but its length; only what may be asked again by itself is."""
+    """HEAD has the length and no body; only the page for GET has the script that follows the next edit."""
     page = ErrorPage(Failure("why", None, None), 1)
     for method in ("GET", "HEAD", "POST"):
         _, headers, body = asked(page, method, "text/html")
@@ -91,7 +91,7 @@ def test_methods() -> None:
 
 
 def test_asgi() -> None:
-    """The same page for ASGI; start and end succeed, a websocket is closed."""
+    """The same page for ASGI; startup and shutdown succeed, a websocket is closed."""
     page = AsgiErrorPage(Failure("why", None, None), 3)
 
     def run(scope: dict[str, Any], *received: str) -> list[dict[str, Any]]:

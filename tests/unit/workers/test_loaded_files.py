@@ -1,4 +1,4 @@
-"""Which files a process reports."""
+"""Which files a process reports as loaded."""
 
 import importlib
 import os
@@ -24,7 +24,9 @@ def module(name: str, file: str | None) -> tuple[str, ModuleType]:
 
 
 def test_files_of_modules() -> None:
-    """The app's and installed packages', not the standard library's nor Ostler's; sources, not bytecode."""
+    """Files of the app and of installed packages, not of the standard library or Ostler;
+    sources, not bytecode.
+    """
     found = sources(
         [
             module("shop", "/srv/shop/__init__.py"),
@@ -48,7 +50,7 @@ def test_files_of_modules() -> None:
 
 
 def test_modules_that_load_when_looked_at() -> None:
-    """A module whose attributes are made on demand is not touched."""
+    """Attributes of a lazy module are not accessed."""
 
     class Lazy(ModuleType):
         def __getattr__(self, name: str) -> object:
@@ -72,7 +74,7 @@ def test_files_of_a_syntax_error(here: Path) -> None:
 
 
 def test_files_of_an_error_in_an_error(here: Path) -> None:
-    """Also what was being handled, or is given as the cause."""
+    """Also those of the exception that was being handled, or that is given as the cause."""
     (here / "third_page.py").write_text("def f():\n    1 / 0\n")
     (here / "chain_page.py").write_text(
         "import third_page\ntry:\n    third_page.f()\nexcept ZeroDivisionError:\n    raise RuntimeError\n"
@@ -82,14 +84,16 @@ def test_files_of_an_error_in_an_error(here: Path) -> None:
 
 @pytest.mark.parametrize("spec", ["nowhere_page:app", "asks_page:app"])
 def test_files_of_a_missing_module(here: Path, spec: str) -> None:
-    """Where a module would be found if it came."""
+    """The places where the module would be found."""
     (here / "asks_page.py").write_text("import nowhere_page\n")
     found = of_failure(failure(spec))
     assert {str(here / "nowhere_page.py"), str(here / "nowhere_page/__init__.py")} <= set(found)
 
 
 def test_reports_each_once(here: Path) -> None:
-    """All at first, in messages that fit a channel; then what is new, with the time of the look before."""
+    """All files at first, in messages that fit the channel;
+    then only new ones, with the time of the previous look.
+    """
     reported: list[Watch] = []
     reporter = WatchReporter(reported.append)
     more = [f"/srv/part{number}/{'x' * 100}.py" for number in range(2000)]
@@ -111,7 +115,7 @@ def test_reports_each_once(here: Path) -> None:
 
 
 def test_bytecode_of_a_file_just_written(here: Path) -> None:
-    """It could pass for the next edit's; that of an older file stays."""
+    """It could be taken for that of the next edit, so it is removed; that of an older file stays."""
     since = 1_700_000_000.9
     for name, age, kept in (("young", 1_700_000_000.1, False), ("old", 1_699_999_999.9, True)):
         source = here / f"{name}.py"
@@ -125,7 +129,7 @@ def test_bytecode_of_a_file_just_written(here: Path) -> None:
 
 
 class Lazy(ModuleType):
-    """A module that fails when it is looked at."""
+    """A module that fails when an attribute is accessed."""
 
     @property
     def __dict__(self) -> Any:  # type: ignore[override]
@@ -136,21 +140,21 @@ class Lazy(ModuleType):
         raise RuntimeError("class")
 
 
-def test_modules_that_are_none(tmp_path: Path) -> None:
-    """`sys.modules` may hold anything; what is a module with a file is found all the same."""
+def test_strange_entries_of_sys_modules(tmp_path: Path) -> None:
+    """`sys.modules` may contain anything; modules with files are still found."""
     good, lazy = ModuleType("good"), Lazy("lazy")
     good.__file__ = str(tmp_path / "good.py")
-    odd = []
+    broken = []
     for path in ("a\0b", 7, "", "x" * 10_000, "<text>", None):
-        module = ModuleType("odd")
+        module = ModuleType("broken")
         module.__file__ = path  # type: ignore[assignment]
-        odd.append(("odd", module))
-    found = sources([("lazy", lazy), ("object", object()), (5, good), *odd, ("good", good)])  # type: ignore[list-item]
+        broken.append(("broken", module))
+    found = sources([("lazy", lazy), ("object", object()), (5, good), *broken, ("good", good)])  # type: ignore[list-item]
     assert found.files == [str(tmp_path / "good.py")]
 
 
 def test_failures_of_an_apps_own_making() -> None:
-    """Causes in a circle, names that are none."""
+    """Circular causes, and names that are not strings."""
     one, other = ValueError("one"), SyntaxError("other")
     one.__cause__, other.__cause__ = other, one
     other.filename = 5  # type: ignore[assignment]
@@ -161,7 +165,7 @@ def test_failures_of_an_apps_own_making() -> None:
 
 
 def test_many_long_paths(tmp_path: Path) -> None:
-    """Messages keep to a size, however long the paths are."""
+    """Messages keep their maximum size, however long the paths are."""
     sent: list[Watch] = []
     reporter = WatchReporter(sent.append)
     reporter.report()

@@ -1,4 +1,4 @@
-"""What a request costs and tells in the worker class meinheld, without its server."""
+"""What the worker class meinheld does for a request, without meinheld's server."""
 
 import fcntl
 import mmap
@@ -22,7 +22,7 @@ from ostler.wsgi.interruption import DeadlineExceeded
 
 
 class Rig:
-    """The functions, and the server's part played by hand."""
+    """The functions under test; the test plays the server's part."""
 
     def __init__(self, app: Any, host: str = "127.0.0.1", quota: int = 0) -> None:
         self.accounting = Accounting(mmap.mmap(-1, size(2)), 2)
@@ -53,7 +53,7 @@ class Rig:
         self.calls = MeinheldCalls(context, SoftInterrupts(self.accounting, is_in_app), lambda: False)
 
     def request(self, **more: Any) -> dict[str, Any]:
-        """An environ such as the server's."""
+        """An environ like the server's."""
         own = SimpleNamespace(get_fd=self.served.fileno)
         names = {"REQUEST_METHOD": "GET", "PATH_INFO": "/", "REMOTE_ADDR": "9.9.9.9", "REMOTE_PORT": "1"}
         return {**names, "meinheld.client": own, **more}
@@ -76,7 +76,7 @@ def rigs() -> Iterator[list[Rig]]:
 
 
 def test_a_large_answer_waits(rigs: list[Rig]) -> None:
-    """What the kernel may not take at once is written blocking."""
+    """An answer that the kernel may not accept at once is written with a blocking socket."""
     rigs.append(rig := Rig(lambda _environ, _start: [b"x" * 10_000]))
     rig.calls.serve(rig.request(), None)
     assert is_blocking(rig.served)
@@ -93,14 +93,14 @@ def test_small_answers_wait_when_they_are_many(rigs: list[Rig]) -> None:
 
 
 def test_parts_wait(rigs: list[Rig]) -> None:
-    """How long an iterable's answer will be is not known."""
+    """The length of an iterable's answer is not known."""
     rigs.append(rig := Rig(lambda _environ, _start: iter([b"a"])))
     rig.calls.serve(rig.request(), None)
     assert is_blocking(rig.served)
 
 
 def test_the_address_is_the_connections(rigs: list[Rig]) -> None:
-    """On an address that others can reach, the client's is asked of the connection."""
+    """For a listener on all interfaces the address is that of the connection."""
     rigs.append(rig := Rig(lambda _environ, _start: [b""], "0.0.0.0"))
     environ = rig.request()
     rig.calls.serve(environ, None)
@@ -131,15 +131,15 @@ def test_counting(rigs: list[Rig]) -> None:
 
 
 def test_a_request_whose_app_lets_others_run(rigs: list[Rig]) -> None:
-    """Another was served meanwhile: both are counted, and none is shown."""
+    """Another one was served meanwhile: both are counted, and none is shown."""
     rigs.append(rig := Rig(lambda _environ, _start: [b""]))
-    told = {"STATUS_CODE": 200, "SEND_BYTES": 7, "REQUEST_TIME": 3}
+    reported = {"STATUS_CODE": 200, "SEND_BYTES": 7, "REQUEST_TIME": 3}
     slow, quick = rig.request(), rig.request()
     rig.calls.serve(slow, None)
     rig.calls.settle()
     rig.calls.serve(quick, None)
     for environ in (quick, slow):
-        environ |= told
+        environ |= reported
         rig.calls.access(environ)
     assert rig.words[layout.STATUS_CLASSES + 2] == 2
     assert rig.words[layout.BYTES_SENT] == 14
@@ -164,7 +164,7 @@ def test_too_late(rigs: list[Rig]) -> None:
 
 
 def test_errors(rigs: list[Rig]) -> None:
-    """The app's own are logged with their request; that a client has gone is none."""
+    """Errors of the app are logged with their request; a client that has disconnected is not an error."""
     rigs.append(rig := Rig(lambda _environ, _start: [b""]))
     rig.calls.serve(rig.request(PATH_INFO="/path"), None)
     rig.calls.error(BrokenPipeError, BrokenPipeError(32, "Broken pipe"), None)

@@ -1,4 +1,6 @@
-"""A message that comes while the only thread is in the app is read; an idle worker needs no thread for it."""
+"""A message that arrives while the only thread is in the app is read;
+an idle worker needs no additional thread for it.
+"""
 
 import os
 import signal
@@ -58,7 +60,9 @@ class Worker:
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
 
     def has_read(self, messages: int) -> bool:
-        """For tests to wait for; a signal that comes just before the app begins to wait does not end that."""
+        """For tests to wait for; a signal that arrives just before the app begins to wait does not end that
+        wait.
+        """
         if self.read == messages:
             return True
         self.signal_it()
@@ -79,7 +83,7 @@ def worker(tmp_path: Path, handoff: HandOff) -> Iterator[Worker]:
 
 
 def test_a_message_in_the_first_request(worker: Worker) -> None:
-    """It is read before the request has ended, whose answer comes all the same; then all goes on."""
+    """It is read before the request has ended; the request is still answered, and the next ones as well."""
 
     def play() -> None:
         client = worker.rig.client()
@@ -99,7 +103,7 @@ def test_a_message_in_the_first_request(worker: Worker) -> None:
 
 
 def test_a_message_to_an_idle_worker(worker: Worker) -> None:
-    """It reads it itself, and needs no thread for it; also behind a request."""
+    """It reads the message itself, without another thread; also after a request."""
 
     def play() -> None:
         client = worker.rig.client()
@@ -114,7 +118,7 @@ def test_a_message_to_an_idle_worker(worker: Worker) -> None:
 
 
 def test_messages_at_any_moment(worker: Worker) -> None:
-    """Whatever moment of a request they hit: each request has its answer, each message is read."""
+    """At whatever moment of a request they arrive: each request is answered, each message is read."""
     sent = 0
 
     def play() -> None:

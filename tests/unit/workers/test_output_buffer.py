@@ -1,6 +1,7 @@
-"""What a client has not taken yet: its order, where it lies, when there is too much of it, and how it ends.
+"""The output buffer: what a client has not read yet, its order, where it is stored, its limits, and how it
+ends.
 
-The client is the other end of a socket pair whose buffer is small, and reads when the test says so.
+The client is the other end of a socket pair with a small buffer, and reads when the test asks it to.
 """
 
 import errno
@@ -30,7 +31,7 @@ class Ends:
             end.setblocking(False)
 
     def read(self) -> bytes:
-        """What has come so far."""
+        """Read what has arrived so far."""
         parts = []
         try:
             while part := self.client.recv(1 << 20):
@@ -40,14 +41,14 @@ class Ends:
         return b"".join(parts)
 
     def read_all(self, output_buffer: OutputBuffer) -> bytes:
-        """Let the client read until the output_buffer is empty."""
+        """Let the client read until the output buffer is empty."""
         received = self.read()
         while not output_buffer.flush(self.ours):
             received += self.read()
         return received + self.read()
 
     def stuff(self) -> int:
-        """Send until nothing goes any more; how much went."""
+        """Send until the kernel accepts nothing more; returns how much was sent."""
         sent = 0
         try:
             while True:
@@ -61,7 +62,7 @@ class Ends:
 
 
 class Plain:
-    """A socket that is none to the kernel's eyes, as under TLS."""
+    """A socket that the kernel can't use directly, as under TLS."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.send = sock.send
@@ -76,14 +77,14 @@ def ends() -> Iterator[Ends]:
 
 @pytest.fixture
 def descriptors() -> Iterator[Callable[[], int]]:
-    """Counts the descriptors opened since; fails if the test leaves any open."""
+    """Counts the descriptors that were opened since; fails if the test leaves any open."""
     before = len(list(Path("/proc/self/fd").iterdir()))
 
     def more() -> int:
         return len(list(Path("/proc/self/fd").iterdir())) - before
 
     yield more
-    assert more() <= 0  # fewer if the collector has come by
+    assert more() <= 0  # fewer if the garbage collector has run
 
 
 def add(output_buffer: OutputBuffer, data: bytes) -> None:
@@ -98,7 +99,7 @@ def temporary_files(folder: Path) -> list[int]:
             if str(entry.readlink()).startswith(str(folder)):
                 sizes.append(entry.stat().st_size)
         except OSError:
-            pass  # the listing's own
+            pass  # the descriptor of the listing itself
     return sizes
 
 
@@ -106,7 +107,7 @@ def temporary_files(folder: Path) -> list[int]:
 
 
 def test_an_empty_one_is_false(ends: Ends) -> None:
-    """Nothing is kept, nothing is full, and flushing has nothing to do."""
+    """It holds nothing, is not full, and flushing does nothing."""
     output_buffer = OutputBuffer(MEMORY, FILE, None)
     assert not output_buffer
     assert not output_buffer.full
@@ -126,7 +127,9 @@ def test_an_empty_one_is_false(ends: Ends) -> None:
     st.booleans(),
 )
 def test_parts_leave_in_their_order(acts: list[tuple[str, int]], tls: bool) -> None:
-    """Memory, temporary file, the app's files, and memory again: the client gets what was added, in order."""
+    """Memory, temporary file, the app's files, and memory again:
+    the client receives them in the order of adding.
+    """
     ends = Ends()
     before = len(list(Path("/proc/self/fd").iterdir()))
     try:
@@ -166,7 +169,7 @@ def test_parts_leave_in_their_order(acts: list[tuple[str, int]], tls: bool) -> N
 
 
 def test_the_first_block_stays_in_memory(ends: Ends, tmp_path: Path) -> None:
-    """It is there anyway, however large; what comes behind it goes to the file, and is not too much yet."""
+    """It is already in memory, however large; later blocks go to the file, and the buffer is not full yet."""
     output_buffer = OutputBuffer(MEMORY, FILE, str(tmp_path))
     add(output_buffer, b"a" * 5 * MEMORY)
     assert not output_buffer.full
@@ -179,7 +182,7 @@ def test_the_first_block_stays_in_memory(ends: Ends, tmp_path: Path) -> None:
 
 
 def test_what_is_little_makes_no_file(tmp_path: Path) -> None:
-    """Up to the limit all is in memory."""
+    """Up to the limit everything is in memory."""
     output_buffer = OutputBuffer(MEMORY, FILE, str(tmp_path))
     for _ in range(10):
         add(output_buffer, b"x" * (MEMORY // 10))
@@ -191,7 +194,7 @@ def test_what_is_little_makes_no_file(tmp_path: Path) -> None:
 
 
 def test_beyond_memory_and_file_it_is_full(ends: Ends, tmp_path: Path) -> None:
-    """It is not any more as soon as the client has taken enough."""
+    """It is not full any more as soon as the client has read enough."""
     output_buffer = OutputBuffer(MEMORY, FILE, str(tmp_path))
     ends.stuff()
     while not output_buffer.full:
@@ -205,7 +208,7 @@ def test_beyond_memory_and_file_it_is_full(ends: Ends, tmp_path: Path) -> None:
 
 
 def test_without_a_file_memory_is_the_bound(tmp_path: Path) -> None:
-    """With `in_file` 0 a second block beyond the limit is too much."""
+    """With `in_file` 0 a second block beyond the limit makes it full."""
     output_buffer = OutputBuffer(MEMORY, 0, str(tmp_path))
     add(output_buffer, b"x" * 2 * MEMORY)
     assert not output_buffer.full
@@ -215,10 +218,10 @@ def test_without_a_file_memory_is_the_bound(tmp_path: Path) -> None:
 
 
 def test_a_stream_needs_no_more_disk_than_twice_its_bound(tmp_path: Path) -> None:
-    """A reader that lags for ever: what it has taken is not kept on the disk."""
+    """For a slow endless reader, data that it has read is not kept on the disk."""
 
     class Lagging:
-        """Takes a thousand bytes a turn."""
+        """Accepts a thousand bytes at a time."""
 
         left = 0
         taken = b""
@@ -257,7 +260,9 @@ def test_a_stream_needs_no_more_disk_than_twice_its_bound(tmp_path: Path) -> Non
 def test_a_full_disk_loses_nothing(
     ends: Ends, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
 ) -> None:
-    """What was written leaves from there, the rest from memory; more must wait, and no more is tried."""
+    """Data in the file is sent from there, the rest from memory;
+    more must wait, and the disk is not tried again.
+    """
     left = room
     attempts = 0
     real = os.pwrite
@@ -287,7 +292,7 @@ def test_a_full_disk_loses_nothing(
 
 
 def test_without_a_folder_memory_is_the_bound(ends: Ends, tmp_path: Path) -> None:
-    """A temporary file that can't be made is no error: the app waits earlier."""
+    """A temporary file that can't be made is not an error: the app has to wait earlier."""
     output_buffer = OutputBuffer(MEMORY, FILE, str(tmp_path / "missing"))
     add(output_buffer, b"a" * MEMORY)
     add(output_buffer, b"b")
@@ -300,7 +305,7 @@ def test_without_a_folder_memory_is_the_bound(ends: Ends, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("tls", [False, True])
 def test_a_file_that_became_shorter(ends: Ends, tmp_path: Path, tls: bool) -> None:
-    """What is there is sent, then it is an error: the client must see that the answer is not whole."""
+    """The existing bytes are sent, then it is an error: the client must see that the answer is incomplete."""
     path = tmp_path / "file"
     path.write_bytes(b"x" * 500)
     output_buffer = OutputBuffer(MEMORY, FILE, None)
@@ -312,14 +317,14 @@ def test_a_file_that_became_shorter(ends: Ends, tmp_path: Path, tls: bool) -> No
 
 
 def test_a_large_file_leaves_in_turns(ends: Ends, tmp_path: Path) -> None:
-    """A client that reads as quick as the file is sent does not keep the loop from others."""
+    """A client that reads as fast as the file is sent does not keep the loop from other clients."""
     path = tmp_path / "file"
     size = 10 << 20
     with path.open("wb") as file:
         file.truncate(size)
 
     class Greedy:
-        """Takes everything."""
+        """Accepts everything."""
 
         taken = 0
 
@@ -345,7 +350,7 @@ def test_a_large_file_leaves_in_turns(ends: Ends, tmp_path: Path) -> None:
 def test_descriptors_are_closed_when_all_is_sent(
     descriptors: Callable[[], int], ends: Ends, tmp_path: Path
 ) -> None:
-    """The app's file and the temporary one, each as soon as it is sent."""
+    """That of the app's file and of the temporary one, each as soon as it is sent."""
     output_buffer = OutputBuffer(MEMORY, FILE, str(tmp_path))
     base = descriptors()
     (tmp_path / "file").write_bytes(b"x" * 100)
@@ -361,7 +366,7 @@ def test_descriptors_are_closed_when_all_is_sent(
 def test_descriptors_are_closed_when_the_client_has_gone(
     descriptors: Callable[[], int], tmp_path: Path, how: str
 ) -> None:
-    """Whether the buffer is closed or just not referred to any more."""
+    """When the buffer is closed, and when it is only not referenced any more."""
     base = descriptors()
     output_buffer = OutputBuffer(MEMORY, FILE, str(tmp_path))
     (tmp_path / "file").write_bytes(b"x" * 100)

@@ -1,7 +1,7 @@
-"""PEP 3333 and the semantics of answers, as every byte on the wire shows them.
+"""PEP 3333 and the semantics of answers, checked on every byte on the wire.
 
-What an app does is small and written next to what the client must see. Threads make no difference to any of
-this, so that only the first table is tried with several.
+Each test has a small app, next to what the client must receive. Threads make no difference to this, so only
+the first table is run with several.
 """
 
 import enum
@@ -28,13 +28,13 @@ POST = b"POST / HTTP/1.1\r\nHost: x\r\n"
 
 
 class Text(str, enum.Enum):  # noqa: UP042 - a StrEnum is formatted as what it is
-    """Its format() is not the text that it is."""
+    """A str whose format() gives another text."""
 
     JSON = "application/json"
 
 
 class Forged(str):
-    """Looks harmless, and is formatted to something else."""
+    """A str that looks harmless, and whose format() gives something else."""
 
     __slots__ = ()
 
@@ -43,7 +43,7 @@ class Forged(str):
 
 
 class One:
-    """An iterable with a length of one, which is no list."""
+    """An iterable with a length of one that is not a list."""
 
     def __len__(self) -> int:
         return 1
@@ -57,7 +57,7 @@ def blocks(*parts: Any) -> Iterator[Any]:
 
 
 def says(result: Callable[[], Any], status: Any = "200 OK", headers: Any = ()) -> App:
-    """An app that says the head and returns what `result` makes."""
+    """An app that calls start_response and returns the result of `result`."""
 
     def app(environ: Environ, start_response: Start) -> Any:
         start_response(status, list(headers))
@@ -79,7 +79,7 @@ def writes(*parts: bytes, then: Callable[[], Any] = list, headers: Any = ()) -> 
 
 
 def files(content: bytes, headers: Any = ()) -> App:
-    """An app that answers with a real file by wsgi.file_wrapper."""
+    """An app that answers with a real file through wsgi.file_wrapper."""
 
     def app(environ: Environ, start_response: Start) -> Any:
         start_response("200 OK", list(headers))
@@ -120,7 +120,7 @@ OPEN: dict[str, tuple[App, list[bytes]]] = {
 @BOTH
 @pytest.mark.parametrize("shape", KNOWN)
 def test_a_known_length(serve: Serve, shape: str, threads: int) -> None:
-    """Whatever the client speaks: Content-Length frames the body, HEAD has the same head, all is kept."""
+    """For any client: Content-Length frames the body, HEAD has the same head, the connection is kept."""
     rig = serve(KNOWN[shape], threads=threads)
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n(own)"
     assert talk(rig, GET) == (head + b"\r\nhello", True)
@@ -137,7 +137,9 @@ def test_a_known_length(serve: Serve, shape: str, threads: int) -> None:
 @BOTH
 @pytest.mark.parametrize("shape", OPEN)
 def test_an_unknown_length(serve: Serve, shape: str, threads: int) -> None:
-    """Chunked for HTTP/1.1 and kept; the end of the connection for HTTP/1.0, though it asked to stay."""
+    """Chunked for HTTP/1.1, and kept;
+    for HTTP/1.0 the connection ends, although the client asked to keep it.
+    """
     app, parts = OPEN[shape]
     rig = serve(app, threads=threads)
     head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n(own)\r\n"
@@ -153,7 +155,7 @@ def test_an_unknown_length(serve: Serve, shape: str, threads: int) -> None:
     "result", [list, tuple, lambda: [b""], lambda: [b"", b""], blocks, lambda: blocks(b"", b"")]
 )
 def test_nothing(serve: Serve, result: Callable[[], Any]) -> None:
-    """No body is a body of no bytes, and the connection is kept for HTTP/1.0 too."""
+    """No body is a body of length 0, and the connection is kept, for HTTP/1.0 as well."""
     rig = serve(says(result))
     assert talk(rig, GET) == (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n(own)\r\n", True)
     assert talk(rig, GET10_STAY) == (
@@ -170,7 +172,7 @@ def test_nothing(serve: Serve, result: Callable[[], Any]) -> None:
 def test_statuses_without_a_body(
     serve: Serve, status: str, result: Callable[[], Any], request_: bytes
 ) -> None:
-    """RFC 9110 section 6.4.1: not one byte behind the head, no framing, and what follows is understood."""
+    """RFC 9110 section 6.4.1: no byte after the head, no framing, and the next answer is parsed correctly."""
     stay = b"Connection: keep-alive\r\n" if request_ == GET10_STAY else b""
     assert talk(serve(says(result, status)), request_) == (
         b"HTTP/1.1 %b\r\n(own)%b\r\n" % (status.encode(), stay),
@@ -179,7 +181,7 @@ def test_statuses_without_a_body(
 
 
 def test_lengths_of_statuses_without_a_body(serve: Serve) -> None:
-    """RFC 9110 section 8.6: 304 may tell the length that 200 would have, 204 must not tell any."""
+    """RFC 9110 section 8.6: 304 may have the length that 200 would have, 204 must not have any."""
     length = [("Content-Length", "5")]
     assert talk(serve(says(list, "304 Not Modified", length))) == (
         b"HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n(own)\r\n",
@@ -194,7 +196,7 @@ def test_lengths_of_statuses_without_a_body(serve: Serve) -> None:
 @pytest.mark.parametrize("status", ["100 Continue", "101 Switching Protocols", "103 Early Hints"])
 @pytest.mark.parametrize("result", [list, lambda: [b"hello"], lambda: blocks(b"hello")])
 def test_an_interim_status_ends_the_connection(serve: Serve, status: str, result: Callable[[], Any]) -> None:
-    """RFC 9110 section 15.2: a client goes on to wait for the answer, not to take the next for it."""
+    """RFC 9110 section 15.2: a client waits for the final answer, and must not take the next one for it."""
     seen = talk(serve(says(result, status)))
     assert not seen.kept
     assert seen.wire in (b"HTTP/1.1 %b\r\n(own)Connection: close\r\n\r\n" % status.encode(), FAILED)
@@ -213,7 +215,7 @@ def test_an_interim_status_ends_the_connection(serve: Serve, status: str, result
     ],
 )
 def test_statuses(serve: Serve, status: str, line: bytes) -> None:
-    """RFC 9112 section 4: any three digits, a blank even without a reason, a reason of any words."""
+    """RFC 9112 section 4: any three digits, a space even without a reason, a reason of any words."""
     assert talk(serve(says(lambda: [b"x"], status))) == (
         b"HTTP/1.1 %b\r\nContent-Length: 1\r\n(own)\r\nx" % line,
         True,
@@ -231,8 +233,8 @@ def test_statuses(serve: Serve, status: str, line: bytes) -> None:
         *(200, None, b"200 OK"),
     ],
 )
-def test_statuses_that_are_none(serve: Serve, status: Any) -> None:
-    """PEP 3333: `an HTTP status string`; what is none is the app's error, and nothing of it is sent."""
+def test_invalid_statuses(serve: Serve, status: Any) -> None:
+    """PEP 3333: `an HTTP status string`; an invalid one is the app's error, and nothing of it is sent."""
     rig = serve(says(lambda: [b"x"], status))
     assert talk(rig) == (FAILED, False)
     assert "status must be" in rig.log()
@@ -266,8 +268,8 @@ def test_statuses_that_are_none(serve: Serve, status: Any) -> None:
     ],
     ids=repr,
 )
-def test_headers_that_are_none(serve: Serve, header: Any) -> None:
-    """Names are tokens, values hold no line end or control character, both are str: else nothing is sent."""
+def test_invalid_headers(serve: Serve, header: Any) -> None:
+    """Names are tokens, values have no line end or control character, both are str: else nothing is sent."""
     rig = serve(says(lambda: [b"x"], headers=[("X-First", "1"), header]))
     assert talk(rig) == (FAILED, False)
     assert "header" in rig.log()
@@ -276,13 +278,13 @@ def test_headers_that_are_none(serve: Serve, header: Any) -> None:
 @pytest.mark.parametrize(
     "length", ["", "-1", "+1", "1.0", "0x1", "1, 1", "1,1", " 1", "1 1", "\xb9", "\u0661", "1" * 30]
 )
-def test_lengths_that_are_none(serve: Serve, length: str) -> None:
-    """RFC 9110 section 8.6: digits and nothing else, for what a client reads differently is smuggling."""
+def test_invalid_lengths(serve: Serve, length: str) -> None:
+    """RFC 9110 section 8.6: only digits, because a value that clients parse differently allows smuggling."""
     assert talk(serve(says(lambda: [b"x"], headers=[("Content-Length", length)]))) == (FAILED, False)
 
 
 def test_two_lengths(serve: Serve) -> None:
-    """The same twice is said once; two that differ are refused."""
+    """The same value twice is sent once; two different values are refused."""
     same = says(lambda: [b"x"], headers=[("Content-Length", "1"), ("content-length", "1")])
     assert talk(serve(same)) == (b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n(own)\r\nx", True)
     other = says(lambda: [b"x"], headers=[("Content-Length", "1"), ("content-length", "2")])
@@ -303,9 +305,9 @@ def test_two_lengths(serve: Serve) -> None:
     ids=["empty", "latin-1", "utf-8", "tab", "blanks", "long", "enum"],
 )
 def test_values(serve: Serve, value: str, line: bytes) -> None:
-    """Values are sent as the bytes they stand for, also when a subclass of str has other ideas."""
+    """Values are sent as their own bytes, also if a subclass of str formats itself differently."""
     rig = serve(says(lambda: [b"x"], headers=[("X-A", value), ("X-A", "b")]))
-    for _ in range(2):  # what was remembered is the same
+    for _ in range(2):  # the cached encoding is the same
         assert talk(rig) == (
             b"HTTP/1.1 200 OK\r\nX-A: %b\r\nX-A: b\r\nContent-Length: 1\r\n(own)\r\nx" % line,
             True,
@@ -313,7 +315,7 @@ def test_values(serve: Serve, value: str, line: bytes) -> None:
 
 
 def test_what_was_checked_is_what_is_sent(serve: Serve) -> None:
-    """A str that formats itself to something else can't inject a line, in no part of the head."""
+    """A str that formats itself differently can't inject a line into any part of the head."""
     headers = [("X-A", Forged("a")), (Forged("X-B"), "b")]
     rig = serve(says(lambda: [b"x"], Forged("222 C"), headers))
     assert talk(rig) == (
@@ -326,7 +328,9 @@ def test_what_was_checked_is_what_is_sent(serve: Serve) -> None:
     "make", [iter, tuple, lambda pairs: (pair for pair in pairs), lambda pairs: dict(pairs).items()]
 )
 def test_headers_in_another_kind_of_collection(serve: Serve, make: Callable[[Any], Any]) -> None:
-    """PEP 3333 wants a list; what else is taken must not be seen in another request's answer."""
+    """PEP 3333 wants a list; other collections are accepted,
+    and must not appear in another request's answer.
+    """
     pairs = (("Set-Cookie", "session=1"), ("X-A", "b"))
 
     def app(environ: Environ, start_response: Start) -> list[bytes]:
@@ -334,7 +338,7 @@ def test_headers_in_another_kind_of_collection(serve: Serve, make: Callable[[Any
         return [b"x"]
 
     rig = serve(app, access=True)
-    for _ in range(3):  # what is remembered of the first may only be used by the next
+    for _ in range(3):  # the cached encoding of the first may only be used by the next
         answer = rig.client().get("/")
         assert answer.headers["set-cookie"] == "session=1"
         answer = rig.client().get("/other")
@@ -343,7 +347,7 @@ def test_headers_in_another_kind_of_collection(serve: Serve, make: Callable[[Any
 
 
 def test_headers_that_change_afterwards(serve: Serve) -> None:
-    """A list that an app uses again and changes is looked at each time."""
+    """A list that an app reuses and changes is encoded again each time."""
     shared: Headers = [("X-Number", "0")]
 
     def app(environ: Environ, start_response: Start) -> list[bytes]:
@@ -370,7 +374,7 @@ def test_headers_that_change_afterwards(serve: Serve) -> None:
 )
 @pytest.mark.parametrize("value", ["chunked", "keep-alive", "x"])
 def test_hop_by_hop(serve: Serve, name: str, value: str) -> None:
-    """PEP 3333: they are none of an app's business, so they don't reach the client and change nothing."""
+    """PEP 3333: apps must not send them, so they do not reach the client and change nothing."""
     app = says(lambda: blocks(b"hello"), headers=[(name, value), ("X-A", "b"), (name.lower(), value)])
     assert talk(serve(app)) == (
         b"HTTP/1.1 200 OK\r\nX-A: b\r\nTransfer-Encoding: chunked\r\n(own)\r\n" + chunks(b"hello"),
@@ -390,7 +394,7 @@ def test_hop_by_hop(serve: Serve, name: str, value: str) -> None:
 def test_the_app_closes(
     serve: Serve, value: str, result: Callable[[], Any], framing: bytes, body: bytes
 ) -> None:
-    """`Connection: close` is the one wish that is granted, in any spelling, and said once."""
+    """`Connection: close` is the only one that is obeyed, in any spelling, and it is sent once."""
     assert talk(serve(says(result, headers=[("Connection", value)]))) == (
         b"HTTP/1.1 200 OK\r\n%b(own)Connection: close\r\n\r\n%b" % (framing, body),
         False,
@@ -398,7 +402,7 @@ def test_the_app_closes(
 
 
 def test_the_app_s_date_and_server(serve: Serve) -> None:
-    """An app's own replace the server's, one by one, also in answers without a body."""
+    """Each one from the app replaces the server's, also in answers without a body."""
     both = [("DATE", "then"), ("server", "mine")]
     assert talk(serve(says(lambda: [b"x"], headers=both))).wire == (
         b"HTTP/1.1 200 OK\r\nDATE: then\r\nserver: mine\r\nContent-Length: 1\r\n\r\nx"
@@ -413,7 +417,7 @@ def test_the_app_s_date_and_server(serve: Serve) -> None:
 
 
 def promising(length: int) -> dict[str, App]:
-    """Apps that give five bytes and promise `length`."""
+    """Apps that send five bytes and announce `length`."""
     headers = [("Content-Length", str(length))]
     return {
         "list": says(lambda: [b"hello"], headers=headers),
@@ -429,11 +433,11 @@ def promising(length: int) -> dict[str, App]:
 @pytest.mark.parametrize("shape", promising(0))
 @pytest.mark.parametrize("length", [0, 1, 2, 3, 4])
 def test_more_than_promised(serve: Serve, shape: str, length: int) -> None:
-    """PEP 3333: never more than Content-Length says; the rest would be taken for the next answer."""
+    """PEP 3333: never more than Content-Length; the client would take the rest for the next answer."""
     rig = serve(promising(length)[shape])
     head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n(own)" % length
     seen = talk(rig)
-    # Whether the connection may go on is for the server to say: an app's error may end it.
+    # The server may keep or close the connection after an error of the app.
     assert seen.wire in (
         head + b"\r\n" + b"hello"[:length],
         head + b"Connection: close\r\n\r\n" + b"hello"[:length],
@@ -444,7 +448,7 @@ def test_more_than_promised(serve: Serve, shape: str, length: int) -> None:
 @pytest.mark.parametrize("shape", promising(0))
 @pytest.mark.parametrize("length", [6, 1000])
 def test_less_than_promised(serve: Serve, shape: str, length: int) -> None:
-    """The end of the connection is all that tells that something is missing; HEAD misses nothing."""
+    """Only the end of the connection shows that something is missing; an answer to HEAD misses nothing."""
     rig = serve(promising(length)[shape])
     head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n(own)" % length
     seen = talk(rig)
@@ -454,7 +458,7 @@ def test_less_than_promised(serve: Serve, shape: str, length: int) -> None:
 
 
 def test_iteration_stops_when_enough_was_sent(serve: Serve) -> None:
-    """PEP 3333: an endless iterable with a Content-Length ends, and is closed."""
+    """PEP 3333: an endless iterable with a Content-Length is iterated to that length, and closed."""
     closed = threading.Event()
 
     def app(environ: Environ, start_response: Start) -> Iterator[bytes]:
@@ -475,7 +479,7 @@ def test_iteration_stops_when_enough_was_sent(serve: Serve) -> None:
 
 @pytest.mark.parametrize("status", ["200 OK", "204 No Content", "304 Not Modified"])
 def test_head_of_an_endless_answer(serve: Serve, status: str) -> None:
-    """Nothing behind the head is wanted, so nobody iterates for it until the end of days."""
+    """Only the head is needed, so the endless iterable is not iterated."""
 
     def app(environ: Environ, start_response: Start) -> Iterator[bytes]:
         start_response(status, [])
@@ -489,7 +493,7 @@ def test_head_of_an_endless_answer(serve: Serve, status: str) -> None:
 
 
 def test_what_stands_behind_the_last_block_runs(serve: Serve) -> None:
-    """A generator that gives what it promised is run to its end."""
+    """A generator that has yielded its whole length is run to its end."""
     ended = threading.Event()
 
     def app(environ: Environ, start_response: Start) -> Iterator[bytes]:
@@ -506,7 +510,7 @@ def test_what_stands_behind_the_last_block_runs(serve: Serve) -> None:
 
 
 def test_start_response_twice(serve: Serve) -> None:
-    """Without exc_info it raises in the app, before and behind the head; the first call holds."""
+    """Without exc_info it raises in the app, before and after the head; the first call counts."""
     raised: list[BaseException] = []
 
     def app(environ: Environ, start_response: Start) -> Iterator[bytes]:
@@ -526,7 +530,9 @@ def test_start_response_twice(serve: Serve) -> None:
 
 
 def test_exc_info_replaces_everything(serve: Serve) -> None:
-    """PEP 3333: while nothing is sent the whole first head is forgotten, its length and wishes too."""
+    """PEP 3333: while nothing is sent the whole first head is replaced,
+    including its length and `Connection`.
+    """
 
     def app(environ: Environ, start_response: Start) -> list[bytes]:
         write = start_response("200 OK", [("X-A", "1"), ("Content-Length", "999"), ("Connection", "close")])
@@ -545,7 +551,7 @@ def test_exc_info_replaces_everything(serve: Serve) -> None:
 
 @pytest.mark.parametrize("via", ["write", "yield"])
 def test_exc_info_behind_the_head(serve: Serve, via: str) -> None:
-    """PEP 3333: the very exception is raised again, and the answer is cut where it was."""
+    """PEP 3333: the same exception is raised again, and the answer is cut at that point."""
     caught: list[BaseException] = []
     error = ValueError("oops")
 
@@ -578,8 +584,8 @@ def test_exc_info_behind_the_head(serve: Serve, via: str) -> None:
     assert "ValueError: oops" in rig.log()
 
 
-def test_an_app_may_mend_its_head(serve: Serve) -> None:
-    """A head that was refused does not count as a call."""
+def test_a_refused_head_may_be_replaced(serve: Serve) -> None:
+    """A call whose head was refused does not count."""
 
     def app(environ: Environ, start_response: Start) -> list[bytes]:
         try:
@@ -594,7 +600,7 @@ def test_an_app_may_mend_its_head(serve: Serve) -> None:
 
 
 def test_write_wants_bytes(serve: Serve) -> None:
-    """Text is the app's error; nothing was sent, so the client sees a 500."""
+    """Text is an error of the app; nothing was sent, so the client gets a 500."""
     rig = serve(writes("text"))  # type: ignore[arg-type]
     assert talk(rig) == (FAILED, False)
     assert "bytes" in rig.log()
@@ -602,7 +608,9 @@ def test_write_wants_bytes(serve: Serve) -> None:
 
 @pytest.mark.parametrize("headers", [[("Content-Length", "2")], []], ids=["length", "no-length"])
 def test_write_behind_the_end(serve: Serve, headers: Headers) -> None:
-    """Kept from an earlier request, write() reaches no client: the connection is somebody else's by now."""
+    """A write() kept from an earlier request raises and reaches no client:
+    the connection belongs to another request.
+    """
     kept: list[Callable[[bytes], None]] = []
 
     def app(environ: Environ, start_response: Start) -> list[bytes]:
@@ -624,7 +632,7 @@ def test_write_behind_the_end(serve: Serve, headers: Headers) -> None:
     ],
 )
 def test_write_while_closing(serve: Serve, headers: Headers) -> None:
-    """The answer has ended when close() is called: nothing may be written behind it."""
+    """The answer has ended when close() is called: nothing may be written after it."""
 
     class Late:
         def __init__(self, write: Callable[[bytes], None]) -> None:
@@ -642,7 +650,7 @@ def test_write_while_closing(serve: Serve, headers: Headers) -> None:
 
 @pytest.mark.parametrize("exc_info", [(None, None, None), ()], ids=["no-error", "empty"])
 def test_start_response_behind_the_head(serve: Serve, exc_info: Any) -> None:
-    """Without an error to raise again it is a second call, and the log tells what the client was told."""
+    """Without exc_info it is a second call; the status in the log is the one that was sent."""
 
     def app(environ: Environ, start_response: Start) -> Iterator[bytes]:
         start_response("200 OK", [])
@@ -650,7 +658,7 @@ def test_start_response_behind_the_head(serve: Serve, exc_info: Any) -> None:
         with suppress(AssertionError):
             start_response("503 Sorry", [], exc_info)
 
-    rig = serve(with_again(app), access=True, threads=4)  # several threads write their lines at once
+    rig = serve(with_again(app), access=True, threads=4)  # several threads write their lines at the same time
     assert talk(rig).kept
     assert rig.access_log()[0] == "GET / HTTP/1.1 200 5"
 
@@ -706,8 +714,8 @@ def test_raising(serve: Serve, error: BaseException, threads: int) -> None:
     ],
 )
 @pytest.mark.parametrize("headers", [[], [("Content-Length", "4")]], ids=["no-length", "length"])
-def test_answers_that_are_no_bytes(serve: Serve, result: Callable[[], Any], headers: Headers) -> None:
-    """Whatever an app returns by mistake is a clear error while nothing was sent."""
+def test_answers_of_other_types_than_bytes(serve: Serve, result: Callable[[], Any], headers: Headers) -> None:
+    """A wrong return value of an app is a clear error while nothing was sent."""
     rig = serve(says(result, headers=headers))
     assert talk(rig) == (FAILED, False)
     assert "TypeError" in rig.log()
@@ -715,7 +723,7 @@ def test_answers_that_are_no_bytes(serve: Serve, result: Callable[[], Any], head
 
 @pytest.mark.parametrize("result", [lambda: [b"x"], list, lambda: blocks(b"x"), blocks, lambda: [b"a", b"b"]])
 def test_start_response_is_missing(serve: Serve, result: Callable[[], Any]) -> None:
-    """An app that never calls it gets told so."""
+    """For an app that never calls it the error says so."""
     rig = serve(with_again(lambda environ, start_response: result()))
     assert talk(rig) == (FAILED, False)
     assert "start_response" in rig.log()
@@ -757,7 +765,7 @@ class Result:
 @pytest.mark.parametrize("how", ["said", "silent", "written", "failed"])
 @pytest.mark.parametrize("request_", [GET, HEAD, GET10])
 def test_close_is_called_once(serve: Serve, result: Result, how: str, request_: bytes) -> None:
-    """PEP 3333: however the request ends, close() is called, and once."""
+    """PEP 3333: in whatever way the request ends, close() is called once."""
     result.closed = 0
 
     def app(environ: Environ, start_response: Start) -> Any:
@@ -777,7 +785,7 @@ def test_close_is_called_once(serve: Serve, result: Result, how: str, request_: 
 @BOTH
 @pytest.mark.parametrize("headers", [[], [("Content-Length", "9999999999")]], ids=["chunked", "length"])
 def test_close_when_the_client_goes(serve: Serve, headers: Headers, threads: int) -> None:
-    """A client that leaves in the middle ends an endless answer; it is closed, and is nobody's error."""
+    """When the client disconnects, an endless answer ends and is closed; it is not logged as an error."""
     result = Result(b"begun", endless=True)
     rig = serve(says(lambda: result, headers=headers), threads=threads)
     client = rig.client()
@@ -791,7 +799,7 @@ def test_close_when_the_client_goes(serve: Serve, headers: Headers, threads: int
 
 
 def test_the_client_goes_while_the_app_writes(serve: Serve) -> None:
-    """write() raises in the app, so that it does not write for nobody for ever."""
+    """write() raises in the app, so that it does not write endlessly."""
     ended = threading.Event()
 
     def app(environ: Environ, start_response: Start) -> list[bytes]:
@@ -843,7 +851,7 @@ VALID: dict[str, App] = {
 @BOTH
 @pytest.mark.parametrize("shape", VALID)
 def test_wsgiref_validates(serve: Serve, shape: str, threads: int) -> None:
-    """The validator between server and app finds neither of them at fault, for any kind of request."""
+    """The validator between server and app reports no error of either, for any kind of request."""
     rig = serve(with_again(validator(VALID[shape])), threads=threads)
     for request in (GET, HEAD, GET10, GET10_STAY, b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n"):
         seen = talk(rig, request)
@@ -861,7 +869,7 @@ def test_wsgiref_validates(serve: Serve, shape: str, threads: int) -> None:
     ids=["length", "chunked"],
 )
 def test_wsgiref_validates_bodies(serve: Serve, framed: bytes, settings: dict[str, Any]) -> None:
-    """wsgi.input is as PEP 3333 wants it, in memory, in a file and while it comes."""
+    """wsgi.input conforms to PEP 3333, in memory, in a file and while the body arrives."""
     rig = serve(with_again(validator(valid_echo)), **settings)
     seen = talk(rig, POST + framed)
     assert rig.log() == ""

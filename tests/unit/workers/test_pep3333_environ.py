@@ -1,4 +1,4 @@
-"""What an app finds in its environ for requests as they come over a socket."""
+"""The environ that an app gets for requests over a socket."""
 
 import ast
 import os
@@ -14,14 +14,14 @@ from tests.unit.workers.rig import Client, Serve
 Start = Callable[..., Any]
 
 
-def tell(environ: Environ, start_response: Start) -> list[bytes]:
-    """Answers with the environ itself."""
-    told = {key: value for key, value in environ.items() if type(value) in (str, bool, tuple)}
-    told["body"] = environ["wsgi.input"].read()
-    told["exact"] = type(environ) is dict
-    told["others"] = sorted(environ.keys() - told.keys())
+def dump(environ: Environ, start_response: Start) -> list[bytes]:
+    """Answers with the environ."""
+    shown = {key: value for key, value in environ.items() if type(value) in (str, bool, tuple)}
+    shown["body"] = environ["wsgi.input"].read()
+    shown["exact"] = type(environ) is dict
+    shown["others"] = sorted(environ.keys() - shown.keys())
     start_response("200 OK", [])
-    return [repr(told).encode()]
+    return [repr(shown).encode()]
 
 
 def asked(client: Client, *lines: str, body: bytes = b"") -> Environ:
@@ -29,19 +29,19 @@ def asked(client: Client, *lines: str, body: bytes = b"") -> Environ:
     client.send("".join(f"{line}\r\n" for line in (*lines, "")).encode("latin-1") + body)
     answer = client.answer()
     assert answer.status == "200 OK", answer
-    told = ast.literal_eval(answer.body.decode())
-    assert isinstance(told, dict)
-    return told
+    shown = ast.literal_eval(answer.body.decode())
+    assert isinstance(shown, dict)
+    return shown
 
 
 @pytest.fixture
 def client(serve: Serve) -> Client:
-    return serve(tell).client()
+    return serve(dump).client()
 
 
 def test_everything(serve: Serve) -> None:
-    """PEP 3333's and the usual keys, of the right types, and no others."""
-    served = serve(tell)
+    """The keys of PEP 3333 and the usual ones, with the right types, and no others."""
+    served = serve(dump)
     client = served.client()
     port = str(client.sock.getsockname()[1])
     assert asked(client, "GET /a%20b/?c=%20 HTTP/1.1", "Host: example.com", "User-Agent: me") == {
@@ -71,8 +71,8 @@ def test_everything(serve: Serve) -> None:
 
 
 def test_multithread(serve: Serve) -> None:
-    """Apps choose their locks by it."""
-    assert asked(serve(tell, threads=4).client(), "GET / HTTP/1.1", "Host: x")["wsgi.multithread"] is True
+    """Apps choose their locks by wsgi.multithread."""
+    assert asked(serve(dump, threads=4).client(), "GET / HTTP/1.1", "Host: x")["wsgi.multithread"] is True
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_multithread(serve: Serve) -> None:
 )
 @pytest.mark.parametrize("protocol", ["HTTP/1.1", "HTTP/1.0"])
 def test_targets(client: Client, target: str, path: str, query: str, protocol: str) -> None:
-    """PATH_INFO is decoded once, the query not at all, nothing is tidied up, RAW_URI is what came."""
+    """PATH_INFO is decoded once, the query not at all, nothing is normalized, RAW_URI is as sent."""
     environ = asked(client, f"GET {target} {protocol}", "Host: x")
     assert (environ["PATH_INFO"], environ["QUERY_STRING"], environ["RAW_URI"]) == (path, query, target)
     assert environ["SERVER_PROTOCOL"] == protocol
@@ -108,7 +108,7 @@ def test_targets(client: Client, target: str, path: str, query: str, protocol: s
 
 @pytest.mark.parametrize("host", ["other.example", "other.example:81", "[::1]:80"])
 def test_absolute_form_replaces_the_host(client: Client, host: str) -> None:
-    """RFC 9112 section 3.2.2; and only for the request that has it."""
+    """RFC 9112 section 3.2.2; only for the request that has it."""
     environ = asked(client, f"GET http://{host}/x HTTP/1.1", "Host: example.com")
     assert environ["HTTP_HOST"] == host
     assert asked(client, "GET /x HTTP/1.1", "Host: example.com")["HTTP_HOST"] == "example.com"
@@ -118,12 +118,12 @@ def test_absolute_form_replaces_the_host(client: Client, host: str) -> None:
     "host", ["", "example.com", "example.com:80", "EXAMPLE.com", "[::1]", "a_b", "1.2.3.4"]
 )
 def test_hosts(client: Client, host: str) -> None:
-    """HTTP_HOST is what the client says."""
+    """HTTP_HOST is the Host field of the client."""
     assert asked(client, "GET / HTTP/1.1", f"Host: {host}")["HTTP_HOST"] == host
 
 
 def test_no_host(client: Client) -> None:
-    """HTTP/1.0 knows none; the URL can be made of SERVER_NAME then."""
+    """HTTP/1.0 has none; the URL can then be built from SERVER_NAME."""
     environ = asked(client, "GET / HTTP/1.0")
     assert "HTTP_HOST" not in environ
     assert environ["SERVER_NAME"]
@@ -152,7 +152,7 @@ def test_no_host(client: Client) -> None:
     ],
 )
 def test_fields(client: Client, lines: list[str], key: str, value: str) -> None:
-    """RFC 3875 section 4.1.18: names become variables, several values one, bytes latin-1."""
+    """RFC 3875 section 4.1.18: names become variables, several values are joined, bytes are latin-1."""
     assert asked(client, "GET / HTTP/1.1", "Host: x", *lines)[key] == value
 
 
@@ -170,16 +170,16 @@ def test_fields(client: Client, lines: list[str], key: str, value: str) -> None:
     ],
 )
 def test_fields_that_make_no_variable(client: Client, line: str, keys: list[str]) -> None:
-    """CONTENT_ keys only if the client sent them, nothing twice, and nothing that could be mistaken."""
+    """CONTENT_ keys exist only if the client sent them, none twice, and ambiguous names are dropped."""
     environ = asked(client, "GET / HTTP/1.1", "Host: x", line)
     assert not set(keys) & environ.keys()
 
 
 @pytest.mark.parametrize("settings", [{}, {"buffer_request": 1}, {"stream_request": True}], ids=str)
 def test_chunks_and_trailers(serve: Serve, settings: dict[str, Any]) -> None:
-    """The coding is undone and gone; what stands behind the body is no field of the request."""
+    """The coding is removed; trailers are not fields of the request."""
     environ = asked(
-        serve(tell, **settings).client(),
+        serve(dump, **settings).client(),
         "POST / HTTP/1.1",
         "Host: x",
         "Transfer-Encoding: chunked",
@@ -229,10 +229,10 @@ def test_methods(serve: Serve, method: str) -> None:
     ],
 )
 @pytest.mark.parametrize("how", ["field", "environment", "setting"])
-def test_mounts(
+def test_script_name(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, how: str, mount: str, target: str, script: str, path: str
 ) -> None:
-    """SCRIPT_NAME as one of three says it; the path loses it if it begins so."""
+    """SCRIPT_NAME from one of three sources; it is removed from the beginning of the path."""
     fields = []
     settings = {}
     if how == "environment":
@@ -241,17 +241,19 @@ def test_mounts(
         settings["root_path"] = mount.encode("latin-1").decode()
     else:
         fields = [f"SCRIPT_NAME: {mount}"]
-    environ = asked(serve(tell, **settings).client(), f"GET {target} HTTP/1.1", "Host: x", *fields)
+    environ = asked(serve(dump, **settings).client(), f"GET {target} HTTP/1.1", "Host: x", *fields)
     assert (environ["SCRIPT_NAME"], environ["PATH_INFO"]) == (script, path)
 
 
-def test_who_says_where_the_app_is(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy goes before the environment, which goes before root_path; slashes there do not matter."""
-    served = serve(tell, root_path="b/c/")
+def test_precedence_of_script_name(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy has precedence over the environment, which has precedence over root_path;
+    slashes there do not matter.
+    """
+    served = serve(dump, root_path="b/c/")
     assert asked(served.client(), "GET /b/c/x HTTP/1.1", "Host: x")["SCRIPT_NAME"] == "/b/c"
     assert asked(served.client(), "GET /a/x HTTP/1.1", "Host: x", "SCRIPT_NAME: /a")["SCRIPT_NAME"] == "/a"
     monkeypatch.setenv("SCRIPT_NAME", "/e")
-    assert asked(serve(tell, root_path="/b").client(), "GET /e/x HTTP/1.1", "Host: x")["PATH_INFO"] == "/x"
+    assert asked(serve(dump, root_path="/b").client(), "GET /e/x HTTP/1.1", "Host: x")["PATH_INFO"] == "/x"
 
 
 def test_switches_for_malformed_requests(serve: Serve) -> None:
@@ -263,19 +265,19 @@ def test_switches_for_malformed_requests(serve: Serve) -> None:
         ("strip_header_spaces", "GET / HTTP/1.1", "Host : x"),
         ("permit_obsolete_folding", "GET / HTTP/1.1", "Host: x", "X: a", " b"),
     ):
-        environ = asked(serve(tell, **{setting: True}).client(), line, *fields)
+        environ = asked(serve(dump, **{setting: True}).client(), line, *fields)
         assert environ["HTTP_HOST"] == "x", setting
 
 
-def test_strangers_do_not_mount(serve: Serve) -> None:
-    """The field is taken from trusted proxies only, and not by a name that only looks like it."""
-    served = serve(tell, forwarded_allow_ips="192.0.2.1")
+def test_only_trusted_proxies_set_script_name(serve: Serve) -> None:
+    """The field is used from trusted proxies only, and not by a name that only looks like it."""
+    served = serve(dump, forwarded_allow_ips="192.0.2.1")
     assert asked(served.client(), "GET /a/x HTTP/1.1", "Host: x", "SCRIPT_NAME: /a")["SCRIPT_NAME"] == ""
     assert asked(served.client(), "GET /a/x HTTP/1.1", "Host: x", "Script-Name: /a")["SCRIPT_NAME"] == ""
 
 
-def test_a_mount_of_one_request(client: Client) -> None:
-    """The next request of the connection may have another, or none."""
+def test_script_name_of_one_request(client: Client) -> None:
+    """The next request of the connection may have another one, or none."""
     for mount, path in (("/a", "/x"), ("/a/x", ""), (None, "/a/x"), ("/a", "/x")):
         fields = [] if mount is None else [f"Script_Name: {mount}"]
         assert asked(client, "GET /a/x HTTP/1.1", "Host: x", *fields)["PATH_INFO"] == path
@@ -285,15 +287,15 @@ def test_a_mount_of_one_request(client: Client) -> None:
 
 
 def test_the_scheme_of_a_proxy(serve: Serve) -> None:
-    """From a trusted proxy, for its request only; a stranger's word is nothing."""
-    client = serve(tell).client()
+    """From a trusted proxy, for its request only; that from other peers is ignored."""
+    client = serve(dump).client()
     field = "X-Forwarded-Proto: https"
     assert asked(client, "GET / HTTP/1.1", "Host: x", field)["wsgi.url_scheme"] == "https"
     assert asked(client, "GET / HTTP/1.1", "Host: x")["wsgi.url_scheme"] == "http"
 
 
 def test_what_an_app_leaves_behind(serve: Serve) -> None:
-    """Changes to an environ are gone with its request, and may be rude: the access log does not mind."""
+    """Changes to an environ are dropped with its request; the access log works with wrong types in it."""
 
     def app(environ: Environ, start_response: Start) -> list[bytes]:
         left = environ.pop("HTTP_X_A", "missing") + environ.get("mine", "")
@@ -311,14 +313,14 @@ def test_what_an_app_leaves_behind(serve: Serve) -> None:
 
 
 def test_all_interfaces(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A listener without an address of its own: SERVER_NAME is where the client has reached it."""
+    """For a listener on all interfaces SERVER_NAME is the address to which the client has connected."""
 
     class Everywhere(rig.Listener):
         def bind(self, address: Any) -> None:
             super().bind(("0.0.0.0", 0))
 
     monkeypatch.setattr(rig, "Listener", Everywhere)
-    served = serve(tell)
+    served = serve(dump)
     monkeypatch.setattr(served, "address", ("127.0.0.1", served.address[1]))
     environ = asked(served.client(), "GET / HTTP/1.0")
     assert (environ["SERVER_NAME"], environ["SERVER_PORT"]) == ("127.0.0.1", str(served.address[1]))

@@ -1,4 +1,6 @@
-"""How long requests waited, whenever the worker looked; and the answer to those that waited too long."""
+"""How long requests have waited, independent of when the worker polls;
+and the answer to those that waited too long.
+"""
 
 import socket
 import threading
@@ -21,7 +23,7 @@ from tests.kit.daemon import until
 from tests.unit.workers.rig import PATIENCE, Rig, Serve
 
 Start = Callable[..., Any]
-# The kernel's time is exact to a tick, at most 10 ms, and one is subtracted to be sure.
+# The kernel's time is exact to a tick of at most 10 ms, and one tick is subtracted to be safe.
 TICK = 0.02
 
 
@@ -45,7 +47,7 @@ class Gate:
         return [b"ok"]
 
     def hold(self, rig: Rig) -> Any:
-        """A client whose request is in the app until `release`."""
+        """A client whose request stays in the app until `release`."""
         client = rig.client()
         client.ask("/gate")
         until(lambda: "/gate" in self.calls, "it is in the app")
@@ -56,18 +58,18 @@ class Gate:
 
 
 def waits(counts: Counts) -> list[float]:
-    """The waits that were counted, as upper limits."""
+    """The counted waits, as upper limits of buckets."""
     return [layout.bucket_limit(bucket) for bucket, count in enumerate(counts.queued) for _ in range(count)]
 
 
 def let_pass(seconds: float) -> None:
-    """Time is what these tests are about: it has to pass while a request waits."""
+    """Let time pass while a request waits, because that is what these tests measure."""
     end = time.monotonic() + seconds
     until(lambda: time.monotonic() >= end, "time passes")
 
 
 def test_requests_do_not_wait_for_an_idle_worker(serve: Serve) -> None:
-    """Hardly any request counts as having waited, as far as the machine has time for us."""
+    """Hardly any request counts as having waited, unless the machine is too busy."""
     rig = serve(Gate())
     client = rig.client()
     client.get("/first")
@@ -78,7 +80,9 @@ def test_requests_do_not_wait_for_an_idle_worker(serve: Serve) -> None:
 
 
 def test_usual_requests_are_not_asked_about(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel is asked only of requests that may have waited: new ones, or if the machine was too busy."""
+    """The kernel is asked only about requests that may have waited:
+    on new connections, or if the machine was too busy.
+    """
     asked: list[int] = []
 
     def asking(sock: Any, now: int, earliest: int, latest: int) -> int:
@@ -96,7 +100,7 @@ def test_usual_requests_are_not_asked_about(serve: Serve, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("new", [True, False])
 def test_slow_passes_ask_the_kernel_rarely(serve: Serve, monkeypatch: pytest.MonkeyPatch, new: bool) -> None:
-    """With an app that takes 2 ms every request may have waited: few questions, and estimates that fit."""
+    """With an app that takes 2 ms every request may have waited: few system calls, and good estimates."""
     asked = 0
 
     def asking(sock: Any, now: int, earliest: int, latest: int) -> int:
@@ -129,7 +133,7 @@ def test_slow_passes_ask_the_kernel_rarely(serve: Serve, monkeypatch: pytest.Mon
     took = time.monotonic() - began
     total = requests * clients
     until(lambda: rig.counts().requests == total, "all are counted")
-    # At most once in 50 ms, and every eighth request of a pass.
+    # At most once per 50 ms, and for every eighth request of a pass.
     assert 0 < asked <= 2 + took / 0.05 + total / 8
     wait = rig.counts().queue_wait(0.5)
     assert wait is not None
@@ -138,7 +142,7 @@ def test_slow_passes_ask_the_kernel_rarely(serve: Serve, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("new", [True, False])
 def test_a_request_that_comes_while_the_worker_is_busy(serve: Serve, new: bool) -> None:
-    """The wait is that since its arrival, not since the worker looked; on new and on open connections."""
+    """The wait counts from its arrival, not from the worker's poll; on new and on open connections."""
     gate = Gate()
     rig = serve(gate)
     client = rig.client()
@@ -158,7 +162,7 @@ def test_a_request_that_comes_while_the_worker_is_busy(serve: Serve, new: bool) 
 
 @pytest.mark.parametrize("new", [True, False])
 def test_a_request_that_comes_late_has_not_waited_long(serve: Serve, new: bool) -> None:
-    """It came at the end of a long request: the worker has not looked for long, but that is not its wait."""
+    """It arrived at the end of a long request: the worker has not polled for long, which is not its wait."""
     gate = Gate()
     rig = serve(gate)
     client = rig.client()
@@ -175,7 +179,7 @@ def test_a_request_that_comes_late_has_not_waited_long(serve: Serve, new: bool) 
 
 
 def test_with_threads(serve: Serve) -> None:
-    """All threads are in the app: what the watcher has received meanwhile has waited, too."""
+    """All threads are in the app: requests that the watcher has received meanwhile have waited as well."""
     gate = Gate()
     rig = serve(gate, threads=2)
     client = rig.client()
@@ -195,7 +199,9 @@ def test_with_threads(serve: Serve) -> None:
 
 
 def test_behind_requests_of_the_same_client(serve: Serve) -> None:
-    """Pipelined requests wait for those before them on their connection: more workers would not help."""
+    """Pipelined requests wait for earlier ones on their connection, which does not count:
+    more workers would not help.
+    """
     gate = Gate()
     rig = serve(gate, queue_timeout=0.05)
     client = rig.client()
@@ -210,7 +216,7 @@ def test_behind_requests_of_the_same_client(serve: Serve) -> None:
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_sent_while_a_request_of_the_same_client_is_answered(serve: Serve, threads: int) -> None:
-    """The same if they do not come together, and in whichever thread the second one is served."""
+    """The same if they do not arrive together, whichever thread serves the second one."""
     gate = Gate()
     rig = serve(gate, queue_timeout=0.05, threads=threads)
     client = rig.client()
@@ -224,7 +230,7 @@ def test_sent_while_a_request_of_the_same_client_is_answered(serve: Serve, threa
 
 
 def test_behind_an_answer_that_the_client_does_not_take(serve: Serve) -> None:
-    """A client that pipelines and reads slowly waits for itself."""
+    """A client that pipelines and reads slowly waits for itself, which does not count."""
     big = b"x" * (1 << 22)
 
     def app(environ: Environ, start_response: Start) -> Iterable[bytes]:
@@ -243,7 +249,7 @@ def test_behind_an_answer_that_the_client_does_not_take(serve: Serve) -> None:
 
 @pytest.mark.parametrize("protocol", ["HTTP/1.1", "HTTP/1.0"])
 def test_too_late(serve: Serve, protocol: str) -> None:
-    """503 with Retry-After and without the app; logged and counted; the connection goes on if it can."""
+    """503 with Retry-After, without calling the app; logged and counted; the connection stays if possible."""
     gate = Gate()
     rig = serve(gate, queue_timeout=0.05, access=True)
     client = rig.client()
@@ -273,7 +279,7 @@ def test_too_late(serve: Serve, protocol: str) -> None:
 
 
 def test_in_time(serve: Serve) -> None:
-    """A request that waited no longer than allowed is served; without the setting each is."""
+    """A request that has waited no longer than allowed is served; without the setting each one is."""
     gate = Gate()
     rig = serve(gate, queue_timeout=PATIENCE)
     client = rig.client()
@@ -286,7 +292,7 @@ def test_in_time(serve: Serve) -> None:
 
 
 def test_a_head_request_too_late(serve: Serve) -> None:
-    """HEAD gets the same, without a body."""
+    """HEAD gets the same answer, without a body."""
     gate = Gate()
     rig = serve(gate, queue_timeout=0.02)
     client = rig.client()
@@ -301,7 +307,7 @@ def test_a_head_request_too_late(serve: Serve) -> None:
 
 
 def test_what_was_handed_off(tmp_path: Path, handoff: HandOff) -> None:
-    """A connection that a busy worker handed off, and no sibling had time for, waits since its arrival."""
+    """A connection that a busy worker handed off, and no sibling has received, waits since its arrival."""
     gates = [Gate(), Gate()]
     rigs: list[Rig] = []
     for number, gate in enumerate(gates):
@@ -337,10 +343,10 @@ MILLISECOND = 1_000_000
 
 
 class Passes:
-    """QueueTimes of a worker whose clock is the test's. All times are in milliseconds.
+    """QueueTimes of a worker with a simulated clock. All times are in milliseconds.
 
     Attributes:
-        kernel: how long ago, as the kernel says, the request had come that is asked about.
+        kernel: how long ago, according to the kernel, the request arrived.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, exact: bool = False) -> None:
@@ -355,7 +361,7 @@ class Passes:
         return int(self.kernel * MILLISECOND) + TICK_NS
 
     def look(self, now: float) -> None:
-        """A pass begins."""
+        """A pass of the loop begins."""
         self._reactor.now = int(now * MILLISECOND)
 
     def waited(self, now: float, earliest: float, served: float = 0) -> float:
@@ -365,7 +371,7 @@ class Passes:
 
 
 def test_the_first_request_of_a_pass_is_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those behind it have come as long before the pass, but not before they can have."""
+    """Later ones in the pass count as having waited as long before the pass, within what is possible."""
     passes = Passes(monkeypatch)
     passes.look(1000)
     passes.kernel = 80
@@ -376,7 +382,7 @@ def test_the_first_request_of_a_pass_is_asked_about(monkeypatch: pytest.MonkeyPa
 
 
 def test_every_eighth_request_of_a_pass_is_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So a long pass, whose requests have waited differently, is not judged by its first one."""
+    """So a long pass, whose requests have waited differently, is not judged by its first one only."""
     passes = Passes(monkeypatch)
     passes.look(1000)
     passes.kernel = 80
@@ -387,7 +393,7 @@ def test_every_eighth_request_of_a_pass_is_asked_about(monkeypatch: pytest.Monke
 
 
 def test_quick_passes_share_a_question(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Within 50 ms none is asked again: a request has come in the middle of when it can have."""
+    """Within 50 ms the kernel is not asked again: the middle of the possible arrival times is assumed."""
     passes = Passes(monkeypatch)
     passes.look(1000)
     passes.waited(1000, 900)
@@ -403,7 +409,9 @@ def test_quick_passes_share_a_question(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_new_connections_of_a_busy_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They have waited as long as the one that was asked about, one in eight of them, and one in 50 ms."""
+    """They count as having waited as long as the one that was asked about:
+    one in eight of them, and one per 50 ms.
+    """
     passes = Passes(monkeypatch)
     passes.kernel = 30
     for number in range(8):
@@ -420,7 +428,7 @@ def test_new_connections_of_a_busy_worker(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_with_a_queue_timeout_each_is_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a client gets must not depend on a guess."""
+    """The answer to a client must not depend on an estimate."""
     passes = Passes(monkeypatch, exact=True)
     for number in range(20):
         passes.look(1000 + number // 5)
@@ -429,8 +437,8 @@ def test_with_a_queue_timeout_each_is_asked_about(monkeypatch: pytest.MonkeyPatc
     assert passes.asked == 20
 
 
-def test_waits_below_a_millisecond_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The scoreboard has no place for them, and the kernel is not asked about what can't be more."""
+def test_waits_below_a_millisecond_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scoreboard has no bucket for them, and the kernel is not asked if the wait can't be longer."""
     passes = Passes(monkeypatch)
     passes.look(1000)
     assert passes.waited(1000.5, 999.6) == 0
@@ -444,7 +452,7 @@ def test_waits_below_a_millisecond_are_none(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_kernel_knows(serve: Serve) -> None:
-    """The time since the last bytes came, also of a connection that was not accepted meanwhile."""
+    """The time since the last bytes arrived, also on a connection that was not accepted yet."""
     with socket.socket() as listener, socket.socket() as client:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -455,21 +463,21 @@ def test_the_kernel_knows(serve: Serve) -> None:
         with sock:
             now = time.monotonic_ns()
             assert 0.1 - TICK <= waiting_time(sock, now, 0, now) / 1e9 < PATIENCE
-            # It can't have come before that.
+            # It can't have arrived before that.
             assert waiting_time(sock, now, now - 5_000_000, now) == 5_000_000
             assert waiting_time(sock, now, now + 1, now) == 0
 
 
 def test_the_kernel_does_not_know() -> None:
-    """Of Unix sockets it says nothing: then it is the time since when the request is known to be there."""
+    """For Unix sockets the kernel gives no time: then the time counts since the request was first known."""
     one, other = socket.socketpair()
     with one, other:
         assert waiting_time(one, 10_000, 0, 4_000) == 6_000
         assert waiting_time(one, 10_000, 0, 11_000) == 0
 
 
-def test_a_kernel_that_tells_less() -> None:
-    """One that fills in less of the structure than Linux does is not believed."""
+def test_a_kernel_with_a_shorter_tcp_info() -> None:
+    """A result that is shorter than Linux's structure is not used."""
 
     class Short:
         def getsockopt(self, *_: int) -> bytes:
@@ -479,7 +487,7 @@ def test_a_kernel_that_tells_less() -> None:
 
 
 def test_the_answer_to_late_requests() -> None:
-    """The length that is announced is that of the text."""
+    """Its Content-Length is that of the text."""
     heads: list[tuple[str, list[tuple[str, str]]]] = []
     (body,) = queueing.queue_timeout_app({}, lambda status, headers: heads.append((status, headers)))
     assert dict(heads[0][1])["Content-Length"] == str(len(body))

@@ -1,4 +1,4 @@
-"""The reactor: what is watched is reported, and only to the thread to which it belongs."""
+"""The reactor: events of watched descriptors are reported, and only to the thread that they belong to."""
 
 import os
 import select
@@ -22,7 +22,9 @@ def reactor() -> Iterator[Reactor]:
 
 
 def test_a_reader(reactor: Reactor) -> None:
-    """Its callback is called for its events, until it is removed; an unknown descriptor's are ignored."""
+    """Its callback is called for its events until it is removed;
+    events of an unknown descriptor are ignored.
+    """
     reading, writing = os.pipe()
     called: list[bytes] = []
     reactor.add_reader(reading, lambda: called.append(os.read(reading, 10)))
@@ -40,7 +42,7 @@ def test_a_reader(reactor: Reactor) -> None:
 
 
 def test_waking(reactor: Reactor) -> None:
-    """Another thread ends the wait; once its event was acted on there is none."""
+    """Another thread ends the wait; after the wake-up was handled there is none pending."""
     thread = threading.Thread(target=reactor.wake)
     thread.start()
     ((fd, _),) = reactor.poll(10.0)
@@ -50,7 +52,7 @@ def test_waking(reactor: Reactor) -> None:
 
 
 def test_the_clock(reactor: Reactor) -> None:
-    """`now` is the time of the last look."""
+    """`now` is the time of the last poll."""
     before = time.monotonic_ns()
     reactor.poll(0.0)
     assert before <= reactor.now <= time.monotonic_ns()
@@ -59,7 +61,7 @@ def test_the_clock(reactor: Reactor) -> None:
 
 
 def test_shared_descriptors(reactor: Reactor) -> None:
-    """A listener is reported while it is watched; one that is closed already is no error."""
+    """A listener is reported while it is watched; removing a closed one is not an error."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         fd = listener.fileno()
         reactor.add_shared(fd)
@@ -72,13 +74,13 @@ def test_shared_descriptors(reactor: Reactor) -> None:
 
 
 def test_descriptors(reactor: Reactor) -> None:
-    """All that `close` closes, for the audit of a worker that becomes a zygote."""
+    """All descriptors that `close` closes, for the audit of a worker that becomes a zygote."""
     assert reactor.fileno() in reactor.descriptors()
     assert len(reactor.descriptors()) >= 2
 
 
 def test_a_connection_is_watched_for_what_it_needs(pieces: Pieces) -> None:
-    """For requests; while there is output for room. A closed one is not watched."""
+    """For requests, and while there is output for room to send. A closed one is not watched."""
     connection, client = pieces.connect()
     assert (connection.mask, connection.watched) == (IN, True)
     client.sendall(GET)
@@ -93,7 +95,7 @@ def test_a_connection_is_watched_for_what_it_needs(pieces: Pieces) -> None:
 
 
 def test_a_connection_that_a_thread_serves(pieces: Pieces) -> None:
-    """It is silent until it is watched again: the polling thread must not touch it."""
+    """It is not reported until it is watched again: the polling thread must not touch it."""
     connection, client = pieces.connect()
     pieces.reactor.unwatch(connection)
     assert not connection.watched
@@ -105,14 +107,14 @@ def test_a_connection_that_a_thread_serves(pieces: Pieces) -> None:
 
 
 def test_a_connection_that_closes_while_it_is_unwatched(pieces: Pieces) -> None:
-    """Its thread was quicker: that is no error."""
+    """Its thread has closed it first, which is not an error."""
     connection, _ = pieces.connect()
     pieces.parts.table.close(connection, pieces.slot)
     pieces.reactor.unwatch(connection)
 
 
 def test_waiting_for_an_event_of_ones_own(pieces: Pieces) -> None:
-    """`watch_for` has an event reported while the connection stays the caller's."""
+    """`watch_for` reports an event while the connection stays the caller's."""
     connection, _ = pieces.connect()
     pieces.reactor.unwatch(connection)
     pieces.reactor.watch_for(connection, select.EPOLLOUT)

@@ -1,4 +1,4 @@
-"""The receiver and the responder: from bytes to requests, and what is answered that is not a request."""
+"""The receiver and the responder: from bytes to requests, and answers to bytes that are not a request."""
 
 import socket
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.unit.workers.pieces import GET, Pieces, received
 
 
 def test_a_request_in_pieces(pieces: Pieces) -> None:
-    """There is a request when its last byte has come; until then the reactor watches the connection."""
+    """There is a request when its last byte has arrived; until then the reactor watches the connection."""
     connection, client = pieces.connect()
     for byte in GET[:-1]:
         client.send(bytes([byte]))
@@ -22,15 +22,15 @@ def test_a_request_in_pieces(pieces: Pieces) -> None:
     assert [request.target for request in connection.parser.requests] == [b"/"]
 
 
-def test_nothing_has_come(pieces: Pieces) -> None:
-    """An event that was about something else changes nothing."""
+def test_a_spurious_event(pieces: Pieces) -> None:
+    """A spurious event changes nothing."""
     connection, _ = pieces.connect()
     assert not pieces.receive(connection)
     assert (connection.phase, connection.is_idle) == (OPEN, True)
 
 
 def test_the_client_closes(pieces: Pieces) -> None:
-    """Between requests, and in the middle of one: the connection is closed, nothing is logged."""
+    """Between requests, and during one: the connection is closed, nothing is logged."""
     for begun in (b"", GET[:10]):
         connection, client = pieces.connect()
         client.sendall(begun)
@@ -44,7 +44,7 @@ def test_the_client_closes(pieces: Pieces) -> None:
 
 
 def test_what_is_no_request(tmp_path: Path) -> None:
-    """It is refused, counted, and in the access log; what still comes is discarded: no reset follows."""
+    """It is refused, counted, and in the access log; later bytes are discarded so that there is no reset."""
     with Pieces(tmp_path, access=True) as pieces:
         connection, client = pieces.connect()
         client.sendall(b"nonsense\r\n\r\n")
@@ -63,7 +63,7 @@ def test_what_is_no_request(tmp_path: Path) -> None:
 
 
 def test_a_client_that_waits_for_100_continue(pieces: Pieces) -> None:
-    """It is asked for its body at once."""
+    """`100 Continue` is sent at once."""
     connection, client = pieces.connect()
     client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n")
     assert not pieces.receive(connection)
@@ -75,7 +75,7 @@ def test_a_client_that_waits_for_100_continue(pieces: Pieces) -> None:
 
 @pytest.mark.parametrize("cut", [1, 10, 30])
 def test_a_proxy_header_in_pieces(tmp_path: Path, cut: int) -> None:
-    """Nothing is a request before it is whole; then the client is the one that the header names."""
+    """There is no request before it is complete; then the client is the one that the header names."""
     header = b"PROXY TCP4 192.0.2.7 192.0.2.9 1 2\r\n"
     with Pieces(tmp_path, proxy_protocol="auto") as pieces:
         connection, client = pieces.connect(proxied=True)
@@ -91,7 +91,7 @@ def test_a_proxy_header_in_pieces(tmp_path: Path, cut: int) -> None:
 
 
 def test_output_goes_first(pieces: Pieces) -> None:
-    """What the client has not taken is sent before anything is read; then the request behind it is ready."""
+    """Unsent output is sent before anything is read; then the next request is ready."""
     connection, client = pieces.connect()
     connection.send(b"x" * (1 << 20))
     assert connection.output
@@ -107,7 +107,7 @@ def test_output_goes_first(pieces: Pieces) -> None:
 
 
 def test_a_body_that_is_not_stored_is_logged(pieces: Pieces) -> None:
-    """507 for the client; an operator learns why."""
+    """507 for the client; the log has the reason."""
     connection, client = pieces.connect()
     pieces.parts.responder.refuse(connection, BodyNotStored("no room"), pieces.slot)
     assert received(client).startswith(b"HTTP/1.1 507 ")
@@ -115,7 +115,7 @@ def test_a_body_that_is_not_stored_is_logged(pieces: Pieces) -> None:
 
 
 def test_a_client_that_has_gone_before_it_is_refused(pieces: Pieces) -> None:
-    """The connection is closed instead; the answer counts all the same."""
+    """The connection is closed instead; the refusal is counted nevertheless."""
     connection, client = pieces.connect()
     client.close()
     pieces.parts.responder.refuse(connection, RequestTimeout("too slow"), pieces.slot)
@@ -124,7 +124,7 @@ def test_a_client_that_has_gone_before_it_is_refused(pieces: Pieces) -> None:
 
 
 def test_a_defect_of_ours(pieces: Pieces) -> None:
-    """It costs the connection, and its traceback is in the log."""
+    """An internal error ends the connection, and its traceback is in the log."""
     connection, client = pieces.connect()
 
     def broken(_data: bytes) -> None:

@@ -1,7 +1,7 @@
-"""What any RequestRunner must do: one suite, run against each implementation.
+"""What any RequestRunner must do: one suite that runs with each implementation.
 
-An implementation is made with WsgiRunner's arguments. The connection is one end of a pair of sockets, what
-the client has sent is received already, and the calling thread is the one that serves.
+An implementation is made with WsgiRunner's arguments. The connection is one end of a pair of sockets, the
+client's data is already received, and the calling thread is the one that serves.
 """
 
 import os
@@ -32,7 +32,7 @@ LARGE = 8 << 20
 
 
 class Bench:
-    """One implementation, and a connection to run it on.
+    """One implementation, and a connection for it.
 
     Attributes:
         ended: what `SoftInterrupts.end` was called with.
@@ -65,7 +65,7 @@ class Bench:
         self.at_end()
 
     def run(self, data: bytes = GET, prompt_until: int = 1 << 62) -> bytes:
-        """Let it serve what the client sends; what the client has got afterwards."""
+        """Let it serve the client's data; returns what the client has received afterwards."""
         self.client.setblocking(True)
         self.client.sendall(data)
         assert self.pieces.receive(self.connection)
@@ -97,7 +97,7 @@ def get(target: str, *lines: str) -> bytes:
 
 
 def test_an_answer(bench: Make) -> None:
-    """It is sent and counted, the connection goes on and is the caller's."""
+    """It is sent and counted; the connection stays open and belongs to the caller."""
     it = bench()
     before = time.monotonic_ns()
     answer = it.run(get("/path"))
@@ -116,7 +116,7 @@ def test_an_answer(bench: Make) -> None:
 
 
 def test_the_environ(bench: Make) -> None:
-    """PEP 3333's names, by the request and the connection; a new dict for each request."""
+    """The keys of PEP 3333, from the request and the connection; a new dict for each request."""
     seen: list[Environ] = []
 
     def app(environ: Environ, start_response: Start) -> list[bytes]:
@@ -136,7 +136,7 @@ def test_the_environ(bench: Make) -> None:
 
 
 def test_the_request_is_shown_while_it_is_in_the_app(bench: Make) -> None:
-    """With its method, its path without the query, and since when; it can ask for more time."""
+    """With its method, its path without the query, and its start; it can ask for more time."""
     seen: list[Any] = []
 
     def app(environ: Environ, start_response: Start) -> list[bytes]:
@@ -156,7 +156,9 @@ def test_the_request_is_shown_while_it_is_in_the_app(bench: Make) -> None:
 
 @pytest.mark.parametrize("error", [ValueError("oops"), SystemExit(1)])
 def test_an_app_that_fails(bench: Make, error: BaseException) -> None:
-    """500, once in the counts and with its traceback in the log; the client gets it before the end."""
+    """500, counted once and with its traceback in the log;
+    the client receives it before the connection ends.
+    """
 
     def app(_environ: Environ, _start_response: Start) -> list[bytes]:
         raise error
@@ -182,7 +184,7 @@ def test_the_access_log_and_the_quota(bench: Make) -> None:
 
 
 def test_pipelined_requests(bench: Make) -> None:
-    """All are answered, in their order, each counted."""
+    """All are answered, in order, each counted."""
     it = bench()
     answers = it.run(b"".join(get(f"/{number}") for number in range(20)))
     bodies = [part.rsplit(b"\r\n\r\n", 1)[-1] for part in answers.split(b"HTTP/1.1 200 OK")[1:]]
@@ -191,7 +193,7 @@ def test_pipelined_requests(bench: Make) -> None:
 
 
 def test_a_turn_ends(bench: Make) -> None:
-    """Behind a request that took longer than the turn the others are left, for a later call."""
+    """After a request that took longer than the turn the others are left for a later call."""
 
     def app(environ: Environ, start_response: Start) -> list[bytes]:
         time.sleep(0.002)
@@ -208,7 +210,7 @@ def test_a_turn_ends(bench: Make) -> None:
 
 
 def test_what_is_wrong_behind_a_request(bench: Make) -> None:
-    """Refused when the request before it is answered."""
+    """It is refused after the request before it was answered."""
     it = bench(access=True)
     answers = it.run(get("/good") + b"nonsense\r\n\r\n")
     assert answers.startswith(b"HTTP/1.1 200 OK")
@@ -218,7 +220,7 @@ def test_what_is_wrong_behind_a_request(bench: Make) -> None:
 
 
 def test_a_client_that_waits_behind_a_request(bench: Make) -> None:
-    """It is asked for the body of its next request when the one before is answered."""
+    """`100 Continue` for its next request is sent after the answer to the one before."""
     it = bench()
     answers = it.run(
         get("/first") + b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n"
@@ -232,7 +234,7 @@ def test_a_client_that_waits_behind_a_request(bench: Make) -> None:
 
 @pytest.mark.parametrize("data", [get("/", "Connection: close"), b"GET / HTTP/1.0\r\n\r\n"])
 def test_a_client_that_asks_for_the_end(bench: Make, data: bytes) -> None:
-    """The connection is closed at once behind the answer; what came behind the request is not answered."""
+    """The connection is closed immediately after the answer; data after the request is not answered."""
     it = bench()
     answers = it.run(data + GET)
     assert answers.count(b"HTTP/1.1 200 OK") == 1
@@ -244,7 +246,9 @@ def test_a_client_that_asks_for_the_end(bench: Make, data: bytes) -> None:
 
 @pytest.mark.parametrize("at_once", [True, False])
 def test_a_client_that_does_not_expect_the_end(bench: Make, at_once: bool) -> None:
-    """Without keep-alive, or once the worker drains, the answer says so. Further bytes cause no reset."""
+    """Without keep-alive, or while the worker drains, the answer has `Connection: close`.
+    Further bytes cause no reset.
+    """
     it = bench(keepalive=0.0 if at_once else 5.0)
     if not at_once:
         it.run()
@@ -254,7 +258,7 @@ def test_a_client_that_does_not_expect_the_end(bench: Make, at_once: bool) -> No
 
 
 def test_a_client_that_takes_nothing(bench: Make) -> None:
-    """What it does not take is left, and so are its other requests; the call does not wait for it."""
+    """Unsent output is left, and so are its other requests; the call does not wait for it."""
 
     def app(environ: Environ, start_response: Start) -> list[bytes]:
         start_response("200 OK", [("Content-Length", str(LARGE))])
@@ -272,7 +276,7 @@ def test_a_client_that_takes_nothing(bench: Make) -> None:
 
 
 def test_a_file_counts_as_far_as_it_was_sent(bench: Make, tmp_path: Path) -> None:
-    """The rest is noted on the connection, and counted when the client has it."""
+    """The rest is recorded on the connection, and counted when it was sent."""
     path = tmp_path / "file"
     with path.open("wb") as file:
         file.truncate(LARGE)
@@ -291,7 +295,7 @@ def test_a_file_counts_as_far_as_it_was_sent(bench: Make, tmp_path: Path) -> Non
 
 
 def test_a_client_that_has_gone(bench: Make) -> None:
-    """In the middle of a body that the app reads: 499 in counts and access log, no error of the app's."""
+    """It disconnects while the app reads a body: 499 in counts and access log, and no error of the app."""
     it = bench(stream_request=True, access=True)
     it.client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhe")
     assert it.pieces.receive(it.connection)
@@ -304,7 +308,7 @@ def test_a_client_that_has_gone(bench: Make) -> None:
 
 
 def test_a_body_that_turns_out_wrong(bench: Make) -> None:
-    """While the app reads it, the request is answered as what it is, and is counted once."""
+    """The body becomes malformed while the app reads it: one answer with the right status, counted once."""
     it = bench(stream_request=True)
     answer = it.run(
         b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhe\r\nnonsense\r\n"
@@ -318,7 +322,7 @@ def test_a_body_that_turns_out_wrong(bench: Make) -> None:
 
 
 def test_a_long_request(bench: Make) -> None:
-    """It is noted, and what is left of an interruption is taken back before the call goes on."""
+    """It is recorded, and a pending interruption is taken back before the call continues."""
 
     def app(environ: Environ, start_response: Start) -> list[bytes]:
         started.append(it.slot.started)
@@ -346,7 +350,9 @@ def test_a_request_that_is_ended(bench: Make) -> None:
 
 
 class Interrupted(RequestSlot):
-    """A slot in whose method `moment` a DeadlineExceeded arrives, once, when that has done its work."""
+    """A slot during whose method `moment` a DeadlineExceeded arrives, once,
+    after the method has done its work.
+    """
 
     moment = ""
 
@@ -366,7 +372,7 @@ class Interrupted(RequestSlot):
 
 @pytest.mark.parametrize("moment", ["begin", "leave_app", "end"])
 def test_an_exception_at_any_moment(bench: Make, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
-    """Before the app, behind its answer, or last of all: counted once; the connection ends."""
+    """Before the app, after its answer, or at the end: counted once; the connection ends."""
 
     def app(environ: Environ, start_response: Start) -> list[bytes]:
         if environ["PATH_INFO"] == "/long":
@@ -398,7 +404,7 @@ def test_an_exception_at_any_moment(bench: Make, monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_worker_is_to_quit(bench: Make) -> None:
-    """QuitWorker goes through to the caller."""
+    """QuitWorker is raised to the caller."""
 
     def app(_environ: Environ, _start_response: Start) -> list[bytes]:
         raise QuitWorker
@@ -408,7 +414,7 @@ def test_the_worker_is_to_quit(bench: Make) -> None:
 
 
 def test_a_defect_of_ours(bench: Make) -> None:
-    """It costs the connection, and is in the log; the slot is free."""
+    """An internal error ends the connection, and is in the log; the slot is free."""
 
     class Broken(Exchange):
         def __init__(self, *_: Any) -> None:
@@ -423,7 +429,7 @@ def test_a_defect_of_ours(bench: Make) -> None:
 
 
 def test_a_request_that_has_waited(bench: Make) -> None:
-    """How long is counted; it is answered all the same."""
+    """Its wait is counted; it is answered nevertheless."""
     it = bench()
     it.client.sendall(GET)
     assert it.pieces.receive(it.connection)
@@ -434,7 +440,7 @@ def test_a_request_that_has_waited(bench: Make) -> None:
 
 
 def test_a_request_that_has_waited_too_long(bench: Make) -> None:
-    """503 without the app; it has spent no time there; the connection goes on."""
+    """503 without calling the app; it has spent no time there; the connection stays open."""
     called: list[Environ] = []
     it = bench(lambda environ, _start: called.append(environ) or [], queue_timeout=0.005, access=True)
     it.client.sendall(GET)
@@ -450,7 +456,7 @@ def test_a_request_that_has_waited_too_long(bench: Make) -> None:
 
 
 def test_the_average(tmp_path: Path) -> None:
-    """With several threads the average time in the app follows what requests take."""
+    """With several threads the average time in the app follows the durations of requests."""
     it = Bench(WsgiRunner, tmp_path, hello, threads=4)
     with it.pieces:
         for _ in range(50):
@@ -459,7 +465,7 @@ def test_the_average(tmp_path: Path) -> None:
 
 
 def test_a_reset_behind_the_answer(bench: Make) -> None:
-    """The client has reset the connection: it is closed, and the answer counts as given."""
+    """The client has reset the connection: it is closed, and the answer is counted."""
     it = bench()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = socket.create_connection(listener.getsockname())

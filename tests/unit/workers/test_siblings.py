@@ -1,4 +1,4 @@
-"""Handing connections off to siblings: which, and how often."""
+"""Handing connections off to siblings: which ones, and how often."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +17,7 @@ def pieces(tmp_path: Path, handoff: HandOff) -> Iterator[Pieces]:
 
 
 def test_only_idle_connections(pieces: Pieces) -> None:
-    """One whose request has begun, or is not answered, stays."""
+    """One whose request has begun, or is not answered yet, stays."""
     siblings = pieces.parts.siblings
     connection, client = pieces.connect()
     client.sendall(GET[:10])
@@ -41,7 +41,7 @@ def test_without_siblings(tmp_path: Path) -> None:
 
 
 def test_a_busy_worker(pieces: Pieces) -> None:
-    """It hands off what waits, also while it drains and others stay; not when all leave."""
+    """It hands off waiting connections, also while it drains and others stay; not when all leave."""
     siblings, drain = pieces.parts.siblings, pieces.parts.drain
     for hand_over, expected in ((None, True), (True, True), (False, False)):
         if hand_over is not None:
@@ -51,7 +51,7 @@ def test_a_busy_worker(pieces: Pieces) -> None:
 
 
 def test_sharing_comes_more_seldom_when_no_sibling_has_time(pieces: Pieces) -> None:
-    """Each connection that comes back doubles the pause; one that stays away halves it."""
+    """Each connection that comes back doubles the pause; one that a sibling receives halves it."""
     siblings = pieces.parts.siblings
     now = 100 * SECOND
     pauses = []
@@ -59,7 +59,7 @@ def test_sharing_comes_more_seldom_when_no_sibling_has_time(pieces: Pieces) -> N
         connection, _ = pieces.connect()
         assert siblings.share(connection, pieces.slot, now)
         pauses.append((siblings.share_due - now) // 1_000_000)
-        found = siblings.receive()  # by this worker itself
+        found = siblings.receive()  # received by this worker itself
         assert found is not None
         assert found.returned
         found.sock.close()
@@ -71,7 +71,7 @@ def test_sharing_comes_more_seldom_when_no_sibling_has_time(pieces: Pieces) -> N
 
 
 def test_what_is_not_shared(pieces: Pieces) -> None:
-    """An event that is about no connection, and a connection that a thread serves."""
+    """Events of other descriptors, and a connection that a thread serves."""
     siblings = pieces.parts.siblings
     assert not siblings.share(None, pieces.slot, 0)
     connection, _ = pieces.connect()

@@ -36,7 +36,7 @@ def send_to_thread(pid: int, tid: int, signum: int) -> None:
 
 @pytest.mark.parametrize("kind", WORKERS)
 def test_signal_for_another_thread(kind: str, tmp_path: Path) -> None:
-    """Python's handlers run in the main thread only, and that may be waiting for something else.
+    """Python runs handlers in the main thread only, which may be waiting for something else.
 
     The same happens when a signal arrives just before the main thread begins to wait.
     """
@@ -45,7 +45,7 @@ def test_signal_for_another_thread(kind: str, tmp_path: Path) -> None:
         worker = keeper.spawn(keeper.server())
         for _ in range(8):  # in a worker with threads, the main thread becomes a follower
             assert keeper.get()[0] == "200 OK"
-        other = max(int(task) for task in worker.tasks)
+        other = max(int(task) for task in worker.thread_ids)
         assert other != worker.pid
         send_to_thread(worker.pid, other, signal.SIGTERM)
-        worker.ended()
+        worker.wait_until_ended()

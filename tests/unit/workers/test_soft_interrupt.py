@@ -1,4 +1,4 @@
-"""Overdue requests are ended, and nothing else is; requests that ask for time get it."""
+"""Overdue requests are ended, and no others; requests that ask for more time get it."""
 
 import gc
 import os
@@ -30,7 +30,7 @@ Start = Callable[..., Any]
 
 
 class Shop:
-    """An app whose request `/hang` does not end by itself, in a way of the test's choice.
+    """An app whose request `/hang` does not end by itself, in a way that the test chooses.
 
     Attributes:
         caught: the paths in which DeadlineExceeded was seen.
@@ -65,7 +65,7 @@ class Shop:
 
 
 class Stream:
-    """A result of which one block comes."""
+    """A result that yields one block and then blocks."""
 
     def __init__(self, shop: Shop) -> None:
         self._shop = shop
@@ -90,7 +90,7 @@ def receive() -> None:
 
 
 def nap() -> None:
-    """For threads: their system calls are not ended, so these are short."""
+    """For threads: system calls in them are not interrupted, so these are short."""
     while True:
         time.sleep(0.001)
 
@@ -104,7 +104,7 @@ def swallow() -> None:
 
 @pytest.fixture
 def handled() -> Iterator[Callable[[Rig], None]]:
-    """Installs the rig's handler of the signal, as a worker does."""
+    """Installs the rig's handler for the signal, as a worker does."""
     before = signal.getsignal(INTERRUPT_SIGNAL)
     yield lambda rig: signal.signal(INTERRUPT_SIGNAL, rig.engine.soft_interrupts.interrupt)
     signal.signal(INTERRUPT_SIGNAL, before if before is not None else signal.SIG_DFL)
@@ -122,7 +122,7 @@ def old(rig: Rig, path: str) -> InFlight:
 
 
 def interrupt(rig: Rig, path: str) -> None:
-    """Do what the supervisor does about an overdue request."""
+    """Do what the supervisor does with an overdue request."""
     request = old(rig, path)
     rig.scoreboard.mark_overdue(rig.cell, request.thread, request.started_ns)
     os.kill(os.getpid(), INTERRUPT_SIGNAL)
@@ -133,7 +133,9 @@ Handled = Callable[[Rig], None]
 
 @pytest.mark.parametrize("hang", [lambda: time.sleep(1000), loop, receive, swallow])
 def test_the_main_thread(tmp_path: Path, handled: Handled, hang: Callable[[], None]) -> None:
-    """Whatever it hangs in, also a system call: 504, once in the counts and the log; then it serves on."""
+    """Whatever it hangs in, including a system call: 504, once in the counts and the log;
+    then it serves again.
+    """
     shop = Shop(hang)
     rig = Rig(tmp_path, shop, access=True)
     handled(rig)
@@ -156,7 +158,7 @@ def test_the_main_thread(tmp_path: Path, handled: Handled, hang: Callable[[], No
 
 @pytest.mark.parametrize("threads", [1, 4])
 def test_other_threads(serve: Serve, handled: Handled, threads: int) -> None:
-    """The same in a thread that is not the main one; a thread that serves beside it notices nothing."""
+    """The same in another thread than the main one; threads that serve beside it are not affected."""
     gate = threading.Event()
     shop = Shop(nap)
 
@@ -203,7 +205,7 @@ def test_head(tmp_path: Path, handled: Handled) -> None:
 
 @pytest.mark.parametrize("main", [True, False])
 def test_an_answer_that_has_begun(tmp_path: Path, serve: Serve, handled: Handled, main: bool) -> None:
-    """It is cut, so that the client sees that it is not whole; close() of the result is called."""
+    """It is cut, so that the client sees that it is incomplete; close() of the result is called."""
     shop = Shop(nap)
     rig = Rig(tmp_path, shop, access=True) if main else serve(shop, access=True)
     handled(rig)
@@ -226,7 +228,7 @@ def test_an_answer_that_has_begun(tmp_path: Path, serve: Serve, handled: Handled
 
 
 def test_what_is_kept_of_a_cut_answer_is_not_sent(tmp_path: Path, handled: Handled) -> None:
-    """A client that is slow gets no more of it, and the worker keeps nothing."""
+    """A slow client receives no more of it, and the worker keeps nothing."""
     block = b"x" * (1 << 22)
     closed: list[int] = []
 
@@ -253,7 +255,7 @@ def test_what_is_kept_of_a_cut_answer_is_not_sent(tmp_path: Path, handled: Handl
 
 
 def test_close_that_hangs(tmp_path: Path, handled: Handled) -> None:
-    """close() of a result is the app's, too: it is ended, and the answer that was given stays."""
+    """close() of a result is code of the app: it is ended, and the answer that was sent counts."""
 
     class Result(list[bytes]):
         def close(self) -> None:
@@ -282,7 +284,9 @@ def test_close_that_hangs(tmp_path: Path, handled: Handled) -> None:
 def test_post_request_that_hangs(
     tmp_path: Path, serve: Serve, handled: Handled, main: bool, hang: Callable[[], None]
 ) -> None:
-    """The hook belongs to its request and is ended as the app is. The answer was given; the next one is."""
+    """The hook belongs to its request and is ended like the app. The answer was sent;
+    the next request is served.
+    """
     if not main and hang is receive:
         pytest.skip("a system call is ended in the main thread only")
     logged: list[str] = []
@@ -316,7 +320,7 @@ def test_post_request_that_hangs(
 
 
 def test_a_client_that_takes_nothing(serve: Serve, handled: Handled) -> None:
-    """A thread that waits for a slow client is one that waits in our own code, and is ended as well."""
+    """A thread that waits for a slow client waits in our own code, and is ended as well."""
 
     def app(environ: Environ, start_response: Start) -> Iterator[bytes]:
         start_response("200 OK", [])
@@ -335,8 +339,10 @@ def test_a_client_that_takes_nothing(serve: Serve, handled: Handled) -> None:
 # -- what must not be hit --------------------------------------------------------------------------------
 
 
-def test_the_next_request_is_not_meant(tmp_path: Path, handled: Handled) -> None:
-    """The signal comes when the overdue request has ended: the one that is in the thread now goes on."""
+def test_the_next_request_is_not_interrupted(tmp_path: Path, handled: Handled) -> None:
+    """The signal arrives when the overdue request has ended:
+    the request that is in the thread now continues.
+    """
     gate = threading.Event()
 
     def app(environ: Environ, start_response: Start) -> Iterable[bytes]:
@@ -376,7 +382,7 @@ def test_the_next_request_is_not_meant(tmp_path: Path, handled: Handled) -> None
 
 
 class Stage:
-    """A slot that shows a request of the calling thread, marked as overdue."""
+    """A slot that shows an overdue, marked request of the calling thread."""
 
     def __init__(self, tmp_path: Path) -> None:
         self.rig = Rig(tmp_path, Shop())
@@ -391,7 +397,7 @@ class Stage:
 def stage(tmp_path: Path) -> Iterator[Stage]:
     stage = Stage(tmp_path)
     with stage.rig:
-        # Its thread has the slot, too; here it is the test's.
+        # The slot belongs to the calling thread, here that of the test.
         until(lambda: stage.words[layout.IDENT] != threading.get_ident() or None, "the engine runs")
         stage.words[layout.IDENT] = threading.get_ident()
         yield stage
@@ -399,7 +405,7 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
 
 
 def test_nothing_is_raised_outside_of_the_app(stage: Stage) -> None:
-    """In the very moment before the app is called, or after it has returned, the handler does nothing."""
+    """Just before the app is called, and just after it has returned, the handler does nothing."""
     stage.soft_interrupts.interrupt(INTERRUPT_SIGNAL, sys._getframe())
     stage.soft_interrupts.interrupt(INTERRUPT_SIGNAL, None)
 
@@ -407,7 +413,7 @@ def test_nothing_is_raised_outside_of_the_app(stage: Stage) -> None:
 def test_nothing_is_raised_in_another_handler(
     tmp_path: Path, handled: Handled, handoff: HandOff, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A handler of ours that runs above the app, here one that starts a thread, is not left half done."""
+    """A handler of ours that interrupts the app, here one that starts a thread, is not interrupted itself."""
     shop = Shop()
     rig = Rig(tmp_path, shop, handoff=handoff)
     handled(rig)
@@ -450,15 +456,15 @@ def in_app(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_once(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A request that has swallowed the exception is not hit again: the rest is its worker's replacement."""
+    """A request that has swallowed the exception is not interrupted again: its worker will be replaced."""
     with pytest.raises(DeadlineExceeded, match="timeout"):
         in_app(stage, monkeypatch)
     in_app(stage, monkeypatch)
 
 
 @pytest.mark.parametrize("reason", ["ended", "another", "extended", "young"])
-def test_not_meant(stage: Stage, monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
-    """No request, another one than was marked, one that has more time by now, one too young to be overdue."""
+def test_what_is_not_interrupted(stage: Stage, monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
+    """No request, another than was marked, one that has more time, one that is too young to be overdue."""
     words = stage.words
     if reason == "ended":
         words[layout.STARTED] = 0
@@ -472,7 +478,7 @@ def test_not_meant(stage: Stage, monkeypatch: pytest.MonkeyPatch, reason: str) -
 
 
 def test_a_signal_within_the_handler(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The handler is interrupted by itself while it holds its lock: it neither hangs nor hits twice."""
+    """The handler is interrupted by itself while it holds its lock: it neither hangs nor raises twice."""
     hits: list[int] = []
 
     def set_exception(ident: int, kind: Any) -> None:
@@ -485,8 +491,10 @@ def test_a_signal_within_the_handler(stage: Stage, monkeypatch: pytest.MonkeyPat
     assert hits == [4711]
 
 
-def test_what_was_not_noticed_is_taken_back(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thread ends its request after the exception was set and before it noticed: it is taken back, once."""
+def test_a_pending_exception_is_taken_back(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread ends its request after the exception was set and before it was raised:
+    it is taken back, once.
+    """
     taken_back: list[tuple[int, Any]] = []
     monkeypatch.setattr(module, "_set_exception", lambda ident, kind: taken_back.append((ident, kind)))
     ident = 0
@@ -498,7 +506,7 @@ def test_what_was_not_noticed_is_taken_back(stage: Stage, monkeypatch: pytest.Mo
         until(lambda: taken_back, "it was set")
         stage.words[layout.STARTED] = 0
         stage.soft_interrupts.end(stage.started)
-        stage.soft_interrupts.end(stage.started + 1)  # the next one
+        stage.soft_interrupts.end(stage.started + 1)  # the next request
 
     other = threading.Thread(target=thread)
     other.start()
@@ -508,8 +516,8 @@ def test_what_was_not_noticed_is_taken_back(stage: Stage, monkeypatch: pytest.Mo
     assert taken_back == [(ident, DeadlineExceeded), (ident, None)]
 
 
-def test_noticed_at_the_end(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It comes between the app's return and the end of the request: the connection ends, no more."""
+def test_an_exception_at_the_end_of_the_request(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is raised between the app's return and the end of the request: only the connection ends."""
 
     def end(self: SoftInterrupts, started: int) -> None:
         raise DeadlineExceeded
@@ -528,7 +536,9 @@ def test_noticed_at_the_end(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> No
 def test_at_any_moment(
     serve: Serve, handled: Handled, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    """Requests are marked when they are about to end: each is answered or cut, and no other one is hit."""
+    """Requests are marked when they are about to end:
+    each is answered or cut, and no other one is interrupted.
+    """
     monkeypatch.setattr(module, "LONG_REQUEST_NS", 0)
     monkeypatch.setattr("ostler.workers.request_runner.LONG_REQUEST_NS", 0)
     marked: set[str] = set()
@@ -538,14 +548,14 @@ def test_at_any_moment(
         name = environ["PATH_INFO"]
         try:
             for _ in range(10):
-                time.sleep(0)  # lets go of the interpreter lock
+                time.sleep(0)  # releases the interpreter lock
             start_response("200 OK", [("Content-Length", str(len(name)))])
             return [name.encode()]
         except DeadlineExceeded:
             hit.append(name)
             raise
 
-    # An exception that comes in a `__del__` is lost: no garbage of earlier tests is collected meanwhile.
+    # An exception in a `__del__` would be lost, so no garbage of earlier tests must be collected meanwhile.
     gc.collect()
     gc.disable()
     request.addfinalizer(gc.enable)
@@ -601,7 +611,7 @@ def test_at_any_moment(
 
 @pytest.mark.parametrize("threads", [1, 4])
 def test_extending_a_deadline(serve: Serve, threads: int) -> None:
-    """The request at hand has so many seconds from then, never fewer than before; the next has the usual."""
+    """The request has this many seconds from now, never fewer than before; the next has the usual time."""
     gate = threading.Event()
     extended: list[float] = []
 
@@ -634,7 +644,7 @@ def test_extending_a_deadline(serve: Serve, threads: int) -> None:
 
 
 def test_extending_the_deadline_of_no_request(serve: Serve) -> None:
-    """A thread of the app's own serves no request: that is an error."""
+    """A thread of the app serves no request: that is an error."""
     heard: list[BaseException] = []
 
     def app(environ: Environ, start_response: Start) -> Iterable[bytes]:
@@ -659,14 +669,14 @@ def test_extending_the_deadline_of_no_request(serve: Serve) -> None:
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), 1e30])
 def test_extending_by_nonsense(serve: Serve, seconds: float) -> None:
-    """What is no time is refused by name."""
+    """A value that is not a time is an error that names it."""
     rig = serve(Shop())
     with pytest.raises(ValueError, match=r"can't be extended by"):
         rig.engine.soft_interrupts.extend(seconds)
 
 
 def test_what_the_app_is_given(serve: Serve) -> None:
-    """One function for all requests of a worker: it costs nothing per request."""
+    """One function object for all requests of a worker: it costs nothing per request."""
     seen: list[Any] = []
 
     def app(environ: Environ, start_response: Start) -> Iterable[bytes]:

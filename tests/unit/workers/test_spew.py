@@ -1,23 +1,23 @@
-"""Logging every line: the app's, and no others."""
+"""Logging every line that the app runs, and no others."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
 
-# In a process of its own: a trace function would see whatever else runs in this one.
+# In a process of its own, because a trace function would also trace the tests.
 _PROGRAM = """
 import json, sys, threading
 from ostler.settings.table import Settings
 from ostler.workers import spew
 
-class Told:
+class Recorder:
     lines = []
     def info(self, name, **fields):
         assert name == "line"
         self.lines.append(fields)
 
-log = Told()
+log = Recorder()
 sys.path[:0] = [".", "site-packages"]
 spew.spew(log, Settings(wsgi_app="spewed_page:app"))
 
@@ -34,7 +34,7 @@ json.dump(log.lines, sys.stdout)
 
 
 def test_lines(tmp_path: Path) -> None:
-    """File, line, function and source of the app's own modules and its package, threads included."""
+    """File, line, function and source of the app's own modules and its package, including threads."""
     (tmp_path / "site-packages").mkdir()
     (tmp_path / "site-packages/foreign_page.py").write_text("def f():\n    return 1\n")
     (tmp_path / "site-packages/spewed_page.py").write_text("def f():\n    return 1\n")

@@ -1,4 +1,4 @@
-"""The sweeper: time-outs of connections, a slice at a time, and the steps of draining."""
+"""The sweeper: time-outs of connections, some connections per pass, and the steps of draining."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -29,14 +29,14 @@ def make(tmp_path: Path) -> Iterator[Make]:
 
 
 def phase_after(pieces: Pieces, connection: Connection, seconds: float) -> Any:
-    """The connection's phase when it is looked at so long after its last byte."""
+    """The connection's phase when it is checked this long after its last byte."""
     pieces.parts.sweeper.remaining = [connection]
     pieces.parts.sweeper.sweep(connection.idle_since + int(seconds * SECOND), pieces.slot)
     return connection.phase
 
 
 def test_an_idle_connection(make: Make) -> None:
-    """It is closed after `keepalive`; one without a first request has five seconds at least."""
+    """It is closed after `keepalive`; one without a first request has at least five seconds."""
     pieces = make(keepalive=2.0)
     used, _ = pieces.connect()
     used.answered_at = 1
@@ -48,7 +48,7 @@ def test_an_idle_connection(make: Make) -> None:
 
 
 def test_a_request_in_the_very_moment(make: Make) -> None:
-    """Bytes that came and were not read yet keep a connection open."""
+    """Bytes that have arrived and were not read yet keep a connection open."""
     pieces = make(keepalive=2.0)
     connection, client = pieces.connect()
     client.sendall(GET)
@@ -68,7 +68,7 @@ def test_a_slow_request(make: Make) -> None:
 
 
 def test_an_answer_that_is_not_taken(make: Make) -> None:
-    """After a minute in which the client took nothing it is cut."""
+    """It is cut after a minute in which the client has read nothing."""
     pieces = make()
     connection, _ = pieces.connect()
     connection.send(b"x" * (8 << 20))
@@ -87,7 +87,7 @@ def test_a_client_that_does_not_close(make: Make) -> None:
 
 
 def test_connections_of_other_threads(make: Make) -> None:
-    """A connection that is served is left alone."""
+    """A connection that a thread serves is not checked."""
     pieces = make()
     connection, _ = pieces.connect()
     pieces.reactor.unwatch(connection)
@@ -95,7 +95,7 @@ def test_connections_of_other_threads(make: Make) -> None:
 
 
 def test_idle_connections_keep_little(make: Make) -> None:
-    """What only saves time with the next request is dropped after a second."""
+    """Caches for the next request are dropped after a second."""
     pieces = make(keepalive=60.0)
     connection, client = pieces.connect()
     client.sendall(GET)
@@ -110,7 +110,7 @@ def test_idle_connections_keep_little(make: Make) -> None:
 
 
 def test_a_slice_at_a_time(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many connections are looked at in several passes; the next sweep begins a second later."""
+    """Many connections are checked in several passes; the next sweep begins a second later."""
     monkeypatch.setattr("ostler.workers.sweeper._SLICE", 2)
     pieces = make(keepalive=2.0)
     sweeper = pieces.parts.sweeper
@@ -129,7 +129,7 @@ def test_a_slice_at_a_time(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_draining(make: Make) -> None:
-    """Answers end their connections; idle ones have half a second; all are looked at in each pass."""
+    """Answers end their connections; idle ones have half a second; all are checked in each pass."""
     pieces = make(keepalive=60.0)
     idle, _ = pieces.connect()
     busy, client = pieces.connect()
@@ -162,7 +162,9 @@ def test_draining_beside_siblings(make: Make, handoff: HandOff) -> None:
 
 
 def test_draining_with_all_siblings(make: Make, handoff: HandOff) -> None:
-    """What one of them has handed off before is received: nothing else would serve it."""
+    """A connection that one of them has handed off before is received,
+    because no other worker would serve it.
+    """
     pieces = make(handoff=handoff)
     connection, client = pieces.connect()
     assert pieces.parts.siblings.hand_off(connection, pieces.slot)
@@ -176,7 +178,7 @@ def test_draining_with_all_siblings(make: Make, handoff: HandOff) -> None:
 
 @pytest.mark.parametrize(("seconds", "expected"), [(None, 30), (2.5, 2.5), (100.0, 100)])
 def test_the_time_that_draining_may_take(seconds: float | None, expected: float) -> None:
-    """That of the drain message; without one the setting's; from the moment when the loop has noticed."""
+    """That of the drain message, or else of the setting; it counts from when the loop has noticed."""
     drain = DrainState(30.0, can_hand_off=True)
     drain.ask(True, seconds)
     assert (drain.asked, drain.hand_over, drain.deadline) == (True, True, None)
@@ -189,7 +191,7 @@ def test_the_time_that_draining_may_take(seconds: float | None, expected: float)
 
 
 def test_a_second_message(make: Make) -> None:
-    """It may shorten the time of a worker that drains already; without a time it leaves that alone."""
+    """It may shorten the time of a worker that already drains; without a time it does not change it."""
     drain = DrainState(30.0, can_hand_off=False)
     drain.ask(True, 20.0)
     assert not drain.hand_over, "there is no sibling"

@@ -1,4 +1,4 @@
-"""The calls of an engine: those that keep the interpreter lock do the same as Python's own."""
+"""System calls of an engine that keep the interpreter lock: they do the same as Python's own."""
 
 import select
 import socket
@@ -27,7 +27,7 @@ CALLS = pytest.mark.parametrize(
 
 @CALLS
 def test_reading_and_sending(calls: SystemCalls, ends: tuple[socket.socket, socket.socket]) -> None:
-    """Bytes go through; with nothing there, and with no room, it is BlockingIOError; the end is empty."""
+    """Bytes are transferred; without data or room it is BlockingIOError; the end of the stream is empty."""
     ours, theirs = ends
     with pytest.raises(BlockingIOError):
         calls.read(ours.fileno(), 100)
@@ -42,7 +42,7 @@ def test_reading_and_sending(calls: SystemCalls, ends: tuple[socket.socket, sock
 
 @CALLS
 def test_events(calls: SystemCalls, ends: tuple[socket.socket, socket.socket]) -> None:
-    """What is ready is reported, by what it is watched for now."""
+    """Ready descriptors are reported, for the events they are watched for now."""
     ours, theirs = ends
     epoll = original.epoll()
     epoll.register(ours.fileno(), select.EPOLLIN)
@@ -57,7 +57,7 @@ def test_events(calls: SystemCalls, ends: tuple[socket.socket, socket.socket]) -
 
 
 def test_waiting(ends: tuple[socket.socket, socket.socket]) -> None:
-    """It ends with the event, or at the time."""
+    """The wait ends with the event, or at the time-out."""
     ours, theirs = ends
     before = time.monotonic_ns()
     assert not wait_for(ours.fileno(), select.POLLIN, before + 20_000_000)

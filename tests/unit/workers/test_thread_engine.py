@@ -1,6 +1,6 @@
 """The epoll engine on real sockets, alone and with several threads.
 
-The thread of the test is the client; what must happen in an order is ordered by events and by what was
+The thread of the test is the client; the order of steps is ensured by events and by what was
 received, never by time.
 """
 
@@ -25,12 +25,12 @@ from tests.unit.workers.rig import PATIENCE, Client, Serve
 Start = Callable[..., Any]
 
 BOTH = pytest.mark.parametrize("threads", [1, 4])
-LARGE = 24 * 1024 * 1024  # more than the kernel keeps between two sockets
+LARGE = 24 * 1024 * 1024  # more than the kernel buffers between two sockets
 POST = b"POST /post HTTP/1.1\r\nHost: x\r\n"
 
 
 class Shop:
-    """The app: its path says what to do. It remembers the paths it was called for."""
+    """The app; the path selects what it does. It records the paths for which it was called."""
 
     def __init__(self) -> None:
         self.called: list[str] = []
@@ -113,7 +113,7 @@ def test_a_request_byte_by_byte(serve: Serve, shop: Shop, threads: int) -> None:
 
 @BOTH
 def test_close(serve: Serve, shop: Shop, threads: int) -> None:
-    """A client that says close gets its answer and a clean end; so does one of HTTP/1.0."""
+    """A client that sends `Connection: close` gets its answer and a clean end; so does one of HTTP/1.0."""
     rig = serve(shop, threads=threads)
     for request in (b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", b"GET / HTTP/1.0\r\n\r\n"):
         client = rig.client()
@@ -125,7 +125,7 @@ def test_close(serve: Serve, shop: Shop, threads: int) -> None:
 
 @BOTH
 def test_half_closed_clients_get_their_answer(serve: Serve, shop: Shop, threads: int) -> None:
-    """A client may end its side behind the request, as `nc` does."""
+    """A client may shut down its sending side after the request, as `nc` does."""
     client = serve(shop, threads=threads).client()
     client.ask("/large")
     client.sock.shutdown(socket.SHUT_WR)
@@ -135,7 +135,7 @@ def test_half_closed_clients_get_their_answer(serve: Serve, shop: Shop, threads:
 
 @BOTH
 def test_a_generator_is_streamed(serve: Serve, shop: Shop, threads: int) -> None:
-    """Chunks for HTTP/1.1 with the connection kept, until the end of the connection for HTTP/1.0."""
+    """Chunks for HTTP/1.1 with the connection kept; until the end of the connection for HTTP/1.0."""
     rig = serve(shop, threads=threads)
     expected = b"".join(b"%d " % number for number in range(1000))
     client = rig.client()
@@ -152,7 +152,7 @@ def test_a_generator_is_streamed(serve: Serve, shop: Shop, threads: int) -> None
 
 @BOTH
 def test_head(serve: Serve, shop: Shop, threads: int) -> None:
-    """No body, and the next answer on the connection is read where it begins."""
+    """No body, and the next answer on the connection begins at the right byte."""
     client = serve(shop, threads=threads).client()
     for target in ("/large", "/parts", "/a"):
         client.send(f"HEAD {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
@@ -162,7 +162,7 @@ def test_head(serve: Serve, shop: Shop, threads: int) -> None:
 
 @BOTH
 def test_a_large_body_arrives_whole(serve: Serve, shop: Shop, threads: int) -> None:
-    """A body beyond memory's limit reaches the app as it was sent, and leaves no file open."""
+    """A body beyond the memory limit reaches the app as it was sent, and leaves no file open."""
     client = serve(shop, threads=threads).client()
     body = os.urandom(3_000_000)
     client.send(POST + b"Content-Length: %d\r\n\r\n" % len(body) + body)
@@ -173,7 +173,7 @@ def test_a_large_body_arrives_whole(serve: Serve, shop: Shop, threads: int) -> N
 
 @BOTH
 def test_expect_continue(serve: Serve, shop: Shop, threads: int) -> None:
-    """A client that waits gets `100 Continue`, before it has sent a byte of its body."""
+    """A client that waits gets `100 Continue` before it has sent a byte of its body."""
     client = serve(shop, threads=threads).client()
     client.send(POST + b"Content-Length: 5\r\nExpect: 100-continue\r\n\r\n")
     assert client.answer().status == "100 Continue"
@@ -182,7 +182,7 @@ def test_expect_continue(serve: Serve, shop: Shop, threads: int) -> None:
 
 
 def test_expect_continue_behind_another_request(serve: Serve, shop: Shop) -> None:
-    """The client would wait for ever."""
+    """Otherwise the client would wait for ever."""
     client = serve(shop).client()
     client.sock.settimeout(1.0)
     client.send(b"GET /first HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -198,7 +198,7 @@ def test_expect_continue_behind_another_request(serve: Serve, shop: Shop) -> Non
 
 @BOTH
 def test_apps_that_fail(serve: Serve, shop: Shop, threads: int) -> None:
-    """An error is a 500 and a traceback in the log, and the engine serves on; SystemExit is an error too."""
+    """An error is a 500 and a traceback in the log, and the engine continues; SystemExit is an error too."""
     rig = serve(shop, threads=threads)
     for target, word in (("/error", "ValueError: oops"), ("/exit", "SystemExit: 1")):
         client = rig.client()
@@ -214,7 +214,7 @@ def test_apps_that_fail(serve: Serve, shop: Shop, threads: int) -> None:
 
 @BOTH
 def test_an_answer_that_breaks_off(serve: Serve, shop: Shop, threads: int) -> None:
-    """The client sees the end of the connection where the last chunk should be."""
+    """The client sees the end of the connection instead of the last chunk."""
     client = serve(shop, threads=threads).client()
     client.ask("/broken")
     rest = client.rest()
@@ -223,7 +223,7 @@ def test_an_answer_that_breaks_off(serve: Serve, shop: Shop, threads: int) -> No
 
 @BOTH
 def test_wsgiref_finds_nothing(serve: Serve, threads: int) -> None:
-    """A validated app behind the whole engine answers, and the engine survives it."""
+    """A validated app behind the whole engine answers, and the engine continues."""
 
     def app(environ: Environ, start_response: Start) -> list[bytes]:
         start_response("200 OK", [("Content-Type", "text/plain")])
@@ -236,7 +236,7 @@ def test_wsgiref_finds_nothing(serve: Serve, threads: int) -> None:
 
 
 def test_the_app_may_replace_its_input(serve: Serve) -> None:
-    """wsgiref.validate and other middleware put their own wsgi.input there: not ours to close."""
+    """wsgiref.validate and other middleware replace wsgi.input, which the engine must not close."""
 
     def app(environ: Environ, start_response: Start) -> list[bytes]:
         start_response("200 OK", [("Content-Type", "text/plain")])
@@ -255,7 +255,7 @@ def test_the_app_may_replace_its_input(serve: Serve) -> None:
 
 
 def test_threads_serve_at_the_same_time(serve: Serve) -> None:
-    """Four requests are in the app at once; a barrier lets none go before all are there."""
+    """Four requests are in the app at once; a barrier holds each until all have arrived."""
     barrier = threading.Barrier(4)
 
     def app(environ: Environ, start_response: Start) -> list[bytes]:
@@ -272,7 +272,7 @@ def test_threads_serve_at_the_same_time(serve: Serve) -> None:
 
 
 def test_a_stuck_thread_leaves_the_others(serve: Serve, shop: Shop) -> None:
-    """While one request waits, others on old and on new connections are answered."""
+    """While one request waits, others on existing and new connections are answered."""
     rig = serve(shop, threads=2)
     stuck, old = rig.client(), rig.client()
     assert old.get("/before").status == "200 OK"
@@ -286,7 +286,7 @@ def test_a_stuck_thread_leaves_the_others(serve: Serve, shop: Shop) -> None:
 
 
 def test_many_clients_and_threads(serve: Serve, shop: Shop) -> None:
-    """Connections that come, ask and go by the dozen, in parallel: each answer is that of its request."""
+    """Dozens of connections are opened, used and closed in parallel: each answer belongs to its request."""
     rig = serve(shop, threads=4)
     wrong: list[object] = []
 
@@ -318,7 +318,7 @@ def test_many_clients_and_threads(serve: Serve, shop: Shop) -> None:
 
 @BOTH
 def test_slow_readers_cost_no_app_time(serve: Serve, shop: Shop, threads: int) -> None:
-    """More clients than threads leave large answers unread; others are served all the same."""
+    """More clients than threads leave large answers unread; others are still served."""
     rig = serve(shop, threads=threads, keepalive=60)
     slow = [rig.client(receive_buffer=4096) for _ in range(threads + 1)]
     for client in slow:
@@ -332,7 +332,7 @@ def test_slow_readers_cost_no_app_time(serve: Serve, shop: Shop, threads: int) -
 
 
 def test_slow_readers_of_lists_cost_no_app_time(serve: Serve, shop: Shop) -> None:
-    """A list is in memory as a whole; into how many parts it is cut must not matter."""
+    """A list is completely in memory; the number of its parts must not matter."""
     rig = serve(shop)
     slow, quick = rig.client(receive_buffer=4096), rig.client()
     quick.sock.settimeout(1.0)
@@ -342,8 +342,8 @@ def test_slow_readers_of_lists_cost_no_app_time(serve: Serve, shop: Shop) -> Non
 
 @BOTH
 def test_a_long_stream_to_a_slow_reader_arrives_whole(serve: Serve, shop: Shop, threads: int) -> None:
-    """The app waits for its reader beyond a limit; nothing is lost and nothing is kept without bound."""
-    # What the kernel keeps for a slow client is sent, as far as the worker knows: it may look idle for long.
+    """Beyond a limit the app waits for the reader; nothing is lost and memory is bounded."""
+    # Data that the kernel buffers for a slow client counts as sent, so the connection may look idle for long.
     client = serve(shop, threads=threads, keepalive=60).client(receive_buffer=4096)
     assert len(client.get("/large-parts").body) == LARGE
     assert client.get("/after").body == b"/after "
@@ -351,7 +351,7 @@ def test_a_long_stream_to_a_slow_reader_arrives_whole(serve: Serve, shop: Shop, 
 
 @BOTH
 def test_a_stream_goes_on_when_its_reader_does(serve: Serve, threads: int) -> None:
-    """What was kept while the client did not read is sent with the next part, not at the end of the app."""
+    """Data that was buffered while the client did not read is sent with the next part, not at the end."""
     enough = threading.Event()
 
     def app(_environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -372,7 +372,7 @@ def test_a_stream_goes_on_when_its_reader_does(serve: Serve, threads: int) -> No
 
 @BOTH
 def test_pipelining_behind_a_large_answer(serve: Serve, shop: Shop, threads: int) -> None:
-    """What was asked behind an answer that is not taken yet is answered when it is, in order."""
+    """Requests after an answer that is not read yet are answered when it is, in order."""
     rig = serve(shop, threads=threads)
     client = rig.client(receive_buffer=4096)
     targets = ["/1", "/large", "/2", "/large", "/3"]
@@ -385,7 +385,7 @@ def test_pipelining_behind_a_large_answer(serve: Serve, shop: Shop, threads: int
 
 @BOTH
 def test_the_last_answer_reaches_a_slow_reader(serve: Serve, shop: Shop, threads: int) -> None:
-    """`Connection: close` behind a large answer does not cut what is still unsent."""
+    """`Connection: close` after a large answer does not cut off unsent data."""
     rig = serve(shop, threads=threads)
     client = rig.client(receive_buffer=4096)
     client.ask("/large", "Connection: close")
@@ -396,7 +396,7 @@ def test_the_last_answer_reaches_a_slow_reader(serve: Serve, shop: Shop, threads
 
 @BOTH
 def test_a_slow_reader_may_go_away(serve: Serve, shop: Shop, threads: int) -> None:
-    """A client that leaves in the middle of its answer harms no other one, and is not an app's error."""
+    """A client that disconnects during its answer affects no other one, and is not an error of the app."""
     rig = serve(shop, threads=threads)
     for target in ("/large", "/large-parts"):
         client = rig.client(receive_buffer=4096)
@@ -410,7 +410,7 @@ def test_a_slow_reader_may_go_away(serve: Serve, shop: Shop, threads: int) -> No
 
 @BOTH
 def test_slow_writers_cost_no_app_time(serve: Serve, shop: Shop, threads: int) -> None:
-    """Bodies that stop half-way occupy no thread; the app is called when they are whole."""
+    """Bodies that stop half-way occupy no thread; the app is called when they are complete."""
     rig = serve(shop, threads=threads)
     slow = [rig.client() for _ in range(threads + 1)]
     for client in slow:
@@ -426,7 +426,7 @@ def test_slow_writers_cost_no_app_time(serve: Serve, shop: Shop, threads: int) -
 
 @BOTH
 def test_a_slow_writer_may_go_away(serve: Serve, shop: Shop, threads: int) -> None:
-    """Half a request is no request."""
+    """Half a request does not count as a request."""
     rig = serve(shop, threads=threads)
     client = rig.client()
     client.send(POST + b"Content-Length: 10\r\n\r\n01234")
@@ -449,7 +449,9 @@ def test_a_slow_writer_may_go_away(serve: Serve, shop: Shop, threads: int) -> No
     ],
 )
 def test_bad_requests(serve: Serve, shop: Shop, bad: bytes, status: str, threads: int) -> None:
-    """An answer that says what is wrong, then a clean end: no reset takes it away, though more is sent."""
+    """The answer says what is wrong, then the connection ends cleanly, without a reset,
+    although more data is sent.
+    """
     client = serve(shop, threads=threads).client()
     client.send(bad)
     client.send(b"more of it " * 20_000)
@@ -462,7 +464,7 @@ def test_bad_requests(serve: Serve, shop: Shop, bad: bytes, status: str, threads
 
 @BOTH
 def test_a_bad_request_behind_a_good_one(serve: Serve, shop: Shop, threads: int) -> None:
-    """The good one is answered; the connection ends cleanly."""
+    """The valid one is answered; the connection ends cleanly."""
     client = serve(shop, threads=threads).client()
     client.send(b"GET /good HTTP/1.1\r\nHost: x\r\n\r\nnonsense\r\n\r\n" + b"more " * 20_000)
     assert client.answer().body == b"/good "
@@ -472,7 +474,7 @@ def test_a_bad_request_behind_a_good_one(serve: Serve, shop: Shop, threads: int)
 
 @BOTH
 def test_a_bad_request_behind_good_ones(serve: Serve, shop: Shop, threads: int) -> None:
-    """Every whole request before the bad one is answered, then the bad one is refused."""
+    """Every complete request before the bad one is answered, then the bad one is refused."""
     client = serve(shop, threads=threads).client()
     client.send(b"GET /good HTTP/1.1\r\nHost: x\r\n\r\n" * 2 + b"nonsense\r\n\r\n")
     answers = client.rest()
@@ -485,7 +487,7 @@ def test_a_bad_request_behind_good_ones(serve: Serve, shop: Shop, threads: int) 
 
 @BOTH
 def test_idle_connections_are_closed(serve: Serve, shop: Shop, threads: int) -> None:
-    """A connection that was used and idles is closed after `keepalive`, not before, and cleanly."""
+    """An idle connection is closed after `keepalive`, not before, and cleanly."""
     client = serve(shop, threads=threads, keepalive=0.6).client()
     assert client.get("/").status == "200 OK"
     began = time.monotonic()
@@ -495,7 +497,7 @@ def test_idle_connections_are_closed(serve: Serve, shop: Shop, threads: int) -> 
 
 @BOTH
 def test_no_keep_alive(serve: Serve, shop: Shop, threads: int) -> None:
-    """With `keepalive` 0 every answer ends its connection, also of clients that would stay."""
+    """With `keepalive` 0 every answer ends its connection, even if the client asks to keep it."""
     rig = serve(shop, threads=threads, keepalive=0)
     client = rig.client()
     client.send(b"GET /1 HTTP/1.1\r\nHost: x\r\n\r\n" * 2)
@@ -513,7 +515,7 @@ def test_draining(serve: Serve, shop: Shop, threads: int) -> None:
     for client in idle:
         assert "connection" not in client.get("/before").headers
     rig.drain()
-    late = rig.client()  # the kernel takes it; the engine must not
+    late = rig.client()  # the kernel accepts it; the engine must not
     late.ask("/late")
     for client in idle:
         answer = client.get("/after")
@@ -529,7 +531,7 @@ def test_draining(serve: Serve, shop: Shop, threads: int) -> None:
 
 @BOTH
 def test_draining_finishes_what_is_in_flight(serve: Serve, shop: Shop, threads: int) -> None:
-    """A request in the app, a large answer and a body half received all come to their end."""
+    """A request in the app, a large answer and a partly received body are finished."""
     rig = serve(shop, threads=threads)
     reader, writer, waiter = rig.client(receive_buffer=4096), rig.client(), rig.client()
     writer.send(POST + b"Content-Length: 10\r\n\r\n01234")
@@ -551,7 +553,7 @@ def test_draining_finishes_what_is_in_flight(serve: Serve, shop: Shop, threads: 
 
 @BOTH
 def test_draining_an_idle_engine_ends_at_once(serve: Serve, shop: Shop, threads: int) -> None:
-    """There are no clients, so it does not wait; asking twice is not an error."""
+    """Without clients it does not wait; a second drain is not an error."""
     rig = serve(shop, threads=threads)
     rig.engine.drain()
     rig.engine.drain()
@@ -560,7 +562,7 @@ def test_draining_an_idle_engine_ends_at_once(serve: Serve, shop: Shop, threads:
 
 @BOTH
 def test_draining_does_not_wait_for_silent_clients(serve: Serve, shop: Shop, threads: int) -> None:
-    """An idle connection gets a moment for a request on its way, then it is closed, keep-alive or not."""
+    """An idle connection gets a moment for a request under way, then it is closed, keep-alive or not."""
     rig = serve(shop, threads=threads, keepalive=600)
     used, fresh = rig.client(), rig.client()
     assert used.get("/").status == "200 OK"
@@ -574,7 +576,7 @@ def test_draining_does_not_wait_for_silent_clients(serve: Serve, shop: Shop, thr
 
 @BOTH
 def test_the_scoreboard_shows_requests_in_flight(serve: Serve, shop: Shop, threads: int) -> None:
-    """Method, path without its query, and start are there while the app works, and gone afterwards."""
+    """Method, path without its query, and start are shown while the app works, and not afterwards."""
     rig = serve(shop, threads=threads)
     client = rig.client()
     assert client.get("/quick?token=secret").status == "200 OK"
@@ -639,16 +641,16 @@ def test_the_scoreboard_counts(serve: Serve, shop: Shop, threads: int) -> None:
 
 
 @BOTH
-def test_the_heart_beats_while_nobody_is_in_the_app(serve: Serve, shop: Shop, threads: int) -> None:
-    """Each pass of the loop is seen, with and without requests."""
+def test_heartbeat_while_no_request_is_in_the_app(serve: Serve, shop: Shop, threads: int) -> None:
+    """Each pass of the loop writes the heartbeat, with and without requests."""
     rig = serve(shop, threads=threads)
     for _ in range(2):
         before = time.monotonic()
         until(lambda: rig.scoreboard.heartbeat(rig.cell) > before, "it beats")  # noqa: B023
 
 
-def test_the_heart_beats_while_all_threads_are_in_the_app(serve: Serve) -> None:
-    """Then the watcher leads, and says so."""
+def test_heartbeat_while_all_threads_are_in_the_app(serve: Serve) -> None:
+    """Then the watcher polls, and writes the heartbeat."""
     gate = threading.Event()
 
     def app(environ: Environ, start_response: Start) -> Iterable[bytes]:
@@ -673,7 +675,7 @@ def test_the_heart_beats_while_all_threads_are_in_the_app(serve: Serve) -> None:
 
 @BOTH
 def test_long_names_fit_the_scoreboard(serve: Serve, shop: Shop, threads: int) -> None:
-    """A target longer than its place is cut there, and nowhere else."""
+    """A target that is longer than its field is cut there, and nowhere else."""
     rig = serve(shop, threads=threads)
     target = "/" + "x" * 4000
     client = rig.client()
@@ -683,7 +685,7 @@ def test_long_names_fit_the_scoreboard(serve: Serve, shop: Shop, threads: int) -
 
 @BOTH
 def test_the_quota_calls_once(serve: Serve, shop: Shop, threads: int) -> None:
-    """`on_quota` is called behind the last request of the quota, once; the engine serves on until drained."""
+    """`on_quota` is called after the last request of the quota, once; the engine serves until drained."""
     rig = serve(shop, threads=threads, quota=5)
     client = rig.client()
     for number in range(4):
@@ -718,7 +720,7 @@ def test_the_access_log(serve: Serve, shop: Shop, threads: int) -> None:
 
 @pytest.mark.parametrize(("threads", "number"), [(1, errno.ENOMEM), (4, errno.EMFILE)])
 def test_accepting_pauses(serve: Serve, shop: Shop, number: int, threads: int) -> None:
-    """Out of descriptors or memory, and no connection can make room: one line in the log, then it goes on."""
+    """No descriptors or memory, and no connection can be evicted: one line in the log, then it continues."""
     rig = serve(shop, threads=threads)
     rig.listener.errors.append(OSError(number, os.strerror(number)))
     after = rig.client()
@@ -728,7 +730,7 @@ def test_accepting_pauses(serve: Serve, shop: Shop, number: int, threads: int) -
 
 
 def test_accepting_survives_other_errors(serve: Serve, shop: Shop) -> None:
-    """A client that left before it was accepted, or a sibling that was quicker, is not an error."""
+    """A client that disconnected before it was accepted, or a sibling that was faster, is not an error."""
     rig = serve(shop)
     rig.listener.errors += [ConnectionAbortedError(), BlockingIOError(errno.EAGAIN, "")]
     assert rig.client().get("/").status == "200 OK"
@@ -756,7 +758,7 @@ print(rig.log())
 
 @pytest.mark.parametrize("threads", [1, 4])
 def test_running_out_of_descriptors(tmp_path: Path, threads: int) -> None:
-    """With a real limit: the longest idle connection makes room, nothing pauses."""
+    """With a real limit: the longest idle connection is closed, and accepting does not pause."""
     with subprocess.Popen(
         [sys.executable, "-W", "error", "-c", STARVED, str(tmp_path), str(threads)],
         stdin=subprocess.PIPE,

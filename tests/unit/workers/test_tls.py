@@ -1,4 +1,4 @@
-"""TLS: contexts that can't be made and say why, and the socket that the engine takes for a plain one."""
+"""TLS: errors of contexts that can't be made, and the socket that the engine uses like a plain one."""
 
 import select
 import socket
@@ -35,7 +35,7 @@ def context_of(certificate: Certificate, hook: Any = None, **settings: Any) -> s
 
 
 class Ends:
-    """A connection: our end, and a client that does its part in a thread."""
+    """A connection: our end, and a client that runs in a thread."""
 
     def __init__(self, context: ssl.SSLContext) -> None:
         ours, self.plain = socket.socketpair()
@@ -48,7 +48,7 @@ class Ends:
         self.result: Any = None
 
     def play(self, context: ssl.SSLContext, part: Callable[[ssl.SSLSocket], Any]) -> None:
-        """Let the client shake hands and then do `part`; `result` is what it returned or how it failed."""
+        """Let the client do the handshake and then `part`; `result` is its return value or exception."""
 
         def run() -> None:
             try:
@@ -61,14 +61,14 @@ class Ends:
         self._thread.start()
 
     def ended(self) -> Any:
-        """Wait for the client's part and give its result."""
+        """Wait for the client's part and return its result."""
         assert self._thread is not None
         self._thread.join(PATIENCE)
         assert not self._thread.is_alive()
         return self.result
 
     def receive(self, size: int = 65536) -> bytes:
-        """What the loop does: call recv when the descriptor is ready, until something came."""
+        """As the loop does: call recv when the descriptor is ready, until there is data."""
         poll = select.poll()
         deadline = time.monotonic() + PATIENCE
         while True:
@@ -115,12 +115,12 @@ def connect() -> Iterator[Connect]:
 
 
 def test_no_tls() -> None:
-    """Without certificate and hook HTTP is plain."""
+    """Without certificate and hook HTTP is not encrypted."""
     assert make_context(Settings(), None) is None
 
 
 def test_default_context(server: Certificate) -> None:
-    """TLS 1.2 at least, HTTP/1.1 by ALPN, no compression, no renegotiation, no client's certificate."""
+    """At least TLS 1.2, HTTP/1.1 by ALPN, no compression, no renegotiation, no client certificate."""
     context = context_of(server)
     assert context.minimum_version == ssl.TLSVersion.TLSv1_2
     assert context.verify_mode == ssl.CERT_NONE
@@ -137,7 +137,9 @@ def test_key_in_the_certificates_file(server: Certificate, tmp_path: Path) -> No
 
 
 def test_hook(server: Certificate) -> None:
-    """The hook reads settings as attributes, gets the default context, and what it returns counts."""
+    """The hook reads settings as attributes, gets the default context,
+    and the context that it returns is used.
+    """
     seen: list[Any] = []
 
     def hook(config: Any, factory: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
@@ -151,7 +153,7 @@ def test_hook(server: Certificate) -> None:
 
 
 def test_hook_without_certfile(server: Certificate) -> None:
-    """As in gunicorn it changes nothing, unless it makes a whole context by itself."""
+    """As in gunicorn it changes nothing, unless it makes a complete context itself."""
     assert make_context(Settings(), lambda config, factory: factory()) is None
     own = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     assert make_context(Settings(), lambda config, factory: own) is own
@@ -171,7 +173,7 @@ def _raise(config: object, factory: object) -> None:
     ],
 )
 def test_hook_that_fails(server: Certificate, hook: Any, problem: str) -> None:
-    """A mistake in the hook is one line that names it."""
+    """An exception of the hook is one line that names it."""
     with pytest.raises(SettingError) as caught:
         context_of(server, hook)
     assert str(caught.value).startswith("ssl_context: ")
@@ -179,8 +181,8 @@ def test_hook_that_fails(server: Certificate, hook: Any, problem: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_hook_meets_a_broken_certificate(tmp_path: Path) -> None:
-    """What the default context says of the files is not hidden by the hook around it."""
+def test_hook_with_a_broken_certificate(tmp_path: Path) -> None:
+    """The error of the default context about the files is not hidden by the hook."""
     settings = Settings(certfile=str(tmp_path / "none.pem"))
     with pytest.raises(SettingError, match=r"^certfile: can't read "):
         make_context(settings, lambda config, factory: factory())
@@ -194,7 +196,7 @@ def problem_of(**settings: Any) -> str:
 
 
 def test_files_that_cannot_be_used(authority: Authority, server: Certificate, tmp_path: Path) -> None:
-    """The setting, the file, and what is wrong with it."""
+    """The error has the setting, the file, and what is wrong with it."""
     cert, key = server
     other = authority.issue("other").key
     junk, missing = str(tmp_path / "junk.pem"), str(tmp_path / "missing.pem")
@@ -233,7 +235,7 @@ def test_encrypted_key(server: Certificate, tmp_path: Path) -> None:
 
 
 def echo(data: bytes) -> Callable[[ssl.SSLSocket], bytes]:
-    """A client that sends `data` and reads as much."""
+    """A client that sends `data` and reads the same number of bytes."""
 
     def part(client: ssl.SSLSocket) -> bytes:
         client.sendall(data)
@@ -246,7 +248,7 @@ def echo(data: bytes) -> Callable[[ssl.SSLSocket], bytes]:
 
 
 def test_bytes_go_both_ways(authority: Authority, server: Certificate, connect: Connect) -> None:
-    """The handshake is done on the way, and the descriptor is the accepted socket's."""
+    """The handshake happens during receive, and the descriptor is that of the accepted socket."""
     ends = connect(context_of(server))
     assert ends.ours.fileno() == ends.fd
     with pytest.raises(BlockingIOError):
@@ -262,7 +264,7 @@ def test_bytes_go_both_ways(authority: Authority, server: Certificate, connect: 
 
 
 def test_alpn(authority: Authority, server: Certificate, connect: Connect) -> None:
-    """With a client that also speaks HTTP/2 the protocol is HTTP/1.1."""
+    """A client that also supports HTTP/2 gets HTTP/1.1."""
     client = authority.client_context()
     client.set_alpn_protocols(["h2", "http/1.1"])
     ends = connect(context_of(server))
@@ -272,10 +274,10 @@ def test_alpn(authority: Authority, server: Certificate, connect: Connect) -> No
 
 
 @pytest.mark.parametrize("size", [1, 100, 16384, 65536, 10**6])
-def test_nothing_stays_behind_in_openssl(
+def test_no_byte_stays_in_openssl(
     authority: Authority, server: Certificate, connect: Connect, size: int
 ) -> None:
-    """However little is asked for, a loop that waits for the descriptor gets every byte."""
+    """However few bytes are read at a time, a loop that waits for the descriptor gets every byte."""
     data = bytes(range(256)) * 600
     ends = connect(context_of(server))
     ends.play(authority.client_context(), lambda client: client.sendall(data))
@@ -290,7 +292,7 @@ def test_nothing_stays_behind_in_openssl(
 
 
 def test_large_answers(authority: Authority, server: Certificate, connect: Connect) -> None:
-    """What a slow client takes is counted while it takes it, and arrives unharmed."""
+    """Data counts as sent as the slow client reads it, and arrives unchanged."""
     data = bytes(range(251)) * 20_000
     ends = connect(context_of(server))
     reading = threading.Event()
@@ -314,21 +316,21 @@ def test_large_answers(authority: Authority, server: Certificate, connect: Conne
     assert ends.ended() == data
 
 
-def polite(client: ssl.SSLSocket) -> None:
+def with_close_notify(client: ssl.SSLSocket) -> None:
     client.sendall(b"bye")
     client.unwrap()
 
 
-def rude(client: ssl.SSLSocket) -> None:
+def without_close_notify(client: ssl.SSLSocket) -> None:
     client.sendall(b"bye")
     socket.socket.shutdown(client, socket.SHUT_WR)
 
 
-@pytest.mark.parametrize("part", [polite, rude])
-def test_end_with_and_without_goodbye(
+@pytest.mark.parametrize("part", [with_close_notify, without_close_notify])
+def test_end_with_and_without_close_notify(
     authority: Authority, server: Certificate, connect: Connect, part: Callable[[ssl.SSLSocket], None]
 ) -> None:
-    """close_notify is an end, and so is a connection that just ends; it stays one when asked again."""
+    """Both close_notify and a closed connection are the end, and recv repeats it."""
     ends = connect(context_of(server))
     ends.play(authority.client_context(), part)
     assert ends.receive() == b"bye"
@@ -339,7 +341,7 @@ def test_end_with_and_without_goodbye(
 
 
 def test_end_in_the_handshake(server: Certificate, connect: Connect) -> None:
-    """A client that goes away before it has said anything is an end or an error, never a wait."""
+    """A client that disconnects before it has sent anything is an end or an error, never a wait."""
     ends = connect(context_of(server))
     ends.plain.close()
     with pytest.raises(OSError, match=r".") as caught:
@@ -347,8 +349,8 @@ def test_end_in_the_handshake(server: Certificate, connect: Connect) -> None:
     assert not isinstance(caught.value, BlockingIOError)
 
 
-def test_shutdown_says_goodbye(authority: Authority, server: Certificate, connect: Connect) -> None:
-    """The client sees the end of TLS, not only of the connection; what it still sends can be thrown away."""
+def test_shutdown_sends_close_notify(authority: Authority, server: Certificate, connect: Connect) -> None:
+    """The client sees the end of TLS, not only of the connection; data that it then sends is discarded."""
     ends = connect(context_of(server))
     going_on = threading.Event()
 
@@ -371,8 +373,8 @@ def test_shutdown_says_goodbye(authority: Authority, server: Certificate, connec
     assert ends.ended() == b""
 
 
-def test_plain_http_is_told_so(server: Certificate, connect: Connect) -> None:
-    """A client that speaks HTTP to a TLS address gets an answer that says why that fails."""
+def test_plain_http_gets_an_explanation(server: Certificate, connect: Connect) -> None:
+    """A client that uses plain HTTP at a TLS address gets an answer with the reason of the failure."""
     ends = connect(context_of(server))
     ends.plain.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
     with pytest.raises(HandshakeFailed, match="http request"):
@@ -389,7 +391,7 @@ def test_plain_http_is_told_so(server: Certificate, connect: Connect) -> None:
 
 @pytest.mark.parametrize("data", [b"\x16\x03\x01\x00\x05hello", b"nonsense\r\n\r\n", b"\x00" * 64])
 def test_nonsense(server: Certificate, connect: Connect, data: bytes) -> None:
-    """Random bytes end in an OSError with a short text."""
+    """Random bytes are an OSError with a short text."""
     ends = connect(context_of(server))
     ends.plain.sendall(data)
     with pytest.raises(HandshakeFailed, match=r"^[^\n]{3,60}$"):
@@ -412,7 +414,7 @@ def test_old_clients(authority: Authority, server: Certificate, connect: Connect
 
 
 def test_peer_info(authority: Authority, server: Certificate, connect: Connect) -> None:
-    """Apps read protocol, cipher and session under mod_ssl's names; all are text."""
+    """Apps get protocol, cipher and session under mod_ssl's names; all are text."""
     ends = connect(context_of(server, ciphers="ECDHE-ECDSA-AES128-GCM-SHA256"))
     client = authority.client_context()
     client.maximum_version = ssl.TLSVersion.TLSv1_2
@@ -431,7 +433,7 @@ def test_peer_info(authority: Authority, server: Certificate, connect: Connect) 
 
 
 def test_sessions_are_resumed(authority: Authority, server: Certificate, connect: Connect) -> None:
-    """A client that comes back with its ticket saves the long handshake."""
+    """A client that returns with its session ticket does a short handshake."""
     context, client = context_of(server), authority.client_context()
     client.maximum_version = ssl.TLSVersion.TLSv1_2
     ends = connect(context)
@@ -450,7 +452,7 @@ def test_sessions_are_resumed(authority: Authority, server: Certificate, connect
 
 
 def test_client_certificates(authority: Authority, server: Certificate, connect: Connect) -> None:
-    """The app gets all that is in the certificate that a client must show."""
+    """The app gets all parts of the required client certificate."""
     alice = authority.issue(
         "alice",
         subject="/C=DE/O=Müller, Sons/OU=one/OU=two/CN=alice",
@@ -482,7 +484,7 @@ def test_client_certificates(authority: Authority, server: Certificate, connect:
 def test_client_without_certificate(
     authority: Authority, server: Certificate, connect: Connect, cert_reqs: str
 ) -> None:
-    """Optional lets it in and says so; required ends the handshake."""
+    """Optional accepts it and says so; required ends the handshake."""
     ends = connect(context_of(server, ca_certs=authority.cert, cert_reqs=cert_reqs))
     ends.play(authority.client_context(), lambda client: client.sendall(b"x"))
     if cert_reqs == "optional":
@@ -517,5 +519,5 @@ def test_client_of_a_stranger(
     ],
 )
 def test_distinguished_names(name: Any, text: str) -> None:
-    """RFC 4514: the last part first, and nothing in a value can pass for the end of it."""
+    """RFC 4514: the last part first, and nothing in a value can look like its end."""
     assert distinguished_name(name) == text

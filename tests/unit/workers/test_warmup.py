@@ -1,4 +1,6 @@
-"""Warm-up requests: through the complete engine, not counted, and a reason not to serve if they fail."""
+"""Warm-up requests: they pass through the complete engine, do not count,
+and a failing one keeps the worker from serving.
+"""
 
 import gc
 import ssl
@@ -34,7 +36,7 @@ def answering(status: str, seen: list[Environ] | None = None, body: Iterable[byt
 
 
 def run(app: App, tmp_path: Path, *requests: WarmupRequest, **more: Any) -> str:
-    """Warm up; what was logged."""
+    """Run the warm-up; returns what was logged."""
     tls, listener = more.pop("tls", None), more.pop("listener", LISTENER)
     settings = msgspec.structs.replace(Settings(), warmup_request=requests, **more)
     log = LogFile(str(tmp_path / "log"), 2)
@@ -69,7 +71,7 @@ def test_the_app_sees_requests_of_ours(tmp_path: Path) -> None:
 
 
 def test_a_host_that_is_given_is_sent(tmp_path: Path) -> None:
-    """Apps that answer certain hosts only can be warmed up, too; framing is not the setting's to change."""
+    """For apps that answer certain hosts only; fields for framing can't be set."""
     seen: list[Environ] = []
     headers = {"Host": "shop.example", "Content-Length": "10", "Connection": "keep-alive"}
     run(answering("200 OK", seen), tmp_path, WarmupRequest("/", headers=headers), listener="/run/shop.sock")
@@ -78,7 +80,7 @@ def test_a_host_that_is_given_is_sent(tmp_path: Path) -> None:
 
 
 def test_the_scheme_is_that_of_clients(tmp_path: Path) -> None:
-    """Under TLS the app gets https, though the request has no TLS."""
+    """With TLS configured the app gets https, although the request itself is not encrypted."""
     seen: list[Environ] = []
     run(answering("200 OK", seen), tmp_path, WarmupRequest("/"), tls=ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
     assert (seen[0]["wsgi.url_scheme"], seen[0]["HTTPS"]) == ("https", "on")
@@ -86,12 +88,12 @@ def test_the_scheme_is_that_of_clients(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("status", ["204 No Content", "302 Found", "404 Not Found", "499 Whatever"])
 def test_any_answer_below_500_will_do(tmp_path: Path, status: str) -> None:
-    """An app that answers at all can serve: a wrong path or a missing login is no reason not to."""
+    """An app that answers can serve: a wrong path or a missing login does not matter."""
     run(answering(status), tmp_path, WarmupRequest("/"))
 
 
 def test_large_answers_are_taken(tmp_path: Path) -> None:
-    """An answer larger than the buffers of the sockets, in parts, is read while the app runs."""
+    """An answer in parts, larger than the buffers of the sockets, is read while the app runs."""
     parts = (b"x" * 1_000_000 for _ in range(24))
     run(
         answering("200 OK", body=parts),
@@ -103,7 +105,7 @@ def test_large_answers_are_taken(tmp_path: Path) -> None:
 
 
 def test_500_is_a_failure(tmp_path: Path) -> None:
-    """The reason names the request and the status; the first failure ends it."""
+    """The reason has the request and the status; the first failure ends the warm-up."""
     with pytest.raises(WarmupError) as caught:
         run(answering("503 Database away"), tmp_path, WarmupRequest("/health", "HEAD"), WarmupRequest("/b"))
     assert caught.value.reason == "warmup_request HEAD /health was answered with 503 Database away"
@@ -111,7 +113,7 @@ def test_500_is_a_failure(tmp_path: Path) -> None:
 
 
 def test_an_exception_is_a_failure_with_its_traceback(tmp_path: Path) -> None:
-    """The app's own traceback is part of the failure, and not also in the log."""
+    """The app's traceback is part of the failure, and is not logged as well."""
 
     def app(environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
         raise KeyError("no such table")
@@ -124,7 +126,7 @@ def test_an_exception_is_a_failure_with_its_traceback(tmp_path: Path) -> None:
 
 
 def test_an_exception_behind_a_good_status_is_a_failure(tmp_path: Path) -> None:
-    """An app that breaks in the middle of its answer is broken."""
+    """An app that raises in the middle of its answer has failed."""
 
     def parts() -> Iterable[bytes]:
         yield b"so far"
@@ -137,7 +139,7 @@ def test_an_exception_behind_a_good_status_is_a_failure(tmp_path: Path) -> None:
 
 
 def test_no_answer_is_a_failure(tmp_path: Path) -> None:
-    """An app that closes the connection instead of answering."""
+    """An app that closes the connection instead of answering has failed."""
 
     def app(environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
         raise ConnectionError("gone")
@@ -147,8 +149,8 @@ def test_no_answer_is_a_failure(tmp_path: Path) -> None:
 
 
 def test_nothing_is_left(tmp_path: Path) -> None:
-    """Neither a thread nor a descriptor; the audit of a zygote would find them."""
-    gc.collect()  # what earlier tests have left would end at any time
+    """Neither a thread nor a descriptor, which the audit of a zygote would find."""
+    gc.collect()  # objects of earlier tests could be collected at any time
     threads, descriptors = set(threading.enumerate()), len(list(Path("/proc/self/fd").iterdir()))
     run(answering("200 OK"), tmp_path, WarmupRequest("/"), WarmupRequest("/b"))
     assert set(threading.enumerate()) <= threads
@@ -173,35 +175,35 @@ def app(environ, start_response):
 
 
 def test_a_worker_is_warm_before_it_is_ready(tmp_path: Path) -> None:
-    """It is neither counted nor in the access log; modules imported for it are reported."""
+    """The request is neither counted nor in the access log; modules imported for it are reported."""
     (tmp_path / "app.py").write_text(APP)
     with Keeper(tmp_path, wsgi_app="app:app", warmup_request=["/"], accesslog="access.log") as keeper:
         worker = keeper.boot(keeper.server())
-        assert "colorsys" in worker.hear(messages.Ready).modules
+        assert "colorsys" in worker.receive(messages.Ready).modules
         assert keeper.answered(worker) == 0
         keeper.get("/counted")
         assert keeper.answered(worker) == 1
-        worker.say(messages.Drain())
-        worker.ended()
+        worker.send_message(messages.Drain())
+        worker.wait_until_ended()
     lines = (tmp_path / "access.log").read_text().splitlines()
     assert [line.split('"')[1] for line in lines] == ["GET /counted HTTP/1.1"]
 
 
 @pytest.mark.parametrize("preload", [False, True])
 def test_a_worker_that_fails_does_not_boot(tmp_path: Path, preload: bool) -> None:
-    """It sends the reason in the place of `Ready`, and ends."""
+    """It sends the reason instead of `Ready`, and ends."""
     (tmp_path / "app.py").write_text(APP)
     settings = {"wsgi_app": "app:app", "warmup_request": ["/", "/broken"], "preload_app": preload}
     with Keeper(tmp_path, **settings) as keeper:
         worker = keeper.boot(keeper.server())
-        failed = worker.hear(messages.BootFailed)
-        worker.ended()
+        failed = worker.receive(messages.BootFailed)
+        worker.wait_until_ended()
     assert failed.reason == "warmup_request GET /broken was answered with 500 Internal Server Error"
     assert "LookupError: the shop is closed" in (failed.traceback or "")
 
 
 def test_workers_of_a_zygote_are_warmed_up(tmp_path: Path) -> None:
-    """They have the app already, and are asked all the same."""
+    """They have the app already, and run the warm-up nevertheless."""
     (tmp_path / "app.py").write_text(
         "count = 0\n"
         + APP.replace("    import colorsys", "    global count; count += 1").replace(

@@ -1,4 +1,4 @@
-"""A worker that becomes the fork server of its generation, seen from the supervisor's side."""
+"""A worker that becomes the fork server of its generation, from the supervisor's side."""
 
 import os
 import random
@@ -83,14 +83,14 @@ def keep(tmp_path: Path) -> Iterator[Keep]:
 
 
 def audit(worker: Peer, force: bool = False) -> messages.ZygoteAudited:
-    worker.say(messages.AuditZygote(force))
-    return worker.hear(messages.ZygoteAudited)
+    worker.send_message(messages.AuditZygote(force))
+    return worker.receive(messages.ZygoteAudited)
 
 
 @pytest.mark.parametrize("preload", [False, True], ids=["each loads", "preload"])
 @pytest.mark.parametrize("threads", [1, 4])
 def test_three_in_a_row(keep: Keep, threads: int, preload: bool) -> None:
-    """A zygote's worker can be a zygote itself, and so on; each has what the first has cached."""
+    """A zygote's worker can become a zygote itself, and so on; each has the caches of the first."""
     keeper = keep(threads=threads, preload_app=preload)
     worker = keeper.spawn(keeper.server())
     keeper.get("/learn")
@@ -108,11 +108,11 @@ def test_three_in_a_row(keep: Keep, threads: int, preload: bool) -> None:
 
 @pytest.mark.parametrize("threads", [1, 4])
 def test_nothing_of_the_worker_is_left(keep: Keep, threads: int) -> None:
-    """A zygote has one thread, no part of the scoreboard mapped, and no descriptor more than it needs."""
+    """A zygote has one thread, no part of the scoreboard mapped, and only the descriptors that it needs."""
     keeper = keep(threads=threads, errorlog=str(keep_file()), accesslog=str(keep_file()))
     server = keeper.server()
     zygote = keeper.make_zygote(keeper.spawn(server))
-    assert len(zygote.tasks) == 1
+    assert len(zygote.thread_ids) == 1
     assert "ostler-scoreboard" not in zygote.proc("maps")
 
     def kinds(peer: Peer) -> list[str]:
@@ -126,7 +126,7 @@ def keep_file() -> Path:
 
 
 def test_workers_count_for_themselves(keep: Keep) -> None:
-    """A zygote's worker writes to its own cell alone, and its quota begins again."""
+    """A zygote's worker writes to its own cell only, and its quota starts again."""
     keeper = keep(max_requests=3)
     old = keeper.spawn(keeper.server())
     keeper.get()
@@ -136,7 +136,7 @@ def test_workers_count_for_themselves(keep: Keep) -> None:
     keeper.get()
     assert (keeper.answered(old), keeper.answered(new)) == (2, 2)
     keeper.get()
-    assert new.hear(messages.RecycleDue) == messages.RecycleDue(3)
+    assert new.receive(messages.RecycleDue) == messages.RecycleDue(3)
 
 
 def test_workers_draw_different_numbers(keep: Keep) -> None:
@@ -147,14 +147,14 @@ def test_workers_draw_different_numbers(keep: Keep) -> None:
     for slot in (2, 3):
         worker = keeper.spawn(zygote, slot)
         drawn.add(keeper.get("/random"))
-        worker.say(messages.Drain())
-        worker.ended()
+        worker.send_message(messages.Drain())
+        worker.wait_until_ended()
     assert len(drawn) == 2
-    assert random.random()  # and our numbers are independent of theirs
+    assert random.random()  # and Ostler's own random numbers are independent of theirs
 
 
-def test_children_tell_their_own_forks(keep: Keep) -> None:
-    """What the app of a zygote's worker forks does not come back into the worker's loop."""
+def test_forks_of_children_are_their_own(keep: Keep) -> None:
+    """Processes that the app of a zygote's worker forks do not run the worker's loop."""
     keeper = keep()
     keeper.spawn(keeper.make_zygote(keeper.spawn(keeper.server())), 2)
     assert keeper.get("/fork") == ("200 OK", b"3")
@@ -162,7 +162,7 @@ def test_children_tell_their_own_forks(keep: Keep) -> None:
 
 
 def test_log_lines_name_the_child(keep: Keep) -> None:
-    """What a zygote's worker logs carries its own slot and pid."""
+    """Log lines of a zygote's worker have its own slot and pid."""
     keeper = keep(
         APP
         + "\nserve = app\ndef app(e, s):\n    return 1 / 0 if e['PATH_INFO'] == '/raise' else serve(e, s)\n"
@@ -174,49 +174,51 @@ def test_log_lines_name_the_child(keep: Keep) -> None:
 
 
 def test_unwritten_output_is_not_repeated(keep: Keep) -> None:
-    """What the app has printed and Python not yet written appears once, not once for each child."""
+    """Buffered output of the app appears once, not once for each child."""
     keeper = keep()
     worker = keeper.spawn(keeper.server())
     keeper.get("/print")
     zygote = keeper.make_zygote(worker)
     for slot in (2, 3):
         child = keeper.spawn(zygote, slot)
-        child.say(messages.Drain())
-        child.ended()
-    zygote.hang_up()
-    zygote.ended()
+        child.send_message(messages.Drain())
+        child.wait_until_ended()
+    zygote.close_channel()
+    zygote.wait_until_ended()
     assert keeper.output.read_text().count("one ") == 1
 
 
 def test_stack_dumps_reach_the_childs_own_pipe(keep: Keep) -> None:
-    """The old worker's pipe ends with the worker, though it lives on as a zygote with children."""
+    """The worker's own pipe is closed when it becomes a zygote with children."""
     keeper = keep()
     worker = keeper.spawn(keeper.server())
     child = keeper.spawn(keeper.make_zygote(worker), 2)
     assert os.read(worker.stacks, 100) == b""
-    child.send(signal.SIGRTMIN + 5)
+    child.send_signal(signal.SIGRTMIN + 5)
     assert os.read(child.stacks, 100)
-    worker.send(signal.SIGRTMIN + 5)  # too late for the worker; the zygote must survive it
+    worker.send_signal(signal.SIGRTMIN + 5)  # too late for the worker; the zygote must survive it
     keeper.spawn(worker, 3)
 
 
 def test_signals_to_the_group_do_not_end_a_zygote(keep: Keep) -> None:
-    """Like a fork server it ends by its channel alone, and then at once and without the app's atexit."""
+    """Like a fork server it ends only when its channel is closed, and then at once,
+    without the app's atexit handlers.
+    """
     keeper = keep()
     zygote = keeper.make_zygote(keeper.spawn(keeper.server()))
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1):
-        zygote.send(signum)
+        zygote.send_signal(signum)
         child = keeper.spawn(zygote, 2)
-    zygote.hang_up()
-    zygote.ended()
+    zygote.close_channel()
+    zygote.wait_until_ended()
     assert not (keeper.folder / "goodbyes").exists()
-    child.say(messages.Drain())
-    child.ended()
+    child.send_message(messages.Drain())
+    child.wait_until_ended()
     assert f"{child.pid}\n" in (keeper.folder / "goodbyes").read_text()
 
 
-def test_what_the_app_set_up_for_its_process_does_not_hurt(keep: Keep) -> None:
-    """A timer of the app's does not fire in the zygote; its way with SIGCHLD does not confuse forking."""
+def test_timers_and_sigchld_handlers_of_the_app(keep: Keep) -> None:
+    """A timer of the app does not fire in the zygote; the app's SIGCHLD handler does not disturb forking."""
     keeper = keep()
     worker = keeper.spawn(keeper.server())
     keeper.get("/alarm")
@@ -227,7 +229,7 @@ def test_what_the_app_set_up_for_its_process_does_not_hurt(keep: Keep) -> None:
 
 @pytest.mark.parametrize("threads", [1, 4])
 def test_an_audit_names_threads_and_connections(keep: Keep, threads: int) -> None:
-    """The app's thread and its connection are problems, with names; the engine's own are not."""
+    """The app's thread and its connection are problems, with names; those of the engine are not."""
     keeper = keep(threads=threads)
     worker = keeper.spawn(keeper.server())
     with socket.create_server(("127.0.0.1", 0)) as database:
@@ -249,16 +251,16 @@ def test_what_appears_after_the_audit_is_found(keep: Keep) -> None:
     worker = keeper.spawn(keeper.server())
     assert audit(worker).problems == []
     keeper.get("/thread")
-    worker.say(messages.Drain(hand_over=True, zygote=True))
-    worker.ended()
+    worker.send_message(messages.Drain(hand_over=True, zygote=True))
+    worker.wait_until_ended()
     assert worker.channel.receive() is None
     log = keeper.wait_for_log("template_refused")
     assert "thread 'flusher' runs time.sleep" in log
     assert (keeper.folder / "goodbyes").read_text() == f"{worker.pid}\n"
 
 
-def test_force_goes_over_problems(keep: Keep) -> None:
-    """A forced zygote is one although a thread is lost; its children do not have it."""
+def test_force_overrides_problems(keep: Keep) -> None:
+    """A forced zygote is made although a thread is lost; its children do not have the thread."""
     keeper = keep()
     worker = keeper.spawn(keeper.server())
     keeper.get("/thread")
@@ -267,42 +269,42 @@ def test_force_goes_over_problems(keep: Keep) -> None:
     assert keeper.get("/threads") == ("200 OK", b"MainThread")
 
 
-def test_requests_that_do_not_end_forbid_it(keep: Keep) -> None:
-    """With a request still in a thread at graceful_timeout it ends as any worker, even if it was forced."""
+def test_no_zygote_with_a_request_that_does_not_end(keep: Keep) -> None:
+    """With a request still in a thread at graceful_timeout it ends as a worker, even if it was forced."""
     keeper = keep(threads=4, graceful_timeout=0.2)
     worker = keeper.spawn(keeper.server())
     audit(worker, force=True)
     with socket.create_connection(keeper.address) as stuck:
         stuck.sendall(b"GET /sleep HTTP/1.1\r\nHost: x\r\n\r\n")
         keeper.wait_for_request(worker)
-        worker.say(messages.Drain(hand_over=True, zygote=True))
-        worker.ended()
+        worker.send_message(messages.Drain(hand_over=True, zygote=True))
+        worker.wait_until_ended()
     assert "requests are running in ostler-" in keeper.wait_for_log("template_refused")
 
 
-def test_the_last_word_counts(keep: Keep) -> None:
-    """A worker that drains to be a zygote ends if it is then asked to."""
+def test_a_later_drain_message_takes_precedence(keep: Keep) -> None:
+    """A worker that drains to become a zygote ends if it is then asked to end."""
     keeper = keep(graceful_timeout=10)
     worker = keeper.spawn(keeper.server())
-    worker.say(messages.Drain(hand_over=True, zygote=True))
-    worker.say(messages.Drain())
-    worker.ended()
+    worker.send_message(messages.Drain(hand_over=True, zygote=True))
+    worker.send_message(messages.Drain())
+    worker.wait_until_ended()
     assert (keeper.folder / "goodbyes").read_text() == f"{worker.pid}\n"
 
 
-def test_sigterm_is_a_last_word_too(keep: Keep) -> None:
-    """A worker that drains to be a zygote ends at SIGTERM."""
+def test_sigterm_while_it_drains_to_be_a_zygote(keep: Keep) -> None:
+    """A worker that drains to become a zygote ends at SIGTERM."""
     keeper = keep()
     worker = keeper.spawn(keeper.server())
     with socket.create_connection(keeper.address) as client:
         client.sendall(b"GET /nap HTTP/1.1\r\nHost: x\r\n\r\n")
         keeper.wait_for_request(worker)
-        worker.say(messages.Drain(hand_over=True, zygote=True))
-        worker.send(signal.SIGTERM)
+        worker.send_message(messages.Drain(hand_over=True, zygote=True))
+        worker.send_signal(signal.SIGTERM)
         (keeper.folder / "wake").touch()
         assert client.recv(100).startswith(b"HTTP/1.1 200")
-        worker.ended()
-    assert worker.hear(messages.Signalled).signum == signal.SIGTERM
+        worker.wait_until_ended()
+    assert worker.receive(messages.Signalled).signum == signal.SIGTERM
     assert worker.channel.receive() is None
 
 
@@ -313,14 +315,14 @@ def test_sigterm_while_it_loads(keep: Keep) -> None:
     )
     worker = keeper.boot(keeper.server())
     keeper.until((keeper.folder / "loading").exists, "it loads")
-    worker.send(signal.SIGTERM)
-    worker.ended()
-    assert worker.hear(messages.Signalled).signum == signal.SIGTERM
+    worker.send_signal(signal.SIGTERM)
+    worker.wait_until_ended()
+    assert worker.receive(messages.Signalled).signum == signal.SIGTERM
     assert worker.channel.receive() is None
 
 
-def test_sigterm_while_it_looks_at_itself(keep: Keep) -> None:
-    """It ends the worker at the last moment, too: here it comes when the audit asks a library."""
+def test_sigterm_during_the_audit(keep: Keep) -> None:
+    """It also ends the worker at the last moment: here it arrives when the audit calls a library."""
     keeper = keep(
         APP
         + "from types import SimpleNamespace\n"
@@ -328,17 +330,17 @@ def test_sigterm_while_it_looks_at_itself(keep: Keep) -> None:
         + "sys.modules['torch'] = SimpleNamespace(cuda=SimpleNamespace(is_initialized=end))\n"
     )
     worker = keeper.spawn(keeper.server())
-    worker.say(messages.Drain(hand_over=True, zygote=True))
-    worker.ended()
-    assert worker.hear(messages.Signalled).signum == signal.SIGTERM
+    worker.send_message(messages.Drain(hand_over=True, zygote=True))
+    worker.wait_until_ended()
+    assert worker.receive(messages.Signalled).signum == signal.SIGTERM
     assert worker.channel.receive() is None
 
 
-def test_a_zygote_that_is_told_to_drain_leaves(keep: Keep) -> None:
-    """The request to end may cross `ZygoteReady`: then it also takes effect."""
+def test_a_zygote_that_is_asked_to_drain_ends(keep: Keep) -> None:
+    """The request may cross `ZygoteReady` on the way: it takes effect nevertheless."""
     keeper = keep()
     zygote = keeper.make_zygote(keeper.spawn(keeper.server()))
-    zygote.say(messages.ReopenLogs())
-    zygote.say(messages.Drain())
-    zygote.ended()
+    zygote.send_message(messages.ReopenLogs())
+    zygote.send_message(messages.Drain())
+    zygote.wait_until_ended()
     assert (keeper.folder / "goodbyes").read_text() == f"{zygote.pid}\n"

@@ -1,8 +1,8 @@
-"""All bytes of an answer, and whether the connection went on behind it.
+"""All bytes of an answer, and whether the connection was kept after it.
 
-Behind the request under test goes a second one on the same connection, at once. If the connection is kept it
-is answered with bytes that are known and then closed; if it is not, there is nothing of it. Either way the
-client reads to a clean end, and nothing has to wait for what does not come.
+A second request follows the request under test at once, on the same connection. If the connection is kept, it
+is answered with known bytes and then closed; if it is not, there is no second answer. In both cases the
+client reads to a clean end, and does not have to wait.
 """
 
 import re
@@ -59,7 +59,7 @@ def with_again(app: App) -> App:
 
 
 def talk(rig: Rig, request: bytes = GET) -> Seen:
-    """Send a request to an app that was made by `with_again`, and see what comes."""
+    """Send a request to an app that was made by `with_again`; returns what was received."""
     client = rig.client()
     client.send(request + _AGAIN)
     wire = _OWN.sub(OWN, client.rest())

@@ -1,6 +1,6 @@
-"""wsgi.input: the same for an app whether it is in memory, in a file, or still coming.
+"""wsgi.input: for an app it is the same in memory, in a file, and while the body still arrives.
 
-The last part is about apps that read while it comes (setting `stream_request`), on real sockets.
+The last part is about apps that read meanwhile (setting `stream_request`), on real sockets.
 """
 
 import io
@@ -50,7 +50,7 @@ def half_in_memory(parts: list[bytes]) -> IO[bytes]:
 
 
 def streamed(parts: list[bytes]) -> IO[bytes]:
-    """Each part comes when it is asked for."""
+    """Each part arrives when it is requested."""
     body = StreamedBody()
     coming = list(parts)
     body.complete = lambda: not coming
@@ -87,7 +87,7 @@ READS: dict[str, Callable[[IO[bytes]], Any]] = {
 @CUTS
 @pytest.mark.parametrize("read", READS)
 def test_reading(way: Callable[[list[bytes]], IO[bytes]], size: int, read: str) -> None:
-    """However it is stored, and in whatever parts it came, it reads like a file of these bytes."""
+    """However it is stored, and in whatever parts it arrived, it reads like a file of these bytes."""
     parts = [LINES[at : at + size] for at in range(0, len(LINES), size)]
     with way(parts) as body:
         assert READS[read](body) == READS[read](io.BytesIO(LINES))
@@ -112,7 +112,7 @@ def test_received_bodies_can_be_read_again(way: Callable[[list[bytes]], IO[bytes
 
 
 def test_a_file_is_given_back(tmp_path: Path) -> None:
-    """Nothing is left of it in the folder, nor its descriptor when the last reference is gone."""
+    """The file is removed from the folder, and its descriptor is closed with the last reference."""
     body = BufferedBody(1, str(tmp_path))
     body.write(LINES)
     descriptor = body.file.fileno()
@@ -133,7 +133,7 @@ def test_no_room_for_a_file(tmp_path: Path) -> None:
 
 
 def test_errors_reach_the_app() -> None:
-    """An error while more is received ends the read with an exception, not like the end of the body."""
+    """An error while more is received makes the read raise, and does not look like the end of the body."""
     body = StreamedBody()
     body.write(b"some")
     body.complete = lambda: False
@@ -166,7 +166,7 @@ def streaming(folder: Path, app: App, **settings: Any) -> Rig:
 
 @pytest.mark.parametrize("threads", [1, 4])
 def test_a_streamed_body(tmp_path: Path, threads: int) -> None:
-    """The app sees the body before all of it was sent; the connection ends with the answer."""
+    """The app reads the body before all of it was sent; the connection ends with the answer."""
 
     def app(environ: Environ, start_response: Start) -> Iterator[bytes]:
         start_response("200 OK", [])
@@ -182,7 +182,7 @@ def test_a_streamed_body(tmp_path: Path, threads: int) -> None:
 
 
 def test_a_streamed_body_that_was_there_at_once(tmp_path: Path) -> None:
-    """Nothing was left to wait for, so the connection stays, and CONTENT_LENGTH is known even for chunks."""
+    """Everything was received, so the connection is kept, and CONTENT_LENGTH is known even for chunks."""
     with streaming(tmp_path, echo) as rig:
         for framed in (
             b"Content-Length: 5\r\n\r\nhello",
@@ -196,7 +196,7 @@ def test_a_streamed_body_that_was_there_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("app", [ignore, echo])
 def test_a_client_that_waits_to_be_asked(tmp_path: Path, app: App) -> None:
-    """RFC 9110 section 10.1.1: `100 Continue` is sent when the app reads, and never if it does not."""
+    """RFC 9110 section 10.1.1: `100 Continue` is sent when the app reads, and not if it never does."""
     with streaming(tmp_path, app) as rig:
         client = rig.client()
         client.send(POST + b"Content-Length: 5\r\nExpect: 100-continue\r\n\r\n")
@@ -209,8 +209,8 @@ def test_a_client_that_waits_to_be_asked(tmp_path: Path, app: App) -> None:
         assert client.rest() == b""
 
 
-def test_nobody_is_asked_within_an_answer(tmp_path: Path) -> None:
-    """Behind the head `100 Continue` would be a part of the body."""
+def test_no_continue_within_an_answer(tmp_path: Path) -> None:
+    """After the head `100 Continue` would be a part of the body."""
 
     def app(environ: Environ, start_response: Start) -> Iterator[bytes]:
         start_response("200 OK", [])
@@ -226,7 +226,7 @@ def test_nobody_is_asked_within_an_answer(tmp_path: Path) -> None:
 
 
 def test_an_unread_streamed_body(tmp_path: Path) -> None:
-    """The answer arrives completely and is not lost by a reset, though the client goes on sending."""
+    """The answer arrives completely, without a reset, although the client continues to send."""
     with streaming(tmp_path, ignore) as rig:
         client = rig.client()
         client.send(POST + b"Content-Length: 1000000\r\n\r\n" + b"x" * 10)
@@ -302,7 +302,7 @@ def test_an_unread_body(tmp_path: Path, settings: dict[str, Any]) -> None:
 @pytest.mark.parametrize("chunked", [True, False])
 @pytest.mark.parametrize("settings", [{}, {"buffer_request": 1000}, {"stream_request": True}], ids=str)
 def test_bodies_of_any_size(tmp_path: Path, settings: dict[str, Any], size: int, chunked: bool) -> None:
-    """Every byte arrives, wherever it is kept."""
+    """Every byte arrives, wherever it is stored."""
     body = (b"0123456789abcde\n" * (size // 16 + 1))[:size]
     framed = b"Content-Length: %d\r\n\r\n" % size + body
     if chunked:
@@ -319,7 +319,7 @@ def test_bodies_of_any_size(tmp_path: Path, settings: dict[str, Any], size: int,
 
 
 def test_an_app_that_fails_on_a_streamed_body(tmp_path: Path) -> None:
-    """A 500 that arrives, although the rest of the body is still to come."""
+    """The 500 arrives, although the rest of the body is still being sent."""
 
     def app(environ: Environ, start_response: Start) -> list[bytes]:
         environ["wsgi.input"].read(1)

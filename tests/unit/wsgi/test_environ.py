@@ -1,4 +1,4 @@
-"""The environ: PEP 3333's keys, and nothing that lets a client impersonate another one."""
+"""The environ: PEP 3333's keys, and nothing with which a client can impersonate another one."""
 
 import io
 import sys
@@ -28,7 +28,7 @@ LISTENER, PEER = ("127.0.0.1", 8000), ("192.0.2.7", 50123)
 
 
 def environ_of(raw: bytes, address: Any = LISTENER, peer: Any = PEER, multithread: bool = False) -> Environ:
-    """What an app gets for the bytes of one request."""
+    """The environ that an app gets for the bytes of one request."""
     parser = RequestParser(Rules(), new_body)
     parser.feed(raw)
     (request,) = parser.requests
@@ -82,7 +82,7 @@ def test_multithread_and_errors_are_the_worker_s() -> None:
 
 
 def test_unix_sockets_have_no_addresses() -> None:
-    """PEP 3333 wants SERVER_NAME and SERVER_PORT filled all the same."""
+    """PEP 3333 requires values for SERVER_NAME and SERVER_PORT nevertheless."""
     environ = environ_of(b"GET / HTTP/1.0\r\n\r\n", address="/run/x.sock", peer="")
     assert environ["SERVER_NAME"]
     assert environ["SERVER_PORT"].isdigit()
@@ -91,13 +91,13 @@ def test_unix_sockets_have_no_addresses() -> None:
 
 
 def test_ipv6_addresses() -> None:
-    """The address alone, without flow and scope."""
+    """Only the address, without flow and scope."""
     environ = environ_of(b"GET / HTTP/1.0\r\n\r\n", ("::1", 8000, 0, 0), ("2001:db8::1", 4000, 0, 0))
     assert (environ["SERVER_NAME"], environ["REMOTE_ADDR"]) == ("[::1]", "2001:db8::1")
 
 
 def test_requests_do_not_share_an_environ() -> None:
-    """What an app leaves in its environ is not seen by the next request of the connection."""
+    """Changes of an app to its environ do not appear in the next request of the connection."""
     parser = RequestParser(Rules(), new_body)
     parser.feed(b"GET / HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n")
     listener = listener_environ(worker_environ(False), LISTENER)
@@ -133,14 +133,14 @@ def test_requests_do_not_share_an_environ() -> None:
     ],
 )
 def test_path_and_query(target: str, path: str, query: str) -> None:
-    """RFC 3875 and RFC 9112 section 3.2: the path is decoded, the query is not, absolute form is undone."""
+    """RFC 3875 and RFC 9112 section 3.2: the path is decoded, the query is not, absolute form is reduced."""
     environ = with_fields(target=target)
     assert (environ["PATH_INFO"], environ["QUERY_STRING"], environ["RAW_URI"]) == (path, query, target)
     assert environ["SCRIPT_NAME"] == ""
 
 
 def test_options_of_the_whole_server() -> None:
-    """RFC 9110 section 9.3.7: `*` is no path."""
+    """RFC 9110 section 9.3.7: `*` is not a path."""
     environ = environ_of(b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n")
     assert environ["PATH_INFO"] in ("", "*")
     assert environ["RAW_URI"] == "*"
@@ -150,7 +150,7 @@ def test_options_of_the_whole_server() -> None:
 
 
 def test_names_become_variables() -> None:
-    """RFC 3875 section 4.1.18; a name is translated the same whatever its case."""
+    """RFC 3875 section 4.1.18; a name is translated in the same way in any case."""
     environ = with_fields("X-Some-Name: a", "x-other: b", "DNT: 1", "Content-Type: text/x")
     assert environ["HTTP_X_SOME_NAME"] == "a"
     assert environ["HTTP_X_OTHER"] == "b"
@@ -192,7 +192,7 @@ def test_proxy_is_dropped(name: str) -> None:
 
 
 def test_headers_do_not_replace_the_server_s_own_keys() -> None:
-    """All that a client names lands under HTTP_, except its two CONTENT_ keys."""
+    """All fields from a client are under HTTP_, except its two CONTENT_ keys."""
     environ = with_fields(
         "Remote-Addr: 1.2.3.4", "Server-Name: evil", "Wsgi.Url-Scheme: https", "Script-Name: /x"
     )
@@ -208,7 +208,7 @@ POST = b"POST / HTTP/1.1\r\nHost: x\r\n"
 
 
 def test_a_body_of_known_length() -> None:
-    """wsgi.input stands at the body's start, CONTENT_LENGTH is its length."""
+    """wsgi.input is at the body's start, CONTENT_LENGTH is its length."""
     environ = environ_of(POST + b"Content-Length: 7\r\nContent-Type: a/b\r\n\r\na\nbc\nde")
     assert environ["CONTENT_LENGTH"] == "7"
     assert environ["CONTENT_TYPE"] == "a/b"

@@ -1,4 +1,4 @@
-"""One request and its answer: what PEP 3333 promises to apps, and HTTP to clients."""
+"""One request and its answer: what PEP 3333 requires for apps, and HTTP for clients."""
 
 import io
 import os
@@ -32,7 +32,7 @@ TEXT = [("Content-Type", "text/plain")]
 
 
 class Wire:
-    """A transport that records what is sent; its client may go away after some sends."""
+    """A transport that records what is sent; its client may disconnect after some sends."""
 
     def __init__(self, patience: int = 1000) -> None:
         self.sends: list[bytes] = []
@@ -49,7 +49,7 @@ class Wire:
 
 
 class Answered:
-    """An answer taken apart as a client would."""
+    """An answer, parsed as a client would."""
 
     def __init__(self, exchange: Exchange, wire: Wire) -> None:
         self.exchange = exchange
@@ -89,7 +89,7 @@ class Answered:
 
     @property
     def stays(self) -> bool:
-        """Whether the connection goes on; server and headers must agree, where a header is required."""
+        """Whether the connection is kept; server and headers must agree, where a header is required."""
         stays = self.exchange.keep_alive
         if stays:
             assert self["Connection"] in (None, "keep-alive")
@@ -118,7 +118,7 @@ def ask(app: App, raw: bytes = GET, patience: int = 1000) -> Answered:
 def gives(
     result: Callable[[], Any], status: str = "200 OK", headers: list[tuple[str, str]] | None = None
 ) -> App:
-    """An app that calls start_response and returns what `result` makes."""
+    """An app that calls start_response and returns the result of `result`."""
 
     def app(environ: Environ, start_response: Start) -> Any:
         start_response(status, list(TEXT if headers is None else headers))
@@ -135,7 +135,7 @@ def blocks(*parts: Any) -> Iterator[Any]:
 
 
 def test_one_block() -> None:
-    """The usual answer leaves in one send, framed by its length, with the server's own headers."""
+    """The usual answer is one send, framed by its length, with the server's own headers."""
     answer = ask(gives(lambda: [b"hello"]))
     assert answer.status == "200 OK"
     assert answer["Content-Length"] == "5"
@@ -152,7 +152,7 @@ def test_one_block() -> None:
 
 
 def test_a_large_block() -> None:
-    """A block too large to be joined with its head arrives the same."""
+    """A block that is too large to be joined with its head arrives as well."""
     answer = ask(gives(lambda: [b"x" * 1_000_000]))
     assert answer.body == b"x" * 1_000_000
     assert answer.exchange.sent == 1_000_000
@@ -160,7 +160,7 @@ def test_a_large_block() -> None:
 
 @pytest.mark.parametrize("kind", [list, tuple])
 def test_several_parts_get_a_content_length(kind: type) -> None:
-    """What is there as a whole is framed by its length, whatever parts it has."""
+    """An answer that exists completely is framed by its length, whatever parts it has."""
     answer = ask(gives(lambda: kind([b"hel", b"", b"lo"])))
     assert answer["Content-Length"] == "5"
     assert answer.body == b"hello"
@@ -168,7 +168,7 @@ def test_several_parts_get_a_content_length(kind: type) -> None:
 
 
 def test_a_tuple_of_one() -> None:
-    """A tuple is as good as a list."""
+    """A tuple is treated like a list."""
     answer = ask(gives(lambda: (b"hello",)))
     assert (answer["Content-Length"], answer.body) == ("5", b"hello")
 
@@ -178,7 +178,7 @@ def test_a_tuple_of_one() -> None:
 )
 @pytest.mark.parametrize("raw", [GET, GET10_STAY])
 def test_nothing(result: Callable[[], Any], raw: bytes) -> None:
-    """An answer without a body says so and keeps the connection."""
+    """An answer without a body has Content-Length 0 and keeps the connection."""
     answer = ask(gives(result), raw)
     assert answer.status == "200 OK"
     assert answer.body == b""
@@ -187,7 +187,7 @@ def test_nothing(result: Callable[[], Any], raw: bytes) -> None:
 
 
 def test_a_generator_is_chunked() -> None:
-    """An unknown length goes in chunks, each part when the app yields it."""
+    """An unknown length is sent in chunks, each part when the app yields it."""
     answer = ask(gives(lambda: blocks(b"a", b"", b"b" * 20, b"c")))
     assert answer["Transfer-Encoding"] == "chunked"
     assert answer.raw_body == b"1\r\na\r\n14\r\n" + b"b" * 20 + b"\r\n1\r\nc\r\n0\r\n\r\n"
@@ -208,7 +208,7 @@ def test_a_generator_for_an_old_client_ends_with_the_connection(raw: bytes) -> N
 
 
 def test_a_generator_with_a_length_is_not_chunked() -> None:
-    """The app's own Content-Length frames it, also for an old client that stays."""
+    """The app's own Content-Length frames it, also for an HTTP/1.0 client with keep-alive."""
     app = gives(lambda: blocks(b"a", b"b"), headers=[("Content-Length", "2")])
     for raw in (GET, GET10_STAY):
         answer = ask(app, raw)
@@ -217,7 +217,7 @@ def test_a_generator_with_a_length_is_not_chunked() -> None:
         assert answer.stays
 
 
-def test_old_clients_are_told_to_stay() -> None:
+def test_keep_alive_is_announced_to_http_1_0() -> None:
     """RFC 9112 section 9.3: without `keep-alive` an HTTP/1.0 client would wait for the end."""
     assert ask(gives(lambda: [b"x"]), GET10_STAY)["Connection"] == "keep-alive"
     answer = ask(gives(lambda: [b"x"]), GET10)
@@ -226,7 +226,7 @@ def test_old_clients_are_told_to_stay() -> None:
 
 
 def test_a_generator_may_call_start_response_late() -> None:
-    """PEP 3333: before the first block is enough."""
+    """PEP 3333: before the first block is early enough."""
 
     def app(environ: Environ, start_response: Start) -> Iterator[bytes]:
         start_response("200 OK", TEXT)
@@ -255,7 +255,7 @@ def test_empty_blocks_do_not_send_the_head() -> None:
 
 
 def test_the_app_s_own_date_and_server() -> None:
-    """An app that sends them itself replaces the server's; no header is duplicated."""
+    """Those that an app sends replace the server's; no header is duplicated."""
     answer = ask(gives(lambda: [b""], headers=[("date", "then"), ("SERVER", "mine")]))
     assert (answer["Date"], answer["Server"]) == ("then", "mine")
     answer = ask(gives(blocks, headers=[("Server", "mine")]))
@@ -280,7 +280,7 @@ def test_the_app_does_not_frame_its_answer() -> None:
 
 
 def test_bytes_like_parts() -> None:
-    """bytearray and memoryview are sent as what they hold."""
+    """The contents of bytearray and memoryview are sent."""
     assert ask(gives(lambda: [bytearray(b"abc")])).body == b"abc"
     assert ask(gives(lambda: blocks(bytearray(b"abc"), memoryview(b"de")))).body == b"abcde"
 
@@ -297,7 +297,7 @@ SHAPES = {
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_head_has_the_head_of_get_and_no_body(shape: str) -> None:
-    """RFC 9110 section 9.3.2: the same head, not one byte behind it, and the connection stays."""
+    """RFC 9110 section 9.3.2: the same head, no byte after it, and the connection is kept."""
     get, head = ask(gives(SHAPES[shape])), ask(gives(SHAPES[shape]), HEAD)
     assert head.raw_body == b""
     assert head.separator
@@ -325,7 +325,7 @@ def test_head_without_a_body_claims_no_length(result: Callable[[], Any]) -> None
 @pytest.mark.parametrize("result", [*SHAPES.values(), list, blocks, lambda: [b""]])
 @pytest.mark.parametrize("raw", [GET, HEAD, GET10_STAY])
 def test_statuses_without_a_body(status: str, result: Callable[[], Any], raw: bytes) -> None:
-    """RFC 9110 section 6.4.1: nothing behind the head, no framing, and the connection stays."""
+    """RFC 9110 section 6.4.1: nothing after the head, no framing, and the connection is kept."""
     answer = ask(gives(result, status, [("ETag", '"x"')]), raw)
     assert answer.status == status
     assert answer.raw_body == b""
@@ -366,8 +366,8 @@ def test_less_than_promised_ends_the_connection(shape: str) -> None:
 
 
 @pytest.mark.parametrize("result", [list, blocks, lambda: [b""]])
-def test_nothing_of_what_was_promised(result: Callable[[], Any]) -> None:
-    """The same if not one byte comes."""
+def test_no_byte_of_the_announced_length(result: Callable[[], Any]) -> None:
+    """The same if not a single byte is sent."""
     answer = ask(gives(result, headers=[("Content-Length", "9")]))
     assert answer["Content-Length"] == "9"
     assert answer.raw_body == b""
@@ -403,7 +403,7 @@ def test_start_response_twice() -> None:
 
 
 def test_exc_info_before_the_head_replaces_the_answer() -> None:
-    """PEP 3333: nothing was sent, so the error page is sent instead, and nothing of the first."""
+    """PEP 3333: nothing was sent, so the error page is sent instead, without any part of the first answer."""
 
     def app(environ: Environ, start_response: Start) -> list[bytes]:
         start_response("200 OK", [("X-First", "1"), ("Content-Length", "1000"), ("Connection", "close")])
@@ -423,7 +423,7 @@ def test_exc_info_before_the_head_replaces_the_answer() -> None:
 
 
 def test_exc_info_behind_the_head_is_raised_again() -> None:
-    """PEP 3333: too late for another head; the answer is cut, and the error is the app's own."""
+    """PEP 3333: too late for another head; the answer is cut, and the exception is the app's own."""
 
     def app(environ: Environ, start_response: Start) -> Iterator[bytes]:
         start_response("200 OK", TEXT)
@@ -516,7 +516,7 @@ def test_write_alone(returned: Callable[[], Any]) -> None:
     "error", [ValueError("oops"), SystemExit(1), KeyboardInterrupt(), GeneratorExit(), StopIteration()]
 )
 def test_raising_before_the_head(error: BaseException) -> None:
-    """A plain 500, whether start_response was called or not; not even SystemExit ends the worker."""
+    """A plain 500, whether or not start_response was called; SystemExit does not end the worker either."""
 
     def silent(environ: Environ, start_response: Start) -> list[bytes]:
         raise error
@@ -546,7 +546,7 @@ def test_raising_in_a_generator_before_the_head() -> None:
 @pytest.mark.parametrize("error", [ValueError("oops"), SystemExit(1)])
 @pytest.mark.parametrize("headers", [TEXT, [("Content-Length", "10")]])
 def test_raising_behind_the_head(error: BaseException, headers: list[tuple[str, str]]) -> None:
-    """The answer is cut: no last chunk, no error page inside it; the client sees that it is incomplete."""
+    """The answer is cut: no last chunk, no error page in it; the client sees that it is incomplete."""
 
     def app(environ: Environ, start_response: Start) -> Iterator[bytes]:
         start_response("200 OK", headers)
@@ -565,7 +565,7 @@ def test_raising_behind_the_head(error: BaseException, headers: list[tuple[str, 
 
 
 def test_failing_head_requests() -> None:
-    """Not even an error page has a body in answer to HEAD."""
+    """The answer to HEAD has no body, not even an error page."""
 
     def app(environ: Environ, start_response: Start) -> list[bytes]:
         raise ValueError("oops")
@@ -580,14 +580,14 @@ def test_failing_head_requests() -> None:
 @pytest.mark.parametrize(
     "result", [lambda: None, lambda: 5, lambda: [None], lambda: [5], lambda: blocks(None), lambda: blocks("")]
 )
-def test_returning_what_is_no_iterable_of_bytes(result: Callable[[], Any]) -> None:
+def test_returning_other_types_than_iterables_of_bytes(result: Callable[[], Any]) -> None:
     """None, numbers and empty text are errors of the app; the message names the value."""
     assert failed(ask(gives(result)), "TypeError")
 
 
 @pytest.mark.parametrize("raw", [GET, GET10])
 def test_returning_a_list_with_text(raw: bytes) -> None:
-    """The most common mistake gets a clear 500."""
+    """This common mistake gets a clear 500."""
     assert failed(ask(gives(lambda: ["text"]), raw), "TypeError")
 
 
@@ -604,7 +604,7 @@ def test_returning_a_list_with_text(raw: bytes) -> None:
 )
 @pytest.mark.parametrize("raw", [GET, GET10])
 def test_returning_text_in_parts(result: Callable[[], Any], raw: bytes) -> None:
-    """Nothing was sent yet, so text in any shape is a clean 500 too."""
+    """Nothing was sent yet, so text in any form is a clean 500 as well."""
     assert failed(ask(gives(result), raw), "TypeError")
 
 
@@ -660,13 +660,13 @@ class ListResult(list[bytes]):
     ],
 )
 def test_close_is_called_exactly_once(make: Callable[[], Any], status: str, raw: bytes) -> None:
-    """PEP 3333: whatever happened before, and once only."""
+    """PEP 3333: exactly once, whatever happened before."""
     result = make()
 
     def app(environ: Environ, start_response: Start) -> Any:
         try:
             start_response(status, TEXT)
-        except Exception:  # the server's exception about `bad`; the app goes on
+        except Exception:  # the server's exception about `bad`; the app continues
             assert status == "bad"
         return result
 
@@ -675,14 +675,14 @@ def test_close_is_called_exactly_once(make: Callable[[], Any], status: str, raw:
 
 
 def test_an_error_in_close_is_logged() -> None:
-    """The answer is complete by then, so only the log reports it."""
+    """The answer is complete, so the error is only logged."""
     answer = ask(gives(lambda: Result(b"abc", close_error=ValueError("in close"))))
     assert answer.body == b"abc"
     assert "in close" in (answer.exchange.error or "")
 
 
 def test_generators_are_closed() -> None:
-    """A generator that is not exhausted runs its finally when the client is gone."""
+    """A generator that is not exhausted runs its finally clause when the client has disconnected."""
     ended: list[str] = []
 
     def app(environ: Environ, start_response: Start) -> Iterator[bytes]:
@@ -714,7 +714,7 @@ def test_a_client_that_goes_away(patience: int, parts: tuple[bytes, ...]) -> Non
 
 @pytest.mark.parametrize("patience", [0, 1])
 def test_a_client_that_goes_away_before_a_large_list(patience: int) -> None:
-    """The same for an answer that is known as a whole."""
+    """The same for an answer that is completely known."""
     request, environ = setting_of(GET)
     exchange = Exchange(request, Wire(patience), DATE_SERVER, request.keep_alive)
     with pytest.raises(ClientGone):
@@ -723,7 +723,7 @@ def test_a_client_that_goes_away_before_a_large_list(patience: int) -> None:
 
 
 def test_a_client_that_goes_away_before_the_error_page() -> None:
-    """The app's error is kept for the log even if the client does not read the page."""
+    """The app's error is kept for the log even if the page can't be sent."""
     request, environ = setting_of(GET)
     exchange = Exchange(request, Wire(0), DATE_SERVER, request.keep_alive)
 
@@ -736,7 +736,7 @@ def test_a_client_that_goes_away_before_the_error_page() -> None:
 
 
 def test_quit_worker_passes() -> None:
-    """QuitWorker is no error of the app; close() is called."""
+    """QuitWorker is not an error of the app; close() is called."""
     result = Result(b"a", error=QuitWorker())
     request, environ = setting_of(GET)
     exchange = Exchange(request, Wire(), DATE_SERVER, request.keep_alive)
@@ -747,7 +747,7 @@ def test_quit_worker_passes() -> None:
 
 
 def test_a_deadline_before_the_head() -> None:
-    """504 with a short text and the end of the connection; no traceback: the supervisor has the stack."""
+    """504 with a short text, and the connection ends; no traceback, because the supervisor has the stack."""
     result = Result(error=DeadlineExceeded())
     answer = ask(gives(lambda: result))
     assert (answer.status, answer.body) == ("504 Gateway Timeout", b"Gateway Timeout\n")
@@ -759,7 +759,7 @@ def test_a_deadline_before_the_head() -> None:
 
 
 def test_a_deadline_behind_the_head() -> None:
-    """Nothing more is sent, the connection must be cut, close() is called; what was sent keeps its status."""
+    """Nothing more is sent, the connection must be cut, close() is called; the status sent counts."""
     result = Result(b"a", error=DeadlineExceeded())
     request, environ = setting_of(GET)
     wire = Wire()
@@ -775,7 +775,7 @@ def test_a_deadline_behind_the_head() -> None:
 
 
 def test_a_deadline_before_anything_could_be_said() -> None:
-    """If not even the 504 can be sent, the request still counts as 504."""
+    """If the 504 can't be sent either, the request still counts as 504."""
     request, _ = setting_of(GET)
     exchange = Exchange(request, Wire(), DATE_SERVER, request.keep_alive)
     exchange.give_up()
@@ -798,14 +798,14 @@ def test_an_error_because_of_a_deadline() -> None:
 
 
 def test_quit_worker_passes_an_error_in_close() -> None:
-    """A close() that fails, perhaps because of the interruption, must not keep the worker alive."""
+    """A close() that fails, perhaps because of the interruption, must not keep the worker from ending."""
     result = Result(b"a", error=QuitWorker(), close_error=ValueError("interrupted"))
     with pytest.raises(QuitWorker):
         ask(gives(lambda: result))
 
 
 def test_client_gone_passes_an_error_in_close() -> None:
-    """The worker must learn that the client is gone, whatever close() raises."""
+    """The worker must be notified that the client is gone, whatever close() raises."""
     result = Result(b"a", b"b", close_error=ValueError("oops"))
     with pytest.raises(ClientGone):
         ask(gives(lambda: result), patience=1)
@@ -872,7 +872,7 @@ def test_wsgiref_finds_nothing(
 
 
 def test_wsgiref_accepts_a_spilled_body() -> None:
-    """A body in a temporary file is as good an input stream as one in memory."""
+    """A body in a temporary file is a valid input stream as well."""
     parser = RequestParser(Rules(), lambda: BufferedBody(100_000, None))
     parser.feed(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 1_000_000)
     (request,) = parser.requests

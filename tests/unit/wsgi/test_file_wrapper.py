@@ -1,7 +1,7 @@
-# ruff: noqa: SIM115 - the server closes what is opened here
+# ruff: noqa: SIM115 - the server closes the files that are opened here
 """wsgi.file_wrapper with all kinds of objects that apps pass, from the client's view.
 
-Real files go out by the kernel, framed by what is left of them; whatever else has a read() is read. Each is
+The kernel sends real files, framed by the length of their rest; other objects are read. Each is
 closed, once.
 """
 
@@ -28,7 +28,7 @@ TEN = b"0123456789"
 
 
 def wraps(make: Callable[[], Any], headers: Any = (), *more: Any, status: str = "200 OK") -> App:
-    """An app that answers with what `make` opens."""
+    """An app that answers with the file that `make` opens."""
 
     def app(environ: Environ, start_response: Start) -> Any:
         start_response(status, list(headers))
@@ -121,7 +121,7 @@ REAL: dict[str, tuple[Callable[[Path], Any], bytes]] = {
 @pytest.mark.parametrize("sendfile", [True, False])
 @pytest.mark.parametrize("kind", REAL)
 def test_real_files(tmp_path: Path, ten: Path, kind: str, sendfile: bool) -> None:
-    """From where the file stands to its end, whatever was buffered; the kernel knows the length before."""
+    """From the file's position to its end, whatever was buffered; the length is known in advance."""
     make, content = REAL[kind]
     with Rig(tmp_path, wraps(lambda: make(ten)), sendfile=sendfile) as rig:
         seen = talk(rig)
@@ -145,7 +145,7 @@ def test_head(tmp_path: Path, ten: Path, make: Callable[[Path], Any], length: in
 
 @pytest.mark.parametrize("status", ["204 No Content", "304 Not Modified"])
 def test_statuses_without_a_body(tmp_path: Path, ten: Path, status: str) -> None:
-    """A file that goes with such a status is not sent."""
+    """A file with such a status is not sent."""
     with Rig(tmp_path, wraps(lambda: at(0)(ten), status=status)) as rig:
         assert talk(rig) == (b"HTTP/1.1 %b\r\n(own)\r\n" % status.encode(), True)
 
@@ -236,7 +236,7 @@ def translated() -> Any:
     ],
     ids="bytesio pipe program gzip spooled rolled only-read subclass buffered-memory".split(),
 )
-def test_what_is_no_regular_file(tmp_path: Path, make: Callable[[], Any]) -> None:
+def test_other_objects_than_regular_files(tmp_path: Path, make: Callable[[], Any]) -> None:
     """It is read: the bytes of the app's object count, not those behind its descriptor."""
     with Rig(tmp_path, wraps(make)) as rig:
         assert talk(rig) == (
@@ -248,7 +248,7 @@ def test_what_is_no_regular_file(tmp_path: Path, make: Callable[[], Any]) -> Non
 
 
 def test_files_that_do_not_know_their_size(tmp_path: Path) -> None:
-    """The kernel's own files, as in /proc, are of size 0 and yet not empty."""
+    """Files of the kernel, as in /proc, have size 0 and are not empty."""
     with Rig(tmp_path, wraps(lambda: Path("/proc/self/stat").open("rb"))) as rig:
         assert b"%d (" % os.getpid() in talk(rig).body
 
@@ -270,8 +270,8 @@ def detached(path: Path) -> Any:
     [closed, detached, lambda path: path.open(), lambda path: path.open("ab"), lambda _: None, str],
     ids="closed detached text write-only none name".split(),
 )
-def test_what_can_t_be_read(tmp_path: Path, ten: Path, make: Callable[[Path], Any]) -> None:
-    """A mistake is a plain 500 with a traceback, and harms no later request."""
+def test_objects_that_can_t_be_read(tmp_path: Path, ten: Path, make: Callable[[Path], Any]) -> None:
+    """The mistake is a plain 500 with a traceback, and does not affect later requests."""
     with Rig(tmp_path, wraps(lambda: make(ten))) as rig:
         assert talk(rig) == (FAILED, False)
         assert "request_failed" in rig.log()
@@ -279,13 +279,13 @@ def test_what_can_t_be_read(tmp_path: Path, ten: Path, make: Callable[[Path], An
 
 
 def test_the_block_size(tmp_path: Path) -> None:
-    """It is read, and sent, in blocks of the wanted size."""
+    """It is read, and sent, in blocks of the given size."""
     with Rig(tmp_path, wraps(lambda: io.BytesIO(TEN), (), 4)) as rig:
         assert talk(rig).body == b"4\r\n0123\r\n4\r\n4567\r\n2\r\n89\r\n0\r\n\r\n"
 
 
 def test_after_write(tmp_path: Path, ten: Path) -> None:
-    """What was written before the file comes before it."""
+    """Data of write() comes before the file."""
 
     def app(environ: Environ, start_response: Start) -> Any:
         start_response("200 OK", [])(b"before ")
@@ -317,7 +317,7 @@ def test_a_wrapper_in_a_wrapper(tmp_path: Path, ten: Path) -> None:
 
 
 def test_a_wrapper_that_was_begun(tmp_path: Path) -> None:
-    """Bytes that the app has read already are not sent again."""
+    """Bytes that the app has already read are not sent again."""
 
     def app(environ: Environ, start_response: Start) -> Any:
         start_response("200 OK", [])
@@ -346,7 +346,7 @@ def noting(calls: list[Any], close: Callable[[], Any]) -> Callable[[], Any]:
 @pytest.mark.parametrize("buffered", [True, False])
 @pytest.mark.parametrize("status", ["200 OK", "304 Not Modified", "bad"])
 def test_files_are_closed(tmp_path: Path, ten: Path, status: str, buffered: bool, request_: bytes) -> None:
-    """PEP 3333: the wrapper's close() is the file's, and is called once, also after an error."""
+    """PEP 3333: the wrapper's close() is that of the file, and is called once, also after an error."""
     closings: list[Any] = []
 
     def app(environ: Environ, start_response: Start) -> Any:
@@ -367,7 +367,7 @@ def test_files_are_closed(tmp_path: Path, ten: Path, status: str, buffered: bool
 
 
 def test_django_s_way_of_closing(tmp_path: Path, ten: Path) -> None:
-    """Django hangs its own close on the file before it wraps it; that one is called."""
+    """Django replaces the file's close before it wraps it; that one is called."""
     called: list[Any] = []
 
     def app(environ: Environ, start_response: Start) -> Any:
@@ -382,7 +382,7 @@ def test_django_s_way_of_closing(tmp_path: Path, ten: Path) -> None:
 
 
 def test_a_file_that_grows(tmp_path: Path, ten: Path) -> None:
-    """Sent as it was when the answer began: what is appended later is not in the promised length."""
+    """It is sent with its length when the answer began: later data is not in Content-Length."""
 
     def app(environ: Environ, start_response: Start) -> Any:
         start_response("200 OK", [("Content-Length", "10")])
@@ -396,7 +396,7 @@ def test_a_file_that_grows(tmp_path: Path, ten: Path) -> None:
 
 
 def test_a_file_that_shrinks_while_it_is_sent(tmp_path: Path) -> None:
-    """The client sees an answer that is cut, and the server goes on."""
+    """The client sees that the answer is cut, and the server continues."""
     path = tmp_path / "large"
     size = 64 << 20
     with path.open("wb") as file:
@@ -418,7 +418,7 @@ def test_a_file_that_shrinks_while_it_is_sent(tmp_path: Path) -> None:
 
 
 def test_the_wrapper_by_itself() -> None:
-    """It is an iterator over blocks, for middleware that looks inside."""
+    """It is an iterator over blocks, for middleware that reads it."""
     wrapper = FileWrapper(io.BytesIO(TEN), 3)
     assert isinstance(wrapper, Iterator)
     assert list(wrapper) == [b"012", b"345", b"678", b"9"]

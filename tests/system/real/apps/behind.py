@@ -21,10 +21,10 @@ def app(environ, start_response):
         while chunk := environ["wsgi.input"].read(50_000):
             digest.update(chunk)
         body = digest.hexdigest().encode()
-    elif path == "/facts":
+    elif path == "/environ":
         names = ("REMOTE_ADDR", "REMOTE_PORT", "wsgi.url_scheme", "HTTP_X_FORWARDED_FOR", "HTTP_CONNECTION")
-        facts = {name: environ.get(name, "") for name in names}
-        body = json.dumps(facts | {"pid": os.getpid()}).encode()
+        shown = {name: environ.get(name, "") for name in names}
+        body = json.dumps(shown | {"pid": os.getpid()}).encode()
     else:
         body = VERSION.encode()
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
@@ -32,7 +32,7 @@ def app(environ, start_response):
 
 
 def slowly():
-    """A first part, and a second when the file `second.open` appears in the daemon's folder."""
+    """A first part, and a second one when the file `second.open` appears in the daemon's folder."""
     yield b"first"
     while not Path("second.open").exists():
         time.sleep(0.005)

@@ -11,7 +11,7 @@ app = WsgiDAVApp(
     {
         "provider_mapping": {"/": str(FILES.resolve())},
         "simple_dc": {"user_mapping": {"*": True}},
-        # Both are kept in the process's memory; what WsgiDAV has for files is made for one process, too.
+        # Both are kept in the process's memory; WsgiDAV's storage in files is for one process as well.
         "lock_storage": True,
         "property_manager": True,
         "logging": {"enable": False},

@@ -19,7 +19,7 @@ settings.configure(
         "django.middleware.gzip.GZipMiddleware",
         "django.middleware.http.ConditionalGetMiddleware",
     ],
-    # Small, so that an upload of some megabytes takes the way through a file.
+    # Small, so that Django writes an upload of some megabytes to a file.
     FILE_UPLOAD_MAX_MEMORY_SIZE=64 * 1024,
 )
 

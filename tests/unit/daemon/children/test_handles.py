@@ -16,7 +16,7 @@ def child_process() -> Child:
 
 @pytest.fixture
 def unrelated() -> int:
-    """A process that is not a child of this one."""
+    """A process that is not a child of this process."""
     done = subprocess.run(
         ["sh", "-c", "sleep 600 >/dev/null 2>&1 & echo $!"], capture_output=True, check=True
     )
@@ -36,7 +36,7 @@ def test_only_children_are_signalled(unrelated: int) -> None:
 
 
 def test_children_are_known_until_they_are_reaped() -> None:
-    """One that has ended is still a child until it was reaped."""
+    """A process that has ended is still a child until it is reaped."""
     with subprocess.Popen(["sleep", "600"]) as process:
         child = child_process()
         assert child.forked(process.pid)

@@ -1,4 +1,4 @@
-"""What the supervisor does with fork servers that have hooks to call."""
+"""How the supervisor treats fork servers that have hooks to call."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +15,7 @@ from tests.unit.daemon.fakes import fake_ports
 
 @pytest.mark.parametrize(("due", "killed"), [("retire", True), ("on_exit", False), (None, False)], ids=str)
 def test_a_fork_server_that_was_sent_retire(due: str | None, killed: bool) -> None:
-    """It is killed if it has not processed that in time, and not for what it was sent since."""
+    """It is killed if it has not handled that message in time, but not because of later messages."""
     ended: list[Any] = []
     record = ForkServerRecord(generation=1, spawned_at=0.0, pid=7, may_run_background_work=True)
     server: Any = SimpleNamespace(pid=7, generation=1, record=record)
@@ -35,7 +35,7 @@ def test_a_fork_server_that_was_sent_retire(due: str | None, killed: bool) -> No
 
 
 def test_waiting_calls_after_an_upgrade() -> None:
-    """`child_exit` calls that waited before an upgrade in place are sent after it, in order."""
+    """`child_exit` calls that were pending before an upgrade in place are sent after it, in order."""
     calls = [messages.HookDue("child_exit", number, 1, 100 + number, 0) for number in (1, 2)]
     sent: list[Any] = []
     record = ForkServerRecord(generation=2, spawned_at=0.0, pid=8, hooks=["child_exit"])

@@ -34,14 +34,14 @@ RAW: tuple[Any, ...] = (
 
 
 def received(settings: Settings) -> Loaded:
-    """As it arrives."""
+    """The value after it was sent and received."""
     loaded = msgspec.structs.replace(load({}, {}, None, lambda: 1), settings=settings)
     return msgspec.msgpack.decode(msgspec.msgpack.encode(loaded), type=Loaded)
 
 
 @pytest.mark.parametrize("name", rows())
-def test_what_we_load_ourselves(name: str) -> None:
-    """Any value that our own loading makes of what users write is accepted."""
+def test_settings_of_our_own_loading(name: str) -> None:
+    """Any value that our own loading makes of users' settings is accepted."""
     values = [getattr(Settings(), name)]
     for raw in RAW:
         try:
@@ -50,7 +50,7 @@ def test_what_we_load_ourselves(name: str) -> None:
             continue
     for value in values:
         if value == "auto" and name == "workers":
-            continue  # the number of processors by then
+            continue  # replaced by the number of processors
         _check_settings(received(Settings(**{name: value})))
 
 
@@ -66,7 +66,7 @@ def test_what_we_load_ourselves(name: str) -> None:
         ("loglevel", "x"),
     ],
 )
-def test_what_nothing_makes(name: str, value: Any) -> None:
-    """Other values are refused, by the setting's name."""
+def test_impossible_settings(name: str, value: Any) -> None:
+    """Other values are refused, with the setting's name."""
     with pytest.raises(BadMessage, match=name):
         _check_settings(received(Settings(**{name: value})))

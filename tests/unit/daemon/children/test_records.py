@@ -1,4 +1,4 @@
-"""What an upgrade in place carries of each child: all of it, whatever fields there are."""
+"""The record of each child that an upgrade in place carries: all of its fields, also future ones."""
 
 import enum
 import socket
@@ -26,7 +26,7 @@ from tests.unit.daemon.fakes import fake_ports
 
 
 def unusual(kind: Any, default: Any) -> Any:
-    """A value of a type that is not the default. A field of a type that is not known here fails."""
+    """A value of a type that is not the default. A field of a type that is not known here fails the test."""
     origin = get_origin(kind)
     if origin in (typing.Union, types.UnionType):
         return unusual(next(one for one in get_args(kind) if one is not type(None)), default)
@@ -57,7 +57,7 @@ def unusual(kind: Any, default: Any) -> Any:
 
 
 def filled(kind: type[Any]) -> Any:
-    """A struct each field of which has a value that is not its default."""
+    """A struct all of whose fields have values that are not their defaults."""
     hints = typing.get_type_hints(kind)
     values = {
         field.name: unusual(
@@ -73,7 +73,7 @@ def filled(kind: type[Any]) -> Any:
 
 @pytest.mark.parametrize("kind", [ForkServerRecord, WorkerRecord, HooksState, ReaperState])
 def test_every_field_is_carried(kind: type[Any]) -> None:
-    """What is written into the state and read from it again is the same, field by field."""
+    """The state that is written and read again is the same, field by field."""
     record = filled(kind)
     again = wire.decoder(kind)(wire.encode(record))
     for field in msgspec.structs.fields(kind):
@@ -82,7 +82,7 @@ def test_every_field_is_carried(kind: type[Any]) -> None:
 
 @pytest.mark.parametrize("kind", [ForkServerRecord, WorkerRecord])
 def test_a_handle_carries_its_record_whole(kind: type[Any]) -> None:
-    """A handle that was carried has the record that it had before, and the descriptors."""
+    """A handle that was carried has the same record and descriptors as before."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     record = filled(kind)
     record.is_ours = False  # there is no such process
@@ -102,7 +102,9 @@ def test_a_handle_carries_its_record_whole(kind: type[Any]) -> None:
 
 
 def test_fork_servers_that_leave_have_no_channel_afterwards() -> None:
-    """It ends with the old program, so nothing is sent to them; why their generation ended is still known."""
+    """The channel ends with the old program, so no message is sent to them;
+    why their generation ended is still known.
+    """
     record = filled(ForkServerRecord)
     record.is_ours = False
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -126,7 +128,7 @@ def test_fork_servers_that_leave_have_no_channel_afterwards() -> None:
 
 
 def test_the_registry_finds_children() -> None:
-    """By worker id, by pid, by cell; a worker that was removed is found no more."""
+    """By worker id, by pid, by cell; a removed worker is not found."""
     children = fake_ports().children
     record = filled(WorkerRecord)
     record.is_ours = False

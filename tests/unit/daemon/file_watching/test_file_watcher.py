@@ -1,4 +1,4 @@
-"""The watcher, with files of its own and the kernel's real notices."""
+"""The watcher, with real files and the kernel's real notifications."""
 
 import asyncio
 import time
@@ -34,7 +34,7 @@ def rename(old: str, new: str) -> None:
 
 
 class Rig:
-    """A watcher, and what it has asked for."""
+    """A watcher, and the reloads that it has asked for."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -54,7 +54,7 @@ class Rig:
         )
 
     async def asks(self, number: int) -> list[str]:
-        """Wait until it has asked so often."""
+        """Wait until it has asked this often."""
         async with asyncio.timeout(_PATIENCE):
             while len(self.asked) < number:
                 self._came.clear()
@@ -77,7 +77,7 @@ def configured(rig: Rig, *extra: str, engine: str = "auto") -> None:
 
 @pytest.mark.parametrize("engine", ["auto", "inotify", "poll"])
 async def test_change(rig: Rig, engine: str) -> None:
-    """A reported file that changes leads to one reload, with its name relative to the working folder."""
+    """A reported file that changes causes one reload, with its name relative to the working folder."""
     write("shop.py", "1")
     write("other.py", "1")
     configured(rig, engine=engine)
@@ -97,7 +97,7 @@ async def test_nothing_without_reload(rig: Rig) -> None:
 
 
 async def test_written_since(rig: Rig) -> None:
-    """What was written after a process began to read it may be newer than what it runs."""
+    """A file that was written after a process began to read it may be newer than the code that runs."""
     write("shop.py", "1")
     configured(rig)
     rig.report("shop.py", since=time.time() - 3600)
@@ -107,7 +107,7 @@ async def test_written_since(rig: Rig) -> None:
 
 
 async def test_gone_for_a_moment(rig: Rig) -> None:
-    """A file that is removed and written again is one change, and none if it is the same as before."""
+    """A file that is removed and written again is one change, and none if its content is the same."""
     write("shop.py", "1")
     configured(rig)
     rig.report("shop.py")
@@ -122,7 +122,7 @@ async def test_gone_for_a_moment(rig: Rig) -> None:
 
 
 async def test_many(rig: Rig) -> None:
-    """Several files at once are one reload, which names the first."""
+    """Several files at once are one reload, which names the first one."""
     for name in "abc":
         write(name, "1")
     configured(rig)
@@ -136,7 +136,7 @@ async def test_many(rig: Rig) -> None:
 
 
 async def test_missing_file(rig: Rig) -> None:
-    """A file in a folder that is not there yet counts when it comes."""
+    """A file in a folder that does not exist yet counts when it appears."""
     configured(rig)
     rig.report("shop/deep/models.py")
     write("shop/deep/models.py", "1")
@@ -144,7 +144,7 @@ async def test_missing_file(rig: Rig) -> None:
 
 
 async def test_forgotten_generations(rig: Rig) -> None:
-    """What only generations had loaded that are gone counts no more."""
+    """Files that only ended generations had loaded do not count any more."""
     for name in ("old.py", "new.py"):
         write(name, "1")
     configured(rig)
@@ -160,8 +160,8 @@ async def test_forgotten_generations(rig: Rig) -> None:
     assert rig.asked == ["file new.py changed"]
 
 
-async def test_broken_app_is_told_once(rig: Rig) -> None:
-    """However many workers can't load it, the log has one line a generation."""
+async def test_broken_app_is_logged_once(rig: Rig) -> None:
+    """However many workers can't load it, the log has one line per generation."""
     configured(rig)
     for generation in (1, 1, 2):
         rig.watcher.received(generation, messages.AppBroken("SyntaxError", "Traceback"))
@@ -169,8 +169,8 @@ async def test_broken_app_is_told_once(rig: Rig) -> None:
     assert [fields["generation"] for fields in logged] == [1, 2]
 
 
-async def test_missing_extra_file_is_told_once(rig: Rig) -> None:
-    """One warning for each that is not there, though each generation names it; none for what is."""
+async def test_missing_extra_file_is_logged_once(rig: Rig) -> None:
+    """One warning for each missing file, although each generation names it; none for existing files."""
     write("here.yaml", "1")
     for _ in range(2):
         configured(rig, "gone.yaml", "here.yaml", "*.yaml", "*.toml")
@@ -180,7 +180,7 @@ async def test_missing_extra_file_is_told_once(rig: Rig) -> None:
 
 
 async def test_stopped(rig: Rig) -> None:
-    """After `stop` nothing is asked for and nothing runs."""
+    """After `stop` no reload is asked for and no thread runs."""
     write("shop.py", "1")
     configured(rig)
     rig.report("shop.py")
@@ -194,7 +194,7 @@ async def test_stopped(rig: Rig) -> None:
 
 
 async def test_what_does_not_matter(rig: Rig) -> None:
-    """Changes of files that are not loaded, the app's own log say, are no reason to look at all files."""
+    """Changes of files that are not loaded, such as the app's log, do not cause a check of all files."""
     write("shop/__init__.py", "1")
     configured(rig, "conf/*.yaml")
     rig.watcher.received(1, messages.Watch([path("shop/__init__.py")], [path("shop")]))
@@ -219,7 +219,9 @@ def make_pages(number: int) -> None:
 
 
 async def test_a_flood_of_folders(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However often an app names folders, and however much is in them, looks take little of the time."""
+    """However often an app names folders, and however much they contain,
+    checks take a small share of the time.
+    """
     monkeypatch.setattr(files, "_MOST_ENTRIES", 50)
     make_pages(100)
     configured(rig)
@@ -243,7 +245,7 @@ async def test_a_flood_of_folders(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 async def test_too_many_files(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond a number files are left out, which is logged once."""
+    """Files beyond a limit are not watched, which is logged once."""
     monkeypatch.setattr(watching, "_MOST_FILES", 100)
     configured(rig)
     for start in range(0, 300, 50):

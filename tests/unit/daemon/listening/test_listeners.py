@@ -45,7 +45,7 @@ def problem_of(call: Callable[..., Any], *args: Any) -> str:
 )
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0])
 def test_mode(listeners: Listeners, tmp_path: Path, asked: str | None, mode: str, umask: int) -> None:
-    """The socket has the mode that was asked for, or the one for all users; the umask is as before."""
+    """The socket has the mode of the setting, or the one for all users; the umask is restored."""
     path = tmp_path / "app.sock"
     before = os.umask(umask)
     try:
@@ -57,7 +57,9 @@ def test_mode(listeners: Listeners, tmp_path: Path, asked: str | None, mode: str
 
 
 def test_mode_is_never_wider(listeners: Listeners, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the moment after bind the socket is already as closed as asked; with an owner to come, wholly."""
+    """Immediately after bind the socket has at most the permissions of the setting;
+    if its owner will change, none.
+    """
     seen: list[str] = []
 
     class Watched(socket.socket):
@@ -83,7 +85,7 @@ def test_mode_is_never_wider(listeners: Listeners, tmp_path: Path, monkeypatch: 
     ],
 )
 def test_owner(listeners: Listeners, tmp_path: Path, owner: str, ids: tuple[int, int]) -> None:
-    """User and group by name or number; what is not named stays ours."""
+    """User and group by name or number; a part that is not given stays ours."""
     path = tmp_path / "app.sock"
     listeners.bind((f"unix:{path}",), 10, Access("0660", owner))
     status = path.stat()
@@ -92,7 +94,7 @@ def test_owner(listeners: Listeners, tmp_path: Path, owner: str, ids: tuple[int,
 
 
 def test_owner_that_is_not_there(listeners: Listeners, tmp_path: Path) -> None:
-    """A user or group that the machine does not know is named, and nothing is bound."""
+    """An unknown user or group is named, and nothing is bound."""
     path = tmp_path / "app.sock"
     for owner, problem in [
         ("no_such_user_", "socket_owner: there is no user 'no_such_user_'"),
@@ -105,7 +107,7 @@ def test_owner_that_is_not_there(listeners: Listeners, tmp_path: Path) -> None:
 def test_owner_without_privileges(
     listeners: Listeners, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without the right to give the socket away there is an error, and no socket is left behind."""
+    """Without the right to change the owner there is an error, and no socket is left."""
 
     def refuse(*_: object) -> None:
         raise PermissionError(1, "Operation not permitted")
@@ -118,7 +120,7 @@ def test_owner_without_privileges(
 
 
 def test_replaced_by_a_link(listeners: Listeners, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The owner of the folder can't put a link in the socket's place to have another file given away."""
+    """The owner of the folder can't replace the socket by a link so that another file changes its owner."""
     path, victim = tmp_path / "app.sock", tmp_path / "victim"
     victim.touch(mode=0o600)
 
@@ -137,7 +139,7 @@ def test_replaced_by_a_link(listeners: Listeners, tmp_path: Path, monkeypatch: p
 def test_replaced_by_another_socket(
     listeners: Listeners, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor a second name of another program's socket."""
+    """The same with a hard link to the socket of another program."""
     path, victim = tmp_path / "app.sock", tmp_path / "victim"
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(str(victim))
@@ -158,7 +160,9 @@ def test_replaced_by_another_socket(
 def test_another_socket_is_moved_there(
     listeners: Listeners, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor one that its folder's owner moves to the name: it listens, but it is not ours."""
+    """The same with another socket that the folder's owner renames to the path:
+    it listens, but it is not ours.
+    """
     path, victim = tmp_path / "app.sock", tmp_path / "victim"
     mine = listeners.bind((f"unix:{path}",), 10, Access("0600", f"{os.getuid()}"))
     with socket.socket(socket.AF_UNIX) as other:
@@ -171,7 +175,7 @@ def test_another_socket_is_moved_there(
         assert "it was replaced by another socket" in problem
         assert mode_of(path) == "0600"
         if os.geteuid() != 0:
-            return  # without rights that could be misused
+            return  # without permissions that could be misused
         path.rename(victim)
         os.chown(tmp_path, 65534, 65534)
 
@@ -188,7 +192,7 @@ def test_another_socket_is_moved_there(
 
 
 def test_change_of_a_bound_socket(listeners: Listeners, tmp_path: Path) -> None:
-    """A reload with another mode changes it; one with the same leaves alone what was done by hand."""
+    """A reload with another mode changes it; one with the same mode keeps changes that were made by hand."""
     path = tmp_path / "app.sock"
     addresses = (f"unix:{path}", "unix:@ostler-test-listeners", "127.0.0.1:0")
     keys = listeners.bind(addresses, 10, Access("0660"))
@@ -205,8 +209,8 @@ def test_change_of_a_bound_socket(listeners: Listeners, tmp_path: Path) -> None:
     assert problem_of(listeners.bind, addresses, 10, Access("0640")).startswith(f"bind: unix:{path}: ")
 
 
-def test_what_stands_in_the_way(listeners: Listeners, tmp_path: Path) -> None:
-    """A file that is no socket is left alone, and the error is another one than for a missing folder."""
+def test_other_files_in_the_way(listeners: Listeners, tmp_path: Path) -> None:
+    """A file that is not a socket is not removed, and the error differs from that for a missing folder."""
     file = tmp_path / "file"
     file.write_text("precious")
     problem = problem_of(listeners.bind, (f"unix:{file}",), 10)
@@ -218,7 +222,7 @@ def test_what_stands_in_the_way(listeners: Listeners, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("other", ["localhost", "0.0.0.0"])
 def test_overlap(listeners: Listeners, other: str) -> None:
-    """Another name of a port that this daemon has itself: the error says so."""
+    """Another name of a port that this daemon itself has: the error says so."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -228,7 +232,7 @@ def test_overlap(listeners: Listeners, other: str) -> None:
 
 
 def test_only_its_own_file_is_removed(listeners: Listeners, tmp_path: Path) -> None:
-    """At its end a listener takes its file along, but not what another one has put in its place."""
+    """At its end a listener removes its file, but not a file that another one has put in its place."""
     kept, lost = f"unix:{tmp_path}/kept", f"unix:{tmp_path}/lost"
     listeners.bind((kept, lost), 5)
     (tmp_path / "kept").unlink()
@@ -243,7 +247,7 @@ def test_only_its_own_file_is_removed(listeners: Listeners, tmp_path: Path) -> N
 
 
 def test_links_to_dead_sockets_are_not_followed(listeners: Listeners, tmp_path: Path) -> None:
-    """Only a socket itself is taken for a dead one's remains."""
+    """Only a socket itself counts as what is left of a dead one."""
     dead = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     dead.bind(str(tmp_path / "dead"))
     dead.close()
@@ -256,7 +260,7 @@ def test_links_to_dead_sockets_are_not_followed(listeners: Listeners, tmp_path: 
 def test_a_dead_socket_that_can_not_be_removed(
     listeners: Listeners, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The reason is that, and not that the address is in use."""
+    """The error says that, and not that the address is in use."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as dead:
         dead.bind(str(tmp_path / "dead"))
 
@@ -270,7 +274,7 @@ def test_a_dead_socket_that_can_not_be_removed(
 
 @pytest.mark.parametrize("spelling", ["127.0.0.1:0", "tcp://127.0.0.1:0", "[::1]:0", "tcp://[::1]:0"])
 def test_spellings_of_tcp(listeners: Listeners, spelling: str) -> None:
-    """Addresses as gunicorn takes them are listened on, and shown as URLs."""
+    """Addresses in gunicorn's spellings are listened on, and shown as URLs."""
     keys = listeners.bind((spelling,), 10)
     (url,) = listeners.urls(keys)
     assert url.startswith("http://[::1]:" if "[" in spelling else "http://127.0.0.1:")
@@ -280,7 +284,7 @@ def test_spellings_of_tcp(listeners: Listeners, spelling: str) -> None:
 
 
 def test_small_packets_are_not_held_back() -> None:
-    """An inherited TCP socket, from systemd or by fd://, sends at once like one that was bound here."""
+    """An inherited TCP socket, from systemd or by fd://, has TCP_NODELAY like one that was bound here."""
     with socket.create_server(("127.0.0.1", 0)) as outer:
         assert not outer.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         several = Listeners([])
@@ -296,7 +300,7 @@ def test_small_packets_are_not_held_back() -> None:
 
 
 def test_reuse_port() -> None:
-    """With it other programs may listen on the same port, else not; all of them have to want it."""
+    """With it other programs may listen on the same port; all of them must set it."""
     first, second = Listeners([]), Listeners([])
     try:
         first.bind(("127.0.0.1:0",), 5, reuse_port=True)

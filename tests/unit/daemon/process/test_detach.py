@@ -32,7 +32,7 @@ def test_reason_to_stay(
 
 
 def test_what_is_lost() -> None:
-    """Only a log that goes nowhere but to standard error, which is not kept."""
+    """Only a log that goes to standard error alone, which is not kept."""
     assert log_gets_lost(Settings())
     for kept in (
         Settings(errorlog="a.log"),

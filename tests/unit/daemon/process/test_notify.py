@@ -9,16 +9,16 @@ import pytest
 from ostler.daemon.process.notify import SystemdNotifier
 
 
-@pytest.mark.parametrize("address", ["/nowhere/notify", "@nobody-listens-here", "x" * 200, "a\0b", "@"])
+@pytest.mark.parametrize("address", ["/nowhere/notify", "@no-process-listens-here", "x" * 200, "a\0b", "@"])
 def test_no_process_listens(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
-    """A socket that is gone, or a name that can't be one's, is no reason to stop serving."""
+    """A socket that does not exist, or an impossible name, does not stop the daemon."""
     notifier = SystemdNotifier()
     monkeypatch.setattr(notifier, "path", address)
     notifier.send("READY=1")
 
 
 def test_out_of_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The message is lost; the next one, with descriptors again, is not."""
+    """The message is lost; the next one, when there are descriptors again, is not."""
     path = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(path)

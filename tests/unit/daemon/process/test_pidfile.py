@@ -21,7 +21,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def sleeper() -> Iterator[int]:
-    """The pid of a live process that is not us."""
+    """The pid of a live process that is not this one."""
     with subprocess.Popen(["sleep", "60"]) as process:
         yield process.pid
         process.kill()
@@ -32,7 +32,9 @@ def ours(path: Path) -> bool:
 
 
 def test_written_and_removed(path: Path) -> None:
-    """With one line that every user may read; nothing else is left in the folder, and nothing afterwards."""
+    """It has one line that every user may read.
+    No other file is left in the folder, and none at all afterwards.
+    """
     file = PidFile(str(path))
     file.write()
     assert ours(path)
@@ -46,8 +48,8 @@ def test_written_and_removed(path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"\n", b"rubbish", b"\xff\xfe\x00", b"-1", b"0", b"1" * 5000, b"1.5"]
 )
-def test_rubbish_is_replaced(path: Path, content: bytes) -> None:
-    """A file without a pid in it belongs to no process: empty after a crash, or another program's."""
+def test_a_file_without_a_pid_is_replaced(path: Path, content: bytes) -> None:
+    """A file without a pid in it (empty after a crash, or of another program) belongs to no process."""
     path.write_bytes(content)
     PidFile(str(path)).write()
     assert ours(path)
@@ -63,7 +65,7 @@ def test_a_process_that_may_have_written_it(path: Path, sleeper: int) -> None:
 
 
 def test_a_process_that_is_younger_than_the_file(path: Path, sleeper: int) -> None:
-    """Another process has the number now, as after a reboot: the file is stale, which is logged."""
+    """Another process has the pid now, as after a reboot: the file is stale, which is logged."""
     path.write_text(f"{sleeper}\n")
     os.utime(path, (time.time() - 60, time.time() - 60))
     with capture_logs() as logs:
@@ -75,7 +77,7 @@ def test_a_process_that_is_younger_than_the_file(path: Path, sleeper: int) -> No
 
 
 def test_a_process_that_has_ended(path: Path) -> None:
-    """Dead, and dead but not reaped, which a signal still finds."""
+    """One that is reaped, and one that is a zombie, to which signals can still be sent."""
     with subprocess.Popen(["true"]) as process:
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         path.write_text(f"{process.pid}\n")
@@ -88,7 +90,7 @@ def test_a_process_that_has_ended(path: Path) -> None:
 
 
 def test_a_daemons_own_file_after_the_clock_jumped(path: Path) -> None:
-    """Another Ostler holds a lock, so its file is its own even if it looks older than the process."""
+    """Another Ostler holds a lock, so the file is its own even if it looks older than the process."""
     script = (
         "import sys, os; from ostler.daemon.process.pidfile import PidFile;"
         "file = PidFile(sys.argv[1]); file.write(); os.utime(sys.argv[1], (1, 1));"
@@ -105,15 +107,15 @@ def test_a_daemons_own_file_after_the_clock_jumped(path: Path) -> None:
     assert ours(path)
 
 
-def test_our_own_number(path: Path) -> None:
-    """In a container the daemon before us had the same pid; so has the program that was upgraded in place."""
+def test_our_own_pid_in_the_file(path: Path) -> None:
+    """In a container the daemon before had the same pid; so has the program that was upgraded in place."""
     path.write_text(f"{os.getpid()}\n")
     PidFile(str(path)).write()
     assert ours(path)
 
 
 def test_a_link_is_replaced_not_followed(path: Path, tmp_path: Path) -> None:
-    """A link can't make the daemon write into another file; dangling or not."""
+    """The daemon does not write to another file through a link, dangling or not."""
     target = tmp_path / "target"
     for content in (None, "precious"):
         if content:
@@ -127,7 +129,7 @@ def test_a_link_is_replaced_not_followed(path: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_no_file(path: Path) -> None:
-    """A folder, a FIFO, or a device, to open which is to use it, is one error, at once."""
+    """A folder, a FIFO, or a device, which must not even be opened, is one error, at once."""
     path.mkdir()
     with pytest.raises(SettingError, match=r"^pidfile: can't read .*: Is a directory"):
         PidFile(str(path)).write()
@@ -142,7 +144,7 @@ def test_what_is_no_file(path: Path) -> None:
 
 
 def test_a_file_that_is_anothers_by_now_stays(path: Path) -> None:
-    """The file was deleted and another one written: the end of the daemon does not remove that."""
+    """The file was deleted and another one written: the end of the daemon does not remove that one."""
     file = PidFile(str(path))
     file.write()
     path.unlink()

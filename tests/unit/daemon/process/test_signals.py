@@ -1,4 +1,4 @@
-"""Signals that come by the thousand."""
+"""Signals that arrive by the thousand."""
 
 import asyncio
 import signal
@@ -6,8 +6,8 @@ import signal
 from ostler.daemon.process.signals import on_signal, release
 
 
-async def test_none_is_lost_among_thousands_of_another() -> None:
-    """While the loop is busy: more of one signal than a pipe would take, then one of another."""
+async def test_no_signal_is_lost_among_thousands_of_another() -> None:
+    """While the loop is busy: more of one signal than a pipe could hold, then one of another."""
     called: list[str] = []
     loop = asyncio.get_running_loop()
     on_signal(loop, signal.SIGCHLD, lambda: called.append("CHLD"), once=True)
@@ -24,7 +24,7 @@ async def test_none_is_lost_among_thousands_of_another() -> None:
 
 
 async def test_a_signal_ends_the_wait() -> None:
-    """A loop with nothing to do is woken at once."""
+    """An idle loop is woken at once."""
     loop = asyncio.get_running_loop()
     come = asyncio.Event()
     on_signal(loop, signal.SIGALRM, come.set)

@@ -1,4 +1,4 @@
-"""What is kept of events, and that another program can go on with it."""
+"""The journal of events, and how the next program of an upgrade continues it."""
 
 import msgspec
 
@@ -12,7 +12,7 @@ def a_journal() -> Journal:
 
 
 def test_the_newest_thousand() -> None:
-    """Numbers go on, old events go."""
+    """Numbers continue, old events are dropped."""
     journal = a_journal()
     for number in range(1500):
         journal.record("info", "tick", {"number": number})
@@ -20,7 +20,7 @@ def test_the_newest_thousand() -> None:
 
 
 def test_long_texts_are_kept_short() -> None:
-    """A very long stack is kept with its two ends; the log has all of it."""
+    """Only the two ends of a very long stack are kept; the log has all of it."""
     log, records = captured_log()
     journal = Journal(log)
     stack = "first\n" + "x" * 100_000 + "\nlast"
@@ -33,7 +33,7 @@ def test_long_texts_are_kept_short() -> None:
 
 
 def test_another_program_goes_on() -> None:
-    """Events and numbers go on where they were, also if something was recorded before they came."""
+    """Events and numbers continue, also if an event was recorded before they arrived."""
     before = a_journal()
     before.record("info", "one", {"slot": 1})
     before.record("debug", "nothing", {})

@@ -1,4 +1,4 @@
-"""Which cause a death gets, and what is kept of it."""
+"""The cause of each end of a process, and what is recorded of it."""
 
 import signal
 from typing import Any
@@ -33,14 +33,14 @@ def a_worker(state: WorkerState, leaving: Cause | None = None, **more: Any) -> W
     return Worker(1, 2, 3, state, 0.0, 0.0, leaving=leaving, **more)
 
 
-def facts(status: ExitStatus = ExitStatus(0), **more: Any) -> ExitInfo:  # noqa: B008 - frozen
+def an_exit(status: ExitStatus = ExitStatus(0), **more: Any) -> ExitInfo:  # noqa: B008 - frozen
     return ExitInfo(
         **{"kind": "worker", "pid": 7, "generation": 3, "status": status, "age": 1.5, "slot": 2} | more
     )
 
 
 class FakeOom:
-    """Has killed so many."""
+    """Reports that the kernel has killed this many processes."""
 
     def __init__(self, kills: int = 0) -> None:
         self.kills = kills
@@ -65,10 +65,10 @@ FAILED_BOOT = a_worker(BOOTING, boot_error=("no such module", None))
 
 
 def test_protocol_error() -> None:
-    """Whatever else is known of an end: a violation of the protocol is its cause, and named first."""
+    """A protocol violation is the cause of an end, whatever else is known of it."""
     for status in (killed(KILL), killed(SEGV), code(0)):
         end = Ledger().record(
-            facts(status, worker=a_worker(READY), sent=[KILL], dump="a stack", problem="it sent x")
+            an_exit(status, worker=a_worker(READY), sent=[KILL], dump="a stack", problem="it sent x")
         )
         assert (end.cause, end.planned) == ("protocol error", False)
         assert end.stack == "protocol error: it sent x\na stack"
@@ -84,8 +84,10 @@ def test_protocol_error() -> None:
     ],
 )
 def test_left_for_a_signal(worker: Worker, sent: list[int], cause: str) -> None:
-    """A signal that a worker heeded counts if it was not ours and the fleet wanted nothing of it."""
-    assert cause_of(facts(code(0), worker=worker, sent=sent, signalled=TERM), False) == cause
+    """A signal that a worker handled counts if it was not ours and the fleet had not asked the worker to
+    leave.
+    """
+    assert cause_of(an_exit(code(0), worker=worker, sent=sent, signalled=TERM), False) == cause
 
 
 @pytest.mark.parametrize(
@@ -115,7 +117,7 @@ def test_left_for_a_signal(worker: Worker, sent: list[int], cause: str) -> None:
         (a_worker(BOOTING), code(1), [], False, "boot failed"),
         (a_worker(BOOTING), killed(SEGV), [], False, "crashed"),
         (a_worker(BOOTING, Cause.SCALE), code(0), [], False, "scaled down"),
-        # By signals that are not ours, whatever it was about to do.
+        # By signals that are not ours, whatever its state was.
         (a_worker(READY), killed(SEGV), [], False, "crashed"),
         (a_worker(READY), killed(ABRT), [], False, "crashed"),
         (a_worker(READY), killed(signal.SIGBUS), [], False, "crashed"),
@@ -143,18 +145,20 @@ def test_left_for_a_signal(worker: Worker, sent: list[int], cause: str) -> None:
     ],
 )
 def test_cause(worker: Worker | None, status: ExitStatus, sent: list[int], oom: bool, cause: str) -> None:
-    """The cause of a worker's death, from what the fleet wanted, how it ended and which signals were sent."""
-    assert cause_of(facts(status, worker=worker, sent=sent), oom) == cause
+    """The cause of a worker's death, from the fleet's wishes,
+    the exit status and the signals that were sent.
+    """
+    assert cause_of(an_exit(status, worker=worker, sent=sent), oom) == cause
 
 
 @pytest.mark.parametrize("cause", Cause)
 def test_every_reason_to_leave_has_a_cause(cause: Cause) -> None:
-    """No reason of the fleet's is left without a word in the ledger."""
-    assert cause_of(facts(worker=a_worker(DRAINING, cause)), False) not in ("exited", "unknown")
+    """Each reason of the fleet has a cause in the ledger."""
+    assert cause_of(an_exit(worker=a_worker(DRAINING, cause)), False) not in ("exited", "unknown")
 
 
 def a_fleet(state: GenerationState | None = None, **more: Any) -> Fleet:
-    """One whose first generation is in this state, or unknown."""
+    """A fleet whose first generation is in this state, or unknown."""
     fleet = Fleet()
     fleet.handle(events.StartAsked(), 0.0)
     fleet.handle(events.ForkServerConfigured(1, fleet_policy()), 0.0)
@@ -187,11 +191,11 @@ def test_cause_of_a_fork_servers_end(
 ) -> None:
     """The same for a fork server, from the state of its generation."""
     leaving = fork_server_leaving(fleet.state, 1, replaced)
-    assert cause_of(facts(status, kind="fork server", leaving=leaving, sent=sent), False) == cause
+    assert cause_of(an_exit(status, kind="fork server", leaving=leaving, sent=sent), False) == cause
 
 
 def test_a_failed_reloads_fork_server() -> None:
-    """A candidate that could not load is no victim of a roll."""
+    """The cause of a candidate that could not load is not a roll."""
     fleet = a_fleet(GenerationState.UP)
     fleet.handle(events.ReloadAsked("test"), 1.0)
     fleet.handle(events.GenerationFailed(2, "no such module"), 2.0)
@@ -200,10 +204,10 @@ def test_a_failed_reloads_fork_server() -> None:
 
 
 def test_what_is_kept() -> None:
-    """All facts, with the status in words."""
+    """All fields, with the status in words."""
     ledger = Ledger(FakeOom())  # type: ignore[arg-type]
     view = ledger.record(
-        facts(
+        an_exit(
             killed(KILL),
             worker=a_worker(READY),
             requests=12,
@@ -220,41 +224,43 @@ def test_what_is_kept() -> None:
 
 
 def test_planned_or_not() -> None:
-    """What the fleet wanted for no fault is planned; a death, and what a request or a boot did, is not."""
+    """An end that the fleet asked for without a fault is planned;
+    a death, and an end for a request or a boot, is not.
+    """
     ledger = Ledger(FakeOom())  # type: ignore[arg-type]
     for leaving, planned in ((Cause.RECYCLE, True), (Cause.STOP, True), (Cause.DEADLINE, False)):
-        assert ledger.record(facts(code(0), worker=a_worker(DRAINING, leaving))).planned is planned
-    assert not ledger.record(facts(killed(SEGV), worker=a_worker(READY))).planned
+        assert ledger.record(an_exit(code(0), worker=a_worker(DRAINING, leaving))).planned is planned
+    assert not ledger.record(an_exit(killed(SEGV), worker=a_worker(READY))).planned
 
 
 def test_the_traceback_of_a_failed_boot() -> None:
-    """Without a dump, what the worker reported about its failure."""
+    """Without a stack dump the entry has what the worker reported about its failure."""
     worker = a_worker(BOOTING, boot_error=("no such module", "Traceback ..."))
-    view = Ledger(FakeOom()).record(facts(code(1), worker=worker))  # type: ignore[arg-type]
+    view = Ledger(FakeOom()).record(an_exit(code(1), worker=worker))  # type: ignore[arg-type]
     assert (view.cause, view.status, view.stack) == ("boot failed", "exit code 1", "Traceback ...")
 
 
-def test_a_kernels_kill_explains_one_death() -> None:
+def test_one_kill_by_the_kernel_accounts_for_one_death() -> None:
     """Two workers die of SIGKILL, the kernel has killed once: the second was killed by an outsider."""
     ledger = Ledger(FakeOom(1))  # type: ignore[arg-type]
-    causes = [ledger.record(facts(killed(KILL), worker=a_worker(READY))).cause for _ in range(2)]
+    causes = [ledger.record(an_exit(killed(KILL), worker=a_worker(READY))).cause for _ in range(2)]
     assert causes == ["killed by the kernel for memory", "killed by an outsider"]
 
 
-def test_other_deaths_leave_the_kernels_kill_alone() -> None:
-    """Only a SIGKILL that was not ours asks whether it was the kernel: asking uses the answer up."""
+def test_other_deaths_do_not_use_up_the_kernels_kill() -> None:
+    """Only for a SIGKILL that was not ours the kernel's counter is read, because reading uses the kill up."""
     ledger = Ledger(FakeOom(1))  # type: ignore[arg-type]
-    ledger.record(facts(killed(SEGV), worker=a_worker(READY)))
-    ledger.record(facts(killed(KILL), worker=a_worker(STOPPING, Cause.DEADLINE), sent=[KILL]))
-    view = ledger.record(facts(killed(KILL), worker=a_worker(READY)))
+    ledger.record(an_exit(killed(SEGV), worker=a_worker(READY)))
+    ledger.record(an_exit(killed(KILL), worker=a_worker(STOPPING, Cause.DEADLINE), sent=[KILL]))
+    view = ledger.record(an_exit(killed(KILL), worker=a_worker(READY)))
     assert view.cause == "killed by the kernel for memory"
 
 
 def test_the_newest_thousand_and_all_counted() -> None:
-    """Old entries go, of all but the newest hundred the stacks too, counts never."""
+    """Old entries are dropped, and the stacks of all but the newest hundred; counters never are."""
     ledger = Ledger(FakeOom())  # type: ignore[arg-type]
     for _ in range(1200):
-        ledger.record(facts(killed(SEGV), worker=a_worker(READY), dump="x" * 100_000))
+        ledger.record(an_exit(killed(SEGV), worker=a_worker(READY), dump="x" * 100_000))
     kept = ledger.newest_first(5000)
     assert [view.id for view in kept] == list(range(1200, 200, -1))
     assert ledger.counts == {("worker", "crashed"): 1200}
@@ -265,18 +271,20 @@ def test_the_newest_thousand_and_all_counted() -> None:
 
 
 def test_another_program_goes_on() -> None:
-    """What is exported and comes back as JSON: entries, numbers and counts go on where they were."""
+    """Entries, numbers and counters continue after they were exported as JSON and imported."""
     before = Ledger(FakeOom())  # type: ignore[arg-type]
-    before.record(facts(worker=a_worker(DRAINING, Cause.RELOAD)))
-    before.record(facts(killed(SEGV), kind="fork server", slot=None, dump="stack"))
+    before.record(an_exit(worker=a_worker(DRAINING, Cause.RELOAD)))
+    before.record(an_exit(killed(SEGV), kind="fork server", slot=None, dump="stack"))
     after = Ledger(FakeOom())  # type: ignore[arg-type]
     after.restore(msgspec.json.decode(msgspec.json.encode(before.snapshot()), type=LedgerState))
     assert after.newest_first(9) == before.newest_first(9)
-    view = after.record(facts(worker=a_worker(DRAINING, Cause.RELOAD)))
+    view = after.record(an_exit(worker=a_worker(DRAINING, Cause.RELOAD)))
     assert view.id == 3
     assert after.counts == {("worker", "rolled"): 2, ("fork server", "crashed"): 1}
 
 
 def test_names_of_signals() -> None:
-    """By their names, real-time ones by their distance from the first, which depends on the C library."""
+    """Signals by name, real-time ones by their distance from the first,
+    whose number depends on the C library.
+    """
     assert [signal_name(n) for n in (9, 11, signal.SIGRTMIN + 5, 32)] == ["KILL", "SEGV", "RTMIN+5", "32"]

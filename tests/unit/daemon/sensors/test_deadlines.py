@@ -1,4 +1,4 @@
-"""The sensor: what it reports about requests and loops, look by look, by a clock of the test's."""
+"""The deadline sensor: what it reports about requests and loops at each look, with a simulated clock."""
 
 import asyncio
 import time
@@ -21,7 +21,7 @@ from tests.unit.daemon.fakes import fake_ports
 
 TIMEOUT = 30.0
 START = 1000.0
-# The sensor may look somewhat later than it could.
+# The sensor may look a little later than it could.
 LATE = 2.0
 
 
@@ -30,7 +30,7 @@ def call_later(*args: Any) -> asyncio.TimerHandle:
 
 
 class Stage:
-    """A fleet of workers that do what the test wants.
+    """A fleet of workers that do what the test asks for.
 
     Attributes:
         submitted: the events that were submitted.
@@ -85,7 +85,7 @@ class Stage:
         return self.sensor.look(self.now)
 
     def reported(self) -> list[Any]:
-        """What was submitted since the last time."""
+        """The events that were submitted since the last call."""
         submitted = list(self.submitted)
         self.submitted.clear()
         return submitted
@@ -138,7 +138,7 @@ def overdue(worker_id: int, age: float, thread: int = 0, path: str = "/x") -> ev
 
 
 def test_an_overdue_request(stage: Stage) -> None:
-    """It is reported at its time-out, once, and marked before it is acted on; others are not."""
+    """It is reported at its time-out, once, and marked before anything is done about it; others are not."""
     worker = stage.worker()
     worker.begin(0)
     assert stage.look() <= 1.0
@@ -156,7 +156,7 @@ def test_an_overdue_request(stage: Stage) -> None:
 
 
 def test_it_looks_again_when_the_next_one_is_due(stage: Stage) -> None:
-    """No later than a request can be overdue, and soon while one is."""
+    """It looks when the next request can be overdue, and soon while one is."""
     worker = stage.worker()
     worker.begin(0)
     assert stage.look(TIMEOUT - 0.3) == pytest.approx(0.3)
@@ -167,7 +167,7 @@ def test_it_looks_again_when_the_next_one_is_due(stage: Stage) -> None:
 
 
 def test_an_overdue_request_that_ends(stage: Stage) -> None:
-    """When none is left that is reported once; the next one is reported again."""
+    """When no overdue request is left that is reported once; the next one is reported again."""
     worker = stage.worker()
     worker.begin(0)
     worker.begin(1)
@@ -187,7 +187,7 @@ def test_an_overdue_request_that_ends(stage: Stage) -> None:
 
 
 def test_a_worker_that_ends(stage: Stage) -> None:
-    """With a process its requests end, but about a worker that has ended nothing is reported."""
+    """With a process its requests end, but nothing is reported about a worker that has ended."""
     worker = stage.worker()
     worker.begin(0)
     stage.look(TIMEOUT)
@@ -198,7 +198,9 @@ def test_a_worker_that_ends(stage: Stage) -> None:
 
 
 def test_a_request_that_has_asked_for_time(stage: Stage) -> None:
-    """It is overdue when what it has asked for is over; and no longer, if it asks when it was overdue."""
+    """It is overdue when the time that it asked for is over;
+    if it asks while overdue, it is not overdue any more.
+    """
     worker = stage.worker()
     worker.begin(0)
     worker.extend(TIMEOUT + 10)
@@ -214,7 +216,7 @@ def test_a_request_that_has_asked_for_time(stage: Stage) -> None:
 
 
 def test_less_time_than_usual(stage: Stage) -> None:
-    """Asking never shortens."""
+    """Asking for time never shortens a deadline."""
     worker = stage.worker()
     worker.begin(0)
     worker.extend(1)
@@ -223,7 +225,7 @@ def test_less_time_than_usual(stage: Stage) -> None:
 
 
 def test_only_overdue_left(stage: Stage) -> None:
-    """Reported of a draining worker, at each look, as long as nothing else is in flight in it."""
+    """Reported for a draining worker, at each look, as long as only overdue requests are in flight in it."""
     worker = stage.worker()
     worker.begin(0)
     stage.look(TIMEOUT)
@@ -242,7 +244,7 @@ def test_only_overdue_left(stage: Stage) -> None:
 
 
 def test_very_many_overdue_requests(stage: Stage) -> None:
-    """They are reported some at a time, in the long run not more than the limit, and of none twice."""
+    """They are reported some at a time, over time not more than the limit, and none twice."""
     worker = stage.worker(threads=256)
     for thread in range(256):
         worker.begin(thread)
@@ -252,7 +254,7 @@ def test_very_many_overdue_requests(stage: Stage) -> None:
         stage.look(0.1)
     assert len(stage.reported()) == 256 - deadlines._REPORTS_IN_A_LOOK
     assert all(worker.marked(thread) for thread in range(256))
-    # It reports other ones all the time.
+    # The worker shows other requests all the time.
     words = [worker.cell.slot(thread)[0] for thread in range(256)]
     for number in range(1, 100):
         for flight in words:
@@ -262,7 +264,7 @@ def test_very_many_overdue_requests(stage: Stage) -> None:
 
 
 def test_a_worker_that_is_not_trusted_has_no_deadlines(stage: Stage) -> None:
-    """What it reports about its requests and its loop is ignored, also if it is overdue just now."""
+    """Its requests and its loop are ignored, also if one of them is overdue just now."""
     worker = stage.worker()
     worker.begin(0)
     stage.look(TIMEOUT)
@@ -301,7 +303,9 @@ def stalled(worker_id: int, age: float) -> events.LoopStalled:
 
 
 def test_a_loop_that_stands_still(stage: Stage) -> None:
-    """Reported after the time-out, once; if it goes on and stops again, once more. Others are not meant."""
+    """Reported after the time-out, once; if it continues and stops again, once more.
+    Other workers are not affected.
+    """
     still, other = stage.worker(1), stage.worker(2)
     for _ in range(int(TIMEOUT - 2)):
         other.beat()
@@ -320,7 +324,7 @@ def test_a_loop_that_stands_still(stage: Stage) -> None:
 
 
 def test_a_loop_that_never_began(stage: Stage) -> None:
-    """It counts from the time when the worker was ready."""
+    """The time counts from when the worker was ready."""
     worker = stage.worker()
     worker.cell.header[layout.HEARTBEAT] = 0
     pass_time(stage, TIMEOUT - 2)
@@ -330,7 +334,9 @@ def test_a_loop_that_never_began(stage: Stage) -> None:
 
 
 def test_a_loop_that_is_kept_by_a_request(stage: Stage) -> None:
-    """That is the request's business, also if it may take long; and when it has ended the loop has time."""
+    """Then the request's deadline counts, even if it is later;
+    when the request has ended the loop has its full time.
+    """
     worker = stage.worker()
     worker.begin(0)
     worker.extend(10 * TIMEOUT)
@@ -341,7 +347,7 @@ def test_a_loop_that_is_kept_by_a_request(stage: Stage) -> None:
 
 
 def test_a_loop_with_much_to_do(stage: Stage) -> None:
-    """One request after the other of one look at the sockets: between two it does not stand still."""
+    """Several requests after one poll of the sockets: between two of them the loop is not stalled."""
     worker = stage.worker()
     for _ in range(100):
         worker.begin(0)
@@ -352,22 +358,22 @@ def test_a_loop_with_much_to_do(stage: Stage) -> None:
 
 @pytest.mark.parametrize("state", [WorkerState.BOOTING, WorkerState.DRAINING, WorkerState.STOPPING])
 def test_other_deadlines_hold_for_others(stage: Stage, state: WorkerState) -> None:
-    """Workers that boot or leave have deadlines of their own."""
+    """Workers that boot or leave have other deadlines."""
     stage.worker(state=state)
     pass_time(stage, 3 * TIMEOUT)
     assert stage.reported() == []
 
 
 def test_no_timeout_for_loops(stage: Stage) -> None:
-    """0 is never for them, too."""
+    """0 is never for loops as well."""
     stage.settings.timeout = 0.0
     stage.worker()
     pass_time(stage, 3 * TIMEOUT)
     assert stage.reported() == []
 
 
-def test_a_short_timeout_is_none_for_loops(stage: Stage) -> None:
-    """An idle loop passes once a second: with a time-out below that it does not stand still."""
+def test_a_short_timeout_does_not_apply_to_loops(stage: Stage) -> None:
+    """An idle loop makes a pass once a second: a time-out below that does not apply to loops."""
     stage.settings.timeout = 0.2
     worker = stage.worker()
     for _ in range(20):
@@ -380,7 +386,7 @@ def test_a_short_timeout_is_none_for_loops(stage: Stage) -> None:
 
 @pytest.mark.parametrize("others", ["none", "no deadline"])
 def test_one_loop_is_kept_by_no_request(stage: Stage, others: str) -> None:
-    """Where requests take turns in one thread, what is in flight hides no loop that stands."""
+    """Where requests take turns in one thread, requests in flight do not hide that the loop is stalled."""
     actor = stage.worker(one_loop=True)
     if others == "no deadline":
         actor.begin(path=b"/socket")
@@ -396,7 +402,9 @@ def test_one_loop_is_kept_by_no_request(stage: Stage, others: str) -> None:
 
 
 def test_one_loop_that_has_ended(stage: Stage) -> None:
-    """What drains is blocked only if it has requests: else its process is ending, which may take a while."""
+    """A draining worker is stalled only if it has requests;
+    otherwise its process is ending, which may take a while.
+    """
     actor = stage.worker(one_loop=True, state=WorkerState.DRAINING)
     stage.look(after=5.0)
     assert stage.reported() == []
@@ -406,7 +414,7 @@ def test_one_loop_that_has_ended(stage: Stage) -> None:
 
 
 def test_one_loop_whose_request_has_asked_for_time(stage: Stage) -> None:
-    """It may be the one that computes: it gets what it has asked for."""
+    """That request may be the one that computes: the loop gets the time that it has asked for."""
     actor = stage.worker(one_loop=True)
     actor.begin()
     actor.extend(TIMEOUT * 2)
@@ -417,7 +425,7 @@ def test_one_loop_whose_request_has_asked_for_time(stage: Stage) -> None:
 
 
 def test_dead_workers_are_forgotten(stage: Stage) -> None:
-    """The next one with the same worker id number, which there never is, would be reported again."""
+    """A new worker with the same worker id, which never exists in practice, would be reported again."""
     stage.worker()
     pass_time(stage, TIMEOUT + LATE)
     assert len(stage.reported()) == 1
@@ -429,7 +437,7 @@ def test_dead_workers_are_forgotten(stage: Stage) -> None:
 
 
 async def test_it_looks_by_itself(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each look sets the time of the next, also one that fails; beginning again does not make it two."""
+    """Each look schedules the next one, also if it fails; starting again does not schedule two."""
     looks: list[float] = []
 
     def look(now: float) -> float:
@@ -454,7 +462,7 @@ async def test_it_looks_by_itself(stage: Stage, monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_looks_take_a_share_of_the_time(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers determine their deadlines: however near, pauses are nine times what a look takes."""
+    """Workers determine their deadlines, so pauses are at least nine times as long as a look."""
     sensor = stage.sensor
     looks = 0
 

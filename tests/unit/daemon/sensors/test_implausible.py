@@ -12,7 +12,7 @@ from tests.unit.daemon.fakes import fake_ports
 
 
 class Stage:
-    """Three workers, with cells from 11 on; `due`: what is to be called, and when."""
+    """Three workers, with cells from 11 on; `due`: the scheduled calls and their times."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -40,7 +40,7 @@ class Stage:
         self.scoreboard.on_implausible(cell, "it can't be")
 
     def pass_time(self) -> float:
-        """Do what is due next; how long it had to wait."""
+        """Do what is scheduled next; returns how long it had to wait."""
         wait, call = self.due.pop(0)
         self.now += wait
         call()
@@ -53,7 +53,9 @@ class Stage:
 
 
 def test_each_is_one_line() -> None:
-    """With what an operator needs to find it; about a cell that is given up nothing is logged."""
+    """It has the fields that an operator needs to find the worker;
+    nothing is logged about a cell that was given up.
+    """
     stage = Stage()
     stage.doubt(12)
     stage.doubt(99)
@@ -62,7 +64,7 @@ def test_each_is_one_line() -> None:
 
 
 def test_each_is_replaced_in_its_turn() -> None:
-    """The first at once, which is not within the reading, the next a minute later."""
+    """The first at once, but not during the reading, the next a minute later."""
     stage = Stage()
     stage.doubt(11)
     assert stage.submitted == []
@@ -76,8 +78,8 @@ def test_each_is_replaced_in_its_turn() -> None:
     assert stage.due == []
 
 
-def test_those_that_are_gone_keep_no_other_waiting() -> None:
-    """Such workers that end again and again make no queue: only what is there waits."""
+def test_ended_workers_delay_no_other() -> None:
+    """Implausible workers that have ended do not delay others: only existing ones wait."""
     stage = Stage()
     stage.doubt(11)
     stage.pass_time()
@@ -94,7 +96,7 @@ def test_those_that_are_gone_keep_no_other_waiting() -> None:
 
 
 def test_one_that_boots_has_its_turn_later() -> None:
-    """When it is ready; others do not wait for that."""
+    """It is replaced when it is ready; others do not wait for that."""
     stage = Stage()
     stage.workers[1].state = WorkerState.BOOTING
     stage.doubt(11)
@@ -108,7 +110,7 @@ def test_one_that_boots_has_its_turn_later() -> None:
 
 @pytest.mark.parametrize("how", ["gone", "leaving", "booting", "not serving"])
 def test_others_are_left_alone(how: str) -> None:
-    """One that must go anyway, or whose slot another one serves by now."""
+    """A worker that leaves anyway, or whose slot has another worker by now."""
     stage = Stage()
     stage.doubt(11)
     if how == "gone":

@@ -1,4 +1,4 @@
-"""What is measured of workers, from a real scoreboard with a clock in the test's hand."""
+"""Measurements of workers, from a real scoreboard with a simulated clock."""
 
 import os
 import subprocess
@@ -73,7 +73,7 @@ class Stage:
         words[layout.HISTOGRAM + layout.bucket_of(took)] += 1
 
     def wait(self, worker_id: int, milliseconds: int) -> None:
-        """A request that waited so long comes to the app."""
+        """A request that has waited this long comes to the app."""
         words, _ = self.writers[worker_id].slot(0)
         words[layout.QUEUED + layout.bucket_of(milliseconds * 1_000_000)] += 1
 
@@ -94,7 +94,7 @@ def stage() -> Iterator[Stage]:
 
 
 def test_counts_and_rate(stage: Stage) -> None:
-    """Answers are counted since the start; the rate is of the time since the last look."""
+    """Answers are counted since the start; the rate is that since the last measurement."""
     stage.add(1)
     for status in (200, 200, 404, 500):
         stage.serve(1, 0.125, status=status)
@@ -107,7 +107,7 @@ def test_counts_and_rate(stage: Stage) -> None:
 
 
 def test_an_idle_worker_is_not_busy(stage: Stage) -> None:
-    """What it did before the last look is not counted again."""
+    """Work before the last measurement is not counted again."""
     stage.add(1)
     stage.serve(1, 1.0)
     assert stage.take().busy > 0.85
@@ -116,7 +116,7 @@ def test_an_idle_worker_is_not_busy(stage: Stage) -> None:
 
 
 def test_short_requests_are_counted_by_their_histogram(stage: Stage) -> None:
-    """Half of the second in the app is half busy, to an eighth: that is how wide the buckets are."""
+    """Half of a second in the app is half busy, to within an eighth, the width of the buckets."""
     stage.add(1)
     for _ in range(50):
         stage.serve(1, 0.010)
@@ -125,7 +125,7 @@ def test_short_requests_are_counted_by_their_histogram(stage: Stage) -> None:
 
 
 def test_a_long_request_makes_busy_while_it_lasts(stage: Stage) -> None:
-    """It is counted second by second, and not a second time when it ends."""
+    """It is counted second by second, and not again when it ends."""
     stage.add(1)
     stage.begin(1)
     for _ in range(10):
@@ -135,13 +135,13 @@ def test_a_long_request_makes_busy_while_it_lasts(stage: Stage) -> None:
     stage.end(1)
     stage.now += 4.0
     load = stage.take()
-    # Its bucket ends at 10.7 s and begins at 8.6: what is left after 10 s is nothing, within that.
+    # Its bucket covers 8.6 to 10.7 s: within that precision nothing is left after 10 s.
     assert 0.0 <= load.busy <= 0.2
     assert load.in_flight == 0
 
 
 def test_one_loop_is_busy_when_it_computes(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hundred requests that wait do not make a worker with one loop busy; what it computes does."""
+    """A hundred waiting requests do not make a worker with one loop busy; its computing does."""
     used = iter([1.0, 1.25])
     monkeypatch.setattr(module, "cpu_seconds", lambda _pid: next(used))
     stage.add(1)
@@ -153,7 +153,7 @@ def test_one_loop_is_busy_when_it_computes(stage: Stage, monkeypatch: pytest.Mon
 
 
 def test_threads_share_the_time(stage: Stage) -> None:
-    """One busy thread of four is a quarter, also if requests come and go in the others."""
+    """One busy thread of four is a quarter, also if requests begin and end in the others."""
     stage.add(1, threads=4)
     stage.begin(1, thread=2)
     stage.now += 1.0
@@ -164,7 +164,7 @@ def test_threads_share_the_time(stage: Stage) -> None:
 
 
 def test_the_wait_of_the_slowest_twentieth(stage: Stage) -> None:
-    """Of the last second's requests: what too few of them waited does not count, nor what is long ago."""
+    """The wait that a twentieth of the last second's requests exceed: rarer and older waits do not count."""
     stage.add(1)
     for number in range(100):
         if number < 5:
@@ -182,7 +182,7 @@ def test_the_wait_of_the_slowest_twentieth(stage: Stage) -> None:
 
 
 def test_a_new_worker_is_measured_from_its_first_moment(stage: Stage) -> None:
-    """Since it is ready, not since an age before: half a second's work is half a second's."""
+    """Its share counts from when it was ready: half a second's work in half a second is fully busy."""
     stage.add(1)
     stage.now += 50.0
     stage.add(2)
@@ -192,7 +192,7 @@ def test_a_new_worker_is_measured_from_its_first_moment(stage: Stage) -> None:
 
 
 def test_only_workers_that_serve_are_measured(stage: Stage) -> None:
-    """Booting ones have done nothing, stopping ones are given up; one whose death is known is gone."""
+    """Booting workers have done nothing, stopping ones are given up, dead ones have ended."""
     for worker_id, state in enumerate(WorkerState, start=1):
         stage.add(worker_id, state=state)
     stage.add(9)
@@ -206,7 +206,7 @@ def test_only_workers_that_serve_are_measured(stage: Stage) -> None:
 
 
 def test_memory_is_not_read_unless_it_is_needed(stage: Stage) -> None:
-    """Without a limit and without autoscaling neither workers nor the machine are asked."""
+    """Without a limit and without autoscaling neither the workers' nor the machine's memory is read."""
     stage.add(1)
     measured = stage.sensor.take()
     assert measured.memory_free is None
@@ -215,7 +215,7 @@ def test_memory_is_not_read_unless_it_is_needed(stage: Stage) -> None:
 
 
 def test_autoscaling_wants_memory(stage: Stage) -> None:
-    """With a range of workers own memory and what is left are known."""
+    """With a range of workers, their own memory and the free memory are measured."""
     stage.add(1)
     stage.fleet.policy = fleet_policy(workers_most=4)
     measured = stage.sensor.take()
@@ -238,7 +238,7 @@ for line in sys.stdin:
 
 
 class Holder:
-    """A process with as much memory of its own as it is asked to hold."""
+    """A process that allocates as much memory as it is asked to."""
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
@@ -265,7 +265,7 @@ def holder() -> Iterator[Holder]:
 
 
 def test_memory_over_the_limit_is_read_each_time(holder: Holder) -> None:
-    """Growing beyond the limit and shrinking below it is seen with the next reading, with true numbers."""
+    """Growing above the limit and shrinking below it is noticed at the next reading, with correct numbers."""
     now = [100.0]
     reader = MemoryReader(lambda: now[0])
     pids, limit = {1: holder.process.pid}, 130 * MIB
@@ -276,12 +276,12 @@ def test_memory_over_the_limit_is_read_each_time(holder: Holder) -> None:
         holder.hold(held)
         values = reader.read(pids, limit, False)[1]
         assert values is not None
-        # The anonymous mapping counts as its own, as no other process shares it.
+        # The anonymous mapping counts as own memory, because no other process shares it.
         assert values - held * MIB == pytest.approx(72 * MIB, abs=9 * MIB)
 
 
 def test_below_the_limit_own_memory_is_not_read(holder: Holder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Resident memory is never less than own memory, so below the limit the costly reading is spared."""
+    """Resident memory is never less than own memory, so below the limit the costly reading is skipped."""
     reader = MemoryReader(lambda: 1.0)
     monkeypatch.setattr("psutil.Process.memory_full_info", _forbidden)
     assert reader.read({1: holder.process.pid}, 4096 * MIB, False) == {1: None}
@@ -292,7 +292,7 @@ def _forbidden(*_: object) -> None:
 
 
 def test_readings_are_rationed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If one reading takes long, others wait for the next measurement, and each has its turn."""
+    """If one reading takes long, others wait for the next measurement, and each worker has its turn."""
     read: list[int] = []
 
     class Slow:
@@ -323,7 +323,7 @@ def test_readings_are_rationed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_stale_reading_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Above the limit counts only what was read just now: each measurement is one of N that must agree."""
+    """Only a reading of this measurement counts as above the limit: several in a row must agree."""
     monkeypatch.setattr(module, "_MEMORY_TIME", -1.0)  # one reading each time
 
     class Large:
@@ -349,7 +349,7 @@ def test_a_stale_reading_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_process_that_is_gone_is_left_out(holder: Holder) -> None:
-    """Between its death and the report of it there is nothing to be read, and nothing fails."""
+    """Between a death and its report nothing can be read, and nothing fails."""
     reader = MemoryReader(lambda: 1.0)
     pids = {1: holder.process.pid, 2: os.getpid()}
     assert set(reader.read(pids, 0, True)) == {1, 2}

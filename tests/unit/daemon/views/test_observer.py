@@ -1,4 +1,4 @@
-"""What the observer works out by itself: coarser histograms, and what a reload has changed."""
+"""What the observer computes: coarser histograms, and the changes of a reload."""
 
 import itertools
 from types import SimpleNamespace
@@ -29,7 +29,7 @@ def loaded(**given: Any) -> Loaded:
 
 
 def test_a_histogram_in_fewer_buckets() -> None:
-    """Each duration is counted within the first limit that it does not exceed; the sum is near the truth."""
+    """Each duration is counted in the first bucket whose limit it does not exceed; the sum is approximate."""
     durations = [1e-6, 20e-6, 33e-6, 0.0011, 0.5, 3.0, 100.0, 200.0]
     counts = [0] * BUCKETS
     for duration in durations:
@@ -54,8 +54,9 @@ def test_a_histogram_in_fewer_buckets() -> None:
 
 
 def test_waits_never_shrink() -> None:
-    """A wait is counted when its request reaches the app, the request when it is answered: in between the
-    requests that did not wait are as many as before."""
+    """A wait is counted when its request reaches the app, the request itself when it is answered.
+    In between, the number of requests that did not wait stays the same.
+    """
     rig = Rig()
 
     def waits(answered: int, queued: int) -> list[int]:
@@ -72,7 +73,7 @@ def test_waits_never_shrink() -> None:
 
 
 def test_changes_between_two_configurations() -> None:
-    """Names, both values and when the change takes effect; equal settings are not listed."""
+    """Names, both values and when the change takes effect; unchanged settings are not listed."""
     found = changed_settings(loaded(workers="4", pidfile="/a"), loaded(workers="2..6", pidfile="/b"))
     assert found == [
         ChangeView("workers", 4, "2..6", "live"),
@@ -82,13 +83,13 @@ def test_changes_between_two_configurations() -> None:
 
 
 def test_changed_secrets_stay_secret() -> None:
-    """That the app's environment has changed is shown, its values are not."""
+    """It is shown that the app's environment has changed, but not its values."""
     (found,) = changed_settings(loaded(raw_env=["TOKEN=one"]), loaded(raw_env=["TOKEN=two"]))
     assert (found.name, found.before, found.after) == ("raw_env", ("TOKEN=...",), ("TOKEN=...",))
 
 
 class Rig:
-    """An observer of a fleet whose first generation is up."""
+    """An observer of a fleet whose first generation serves."""
 
     def __init__(self) -> None:
         self.fleet = Fleet()
@@ -111,7 +112,7 @@ class Rig:
         self.boot(1)
 
     def submit(self, event: events.Event) -> None:
-        """As the shell: the end of a reload is reported before `follow`, here by `reload_ended`."""
+        """As in the shell: the end of a reload is reported before `follow`, here by `reload_ended`."""
         found = self.fleet.handle(event, 0.0)
         if not any(isinstance(action, actions.ReloadEnded) for action in found):
             self.observer.reloads.follow()
@@ -135,7 +136,7 @@ class Rig:
 
 
 def test_a_reload_shows_what_it_has_changed() -> None:
-    """As soon as the new configuration is read, at the end, and still when the old settings are forgotten."""
+    """As soon as the new configuration is read, at the end, and also after the old settings were dropped."""
     rig = Rig()
     rig.submit(events.ReloadAsked("test"))
     assert rig.names() == []
@@ -149,7 +150,7 @@ def test_a_reload_shows_what_it_has_changed() -> None:
 
 
 def test_the_next_reload_is_compared_with_the_last() -> None:
-    """And not with the first generation; a reload that failed changes nothing for the one after it."""
+    """Not with the first generation; a failed reload does not affect the next comparison."""
     rig = Rig()
     rig.submit(events.ReloadAsked("test"))
     rig.configurations.add(2, loaded(timeout="5"))
@@ -166,7 +167,9 @@ def test_the_next_reload_is_compared_with_the_last() -> None:
 
 
 def test_a_reload_that_is_rolled_back_after_its_end() -> None:
-    """It is counted as done and as rolled back; the next one is compared with what serves again."""
+    """It is counted as done and as rolled back;
+    the next one is compared with the generation that serves again.
+    """
     rig = Rig()
     rig.submit(events.ReloadAsked("test"))
     rig.configurations.add(2, loaded(timeout="5"))
@@ -190,7 +193,7 @@ def test_a_reload_that_is_rolled_back_after_its_end() -> None:
 
 
 def test_another_program_goes_on() -> None:
-    """Start time, samples and what was counted survive as JSON; the time of the program is its own."""
+    """Start time, samples and counters survive as JSON; the start time of the program is its own."""
     rig, other = Rig(), Rig()
     rig.submit(events.ReloadAsked("test"))
     rig.configurations.add(2, loaded(timeout="5"))
@@ -202,12 +205,12 @@ def test_another_program_goes_on() -> None:
 
 
 def test_reading_changes_nothing() -> None:
-    """Views may be asked for at any time and any number of times: what is known stays the same."""
+    """Views may be requested at any time and any number of times; the state stays the same."""
     rig = Rig()
     rig.scoreboard.totals = lambda _: Counts()
     rig.submit(events.ReloadAsked("test"))
     rig.configurations.add(2, loaded(timeout="5"))
-    rig.fleet.handle(events.GenerationFailed(2, "no such module"), 0.0)  # and nothing has followed yet
+    rig.fleet.handle(events.GenerationFailed(2, "no such module"), 0.0)  # and `follow` was not called yet
     before = msgspec.json.encode(rig.observer.snapshot())
     for _ in range(2):
         rig.observer.reload()

@@ -1,4 +1,6 @@
-"""What a daemon is started in is odd: no /proc, threads, memory, wrong variables. It serves or says why."""
+"""The environment of the daemon is broken: no /proc, too few threads, too little memory, wrong variables.
+It serves, or gives the reason in one line.
+"""
 
 import os
 import resource
@@ -28,7 +30,7 @@ def without_proc() -> list[str]:
 @needs_mounts
 @each_class
 def test_no_proc(hostile_place: Place, words: tuple[str, ...]) -> None:
-    """As in a chroot(2): it serves, replaces, reloads, and says that no worker is kept for a roll back."""
+    """As in a chroot(2): it serves, replaces, reloads, and logs that no worker can be kept for roll-back."""
     daemon = hostile_place.start(*words, argv=without_proc())
     first = int(ask(daemon.url).text)
     Process(first).send(9)
@@ -47,7 +49,7 @@ def test_no_proc(hostile_place: Place, words: tuple[str, ...]) -> None:
 
 @needs_mounts
 def test_no_proc_for_a_socket_with_an_owner(hostile_place: Place) -> None:
-    """Its owner can't be set safely: the line says why, and not that a folder is missing."""
+    """The socket's owner can't be set safely: the line gives that reason, not a missing folder."""
     for folder in (hostile_place.folder, hostile_place.app_folder):
         folder.chmod(0o755)
     done = hostile_place.run("-b", "unix:app.sock", "--user", "nobody", "attacked:app", argv=without_proc())
@@ -58,7 +60,7 @@ def test_no_proc_for_a_socket_with_an_owner(hostile_place: Place) -> None:
 @pytest.mark.parametrize("text", ["1", *thorough("3", "99999999999", "9" * 5000)])
 @pytest.mark.parametrize("descriptor", ["/etc", "", *thorough("/dev/null")])
 def test_wrong_listen_fds(hostile_place: Place, text: str, descriptor: str) -> None:
-    """LISTEN_FDS for this very process, but what lies there are no sockets that listen, or nothing does."""
+    """LISTEN_FDS names this process, but the descriptors are not listening sockets, or are closed."""
     redirected = f"exec 3<{descriptor};" if descriptor else "exec 3<&-;"
     script = f'export LISTEN_PID=$$ LISTEN_FDS="$COUNT"; {redirected} exec "$@"'
     done = hostile_place.run("attacked:app", argv=["sh", "-c", script, "sh", *OSTLER], COUNT=text)
@@ -70,7 +72,7 @@ def test_wrong_listen_fds(hostile_place: Place, text: str, descriptor: str) -> N
 
 @needs_mounts
 def test_no_threads(hostile_place: Place) -> None:
-    """RLIMIT_NPROC leaves room for the processes, but not for a worker's threads: it is never ready."""
+    """RLIMIT_NPROC allows the processes, but not the threads of a worker: it is never ready."""
     for folder in (hostile_place.folder, hostile_place.app_folder):
         folder.chmod(0o755)
     os.chown(hostile_place.runtime, UID, UID)
@@ -82,7 +84,7 @@ def test_no_threads(hostile_place: Place) -> None:
 
 
 def test_threads_that_do_not_fit_into_memory(hostile_place: Place) -> None:
-    """The same for RLIMIT_DATA, of which each thread's stack takes some."""
+    """The same for RLIMIT_DATA, of which each thread's stack takes a part."""
     stack = resource.getrlimit(resource.RLIMIT_STACK)[0]
     if stack == resource.RLIM_INFINITY or stack < 1 << 20:
         pytest.skip("threads have no stacks of that size here")
@@ -100,7 +102,7 @@ def test_threads_that_do_not_fit_into_memory(hostile_place: Place) -> None:
 
 
 def test_too_little_memory(hostile_place: Place) -> None:
-    """So little that not even all modules fit: one line."""
+    """Too little memory to load all modules: one line."""
 
     def limit() -> None:
         end_with_parent()
@@ -113,7 +115,7 @@ def test_too_little_memory(hostile_place: Place) -> None:
 
 
 def test_variables_of_libraries(hostile_place: Place) -> None:
-    """SSLKEYLOGFILE in a folder that is not there makes a library's import fail."""
+    """SSLKEYLOGFILE in a folder that does not exist makes a library's import fail."""
     done = hostile_place.run("attacked:app", SSLKEYLOGFILE="/nowhere/keys")
     assert done.code == 1
     assert "SSLKEYLOGFILE" in done.error
@@ -121,7 +123,7 @@ def test_variables_of_libraries(hostile_place: Place) -> None:
 
 @pytest.mark.parametrize("host", [os.fsdecode(b"\xff"), *thorough("a..b", "x" * 70)])
 def test_names_that_no_host_can_have(hostile_place: Place, host: str) -> None:
-    """Statsd and syslog there are as good as none: it serves."""
+    """A statsd or syslog host of such a name is treated as unreachable: it serves."""
     daemon = hostile_place.start(
         "--statsd-host", f"{host}:99", "--log-syslog", "--log-syslog-to", f"udp://{host}:99", "attacked:app"
     )
@@ -131,7 +133,7 @@ def test_names_that_no_host_can_have(hostile_place: Place, host: str) -> None:
 
 
 def test_configuration_nested_too_deeply(hostile_place: Place) -> None:
-    """The parser's MemoryError has no text; the line has one."""
+    """The parser's MemoryError has no text; the line that reports it has one."""
     hostile_place.add("gunicorn.conf.py", f"x = {'-' * 100_000}1\n")
     done = hostile_place.run("--check-config", "attacked:app")
     assert done.code == 1
@@ -140,7 +142,7 @@ def test_configuration_nested_too_deeply(hostile_place: Place) -> None:
 
 @pytest.mark.thorough
 def test_ctl_with_closed_descriptors(hostile_place: Place) -> None:
-    """Python has None for a stream that is closed when it begins."""
+    """Python sets a standard stream to None if its descriptor is closed at the start."""
     daemon = hostile_place.start("attacked:app")
     ctl = [sys.executable, "-c", "from ostler.__main__ import ctl; ctl()"]
     for command in ([*OSTLER, "ctl"], ctl):
@@ -153,7 +155,8 @@ def test_ctl_with_closed_descriptors(hostile_place: Place) -> None:
 
 
 @pytest.mark.parametrize("url", ["http://[::1", "http://a..b:1", f"http://{'x' * 70}:1"])
-def test_ctl_with_urls_that_are_none(hostile_place: Place, url: str) -> None:
+def test_ctl_with_invalid_urls(hostile_place: Place, url: str) -> None:
+    """Invalid URLs are an error in one line."""
     done = hostile_place.run("ctl", "--url", url, "status", OSTLER_TOKEN="token")
     assert done.code == 1
     assert "ctl: error: " in done.error
@@ -161,6 +164,7 @@ def test_ctl_with_urls_that_are_none(hostile_place: Place, url: str) -> None:
 
 @pytest.mark.parametrize("flag", ["--log-file", *thorough("--access-logfile", "--log-config", "--chdir")])
 def test_names_that_are_too_long(hostile_place: Place, flag: str) -> None:
+    """A path that is too long is an error in one line of bounded length."""
     done = hostile_place.run("--check-config", f"{flag}={'x' * 100_000}", "attacked:app")
     assert done.code == 1
     assert len(done.error) < 6000
