@@ -105,10 +105,13 @@ def end_with_parent() -> None:
 
 
 def _strange_folders() -> list[bytes]:
-    """Folders of other accounts in which `ctl` looks, whatever its environment is; hidden in tests."""
+    """Folders in which `ctl` looks, whatever its environment is, and finds other daemons; hidden in tests.
+
+    These are the system's, and those of other accounts.
+    """
     places = [path for place in ("/tmp", "/var/tmp", "/dev/shm") for path in Path(place).glob("ostler-*")]
-    folders = [path for path in (*places, Path("/run/ostler")) if path.is_dir()]
-    return [os.fsencode(path) for path in folders if path.stat().st_uid != os.geteuid()]
+    folders = [path for path in places if path.is_dir() and path.stat().st_uid != os.geteuid()]
+    return [os.fsencode(path) for path in (*folders, Path("/run/ostler")) if path.is_dir()]
 
 
 def _hide(folders: Sequence[bytes]) -> None:
@@ -459,7 +462,7 @@ class Place:
     ) -> Done:  # fmt: skip
         """Run a command to its end.
 
-        As root, the folders of other accounts in which `ctl` looks are hidden from it.
+        As root, the folders in which `ctl` would find other daemons are hidden from it.
         """
         strange = _strange_folders() if os.geteuid() == 0 else []
         with subprocess.Popen(
