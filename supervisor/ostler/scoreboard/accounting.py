@@ -284,17 +284,20 @@ class Accounting:
     Attributes:
         slots: those that were made with `thread_slot`, and those that `begin` has taken into use. To be read
             by anyone at any time, signal handlers included; copy it before iterating in another thread.
+        own_idents: a slot of `take` or `begin` has an ident of its own, `id(slot)`, not that of the loop's
+            thread; to be set before the first of them.
     """
 
     def __init__(self, cell: mmap.mmap, slots: int) -> None:
         self.slots: list[RequestSlot] = []
+        self.own_idents = False
         self._memory = cell
         self._view = memoryview(cell)
         self._all = self._view.cast("Q")
         self._most = slots
         self._lock = original.Lock()
         self._loop: RequestSlot | None = None
-        # Slots for `begin`: those that are free, the one to use next last; and how many were made.
+        # Slots for `begin` and `take`: those that are free, the one to use next last; and how many were made.
         self._free: list[RequestSlot] = []
         # All that were made, by number from 1 on; and how many of these are taken into use.
         self._made: list[RequestSlot] = []
@@ -341,6 +344,12 @@ class Accounting:
         slot.begin(method, target, now)
         return slot
 
+    def take(self) -> RequestSlot:
+        """A free slot as for `begin`, without a request yet."""
+        slot = self._free.pop() if self._free else self._another()
+        slot._is_free = False
+        return slot
+
     @property
     def busy(self) -> bool:
         """Whether a request is in the app."""
@@ -370,7 +379,7 @@ class Accounting:
         self._view.release()
         self._memory.close()
 
-    # -- slots for `begin` ---------------------------------------------------------------------------------
+    # -- slots for `begin` and `take` ----------------------------------------------------------------------
 
     def _another(self) -> RequestSlot:
         """One more slot, shown if the cell has room for it."""
@@ -382,7 +391,7 @@ class Accounting:
         if number > len(self._made):
             self._made.append(RequestSlot(self, number, *self._parts(number), loop._counts))
         slot = self._made[number - 1]
-        slot.ident = loop.ident
+        slot.ident = id(slot) if self.own_idents else loop.ident
         self._pooled = number
         self.slots.append(slot)
         self._all[layout.SLOTS_IN_USE] = number + 1
@@ -394,6 +403,7 @@ class Accounting:
             return self._free_hidden.pop()
         memory = memoryview(bytearray(layout.SLOT_SIZE))
         slot = RequestSlot(self, -1, memory[: layout.TEXT].cast("Q"), memory[layout.TEXT :], loop._counts)
+        slot.ident = id(slot) if self.own_idents else loop.ident
         self._made_hidden.append(slot)
         return slot
 

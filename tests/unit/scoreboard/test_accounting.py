@@ -290,6 +290,28 @@ def begin(worker: Worker, number: int) -> RequestSlot:
     return worker.accounting.begin("GET", b"/%d" % number, NOW)
 
 
+def test_a_slot_that_is_taken_shows_no_request(loop: Worker) -> None:
+    """It is shown from `RequestSlot.begin` on, and available again after `release`."""
+    slot = loop.accounting.take()
+    assert loop.shown() == []
+    assert loop.accounting.take() is not slot
+    slot.begin("GET", b"/taken", NOW)
+    assert loop.shown() == ["GET /taken"]
+    slot.end(200, 0, NOW + 1)
+    assert loop.shown() == []
+    assert loop.accounting.take() is slot
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_idents_of_a_loops_slots(loop: Worker, own: bool) -> None:
+    """All have that of the loop's thread, or each its own; those that are not shown, too."""
+    loop.accounting.own_idents = own
+    slots = [loop.accounting.take() for _ in range(2000)]
+    assert slots[-1].number == -1
+    idents = {slot.ident for slot in slots}
+    assert idents == ({id(slot) for slot in slots} if own else {threading.get_ident()})
+
+
 def test_slots_are_taken_into_use_as_they_are_needed(loop: Worker) -> None:
     """All of many requests at once are visible; slots that were never needed use no memory."""
     assert loop.scoreboard.slots(loop.cell) == 1

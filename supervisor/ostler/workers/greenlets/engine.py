@@ -67,6 +67,7 @@ class GreenletEngine(BaseWorker):
     def __init__(self, hub: Hub, context: Context) -> None:
         self._hub = hub
         self._accounting = context.accounting
+        self._accounting.own_idents = True
         self._slot = context.accounting.thread_slot(0)
         self._access = context.access
         self._stacks_fd = context.stacks_fd

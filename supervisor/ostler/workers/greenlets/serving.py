@@ -198,11 +198,8 @@ class ServingGreenlets:
 
     def _serve(self, server: ServingGreenlet, connection: Connection, prompt_until: int) -> None:
         parts = self._parts()
-        line = connection.parser.requests[0].line
-        # Shown, but not in the app yet: that the runner says.
-        slot = server.slot = self._accounting.begin(line.method, line.target, 0)
+        slot = server.slot = self._accounting.take()
         slot.owner = server
-        slot.ident = id(slot)
         try:
             parts.runner.run(connection, slot, prompt_until)
         except QuitWorker:
