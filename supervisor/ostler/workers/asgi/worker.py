@@ -119,9 +119,11 @@ class AsgiWorker(BaseWorker):
             self._log.info("no_websockets", reason="neither websockets nor wsproto is installed")
         uvicorn_setup.forward_logs(context.log, self._limited, self._app, settings.loglevel)
         self._main: asyncio.Task[None] | None = None
-        # Set when the worker is to drain, and how long that may take (s).
+        # Set when the worker is to drain; how long that may take (s), and until when it may (the loop's time;
+        # None: it has not begun).
         self._drain_asked = asyncio.Event()
         self._drain_seconds = settings.graceful_timeout
+        self._drain_until: float | None = None
         self._ticker: asyncio.TimerHandle | None = None
         self._flushing = False
         self._hand_over = False
@@ -147,6 +149,8 @@ class AsgiWorker(BaseWorker):
         self._hand_over = hand_over
         if seconds is not None:
             self._drain_seconds = seconds
+            if self._drain_until is not None:
+                self._drain_until = self._loop.time() + seconds
         self.draining = True
         self._call(self._drain_asked.set)
 
@@ -279,23 +283,27 @@ class AsgiWorker(BaseWorker):
             self._acceptor.open()
             await self._drain_asked.wait()
         self._acceptor.close()
-        graceful = self._drain_seconds
-        until = self._loop.time() + graceful
-        kept = min(_SHUTDOWN_MOST, graceful * _SHUTDOWN_PART)
-        await self._finish(until - kept)
+        self._drain_until = self._loop.time() + self._drain_seconds
+        await self._finish()
+        left = max(self._drain_until - self._loop.time(), self._shutdown_seconds())
         try:
-            await asyncio.wait_for(self._lifespan.shutdown(), max(until - self._loop.time(), kept))
+            await asyncio.wait_for(self._lifespan.shutdown(), left)
         except TimeoutError:
             self._log.warning("app_shutdown_cut", reason="graceful_timeout is over")
 
-    async def _finish(self, until: float) -> None:
-        """Answer what is there, and close what is idle; what is left at `until` (the loop's time) is cut."""
+    def _shutdown_seconds(self) -> float:
+        """How much of the time for draining is kept for the app's lifespan shutdown."""
+        return min(_SHUTDOWN_MOST, self._drain_seconds * _SHUTDOWN_PART)
+
+    async def _finish(self) -> None:
+        """Answer what is there, and close what is idle; what is left when the time is over is cut."""
+        assert self._drain_until is not None
         self._app.closing = True
         state = self._state
         idle_since: dict[Any, float] = {}
         while state.connections or state.tasks or self._acceptor.arriving:
             now = self._loop.time()
-            if now >= until:
+            if now >= self._drain_until - self._shutdown_seconds():
                 break
             for connection in list(state.connections):
                 cycle: Any = getattr(connection, "cycle", _WEBSOCKET)
