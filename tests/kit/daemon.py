@@ -104,14 +104,16 @@ def end_with_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _strange_folders() -> list[bytes]:
+def _strange_folders(system: bool) -> list[bytes]:
     """Folders in which `ctl` looks, whatever its environment is, and finds other daemons; hidden in tests.
 
-    These are the system's, and those of other accounts.
+    These are those of other accounts and, with `system`, the system's.
     """
     places = [path for place in ("/tmp", "/var/tmp", "/dev/shm") for path in Path(place).glob("ostler-*")]
     folders = [path for path in places if path.is_dir() and path.stat().st_uid != os.geteuid()]
-    return [os.fsencode(path) for path in (*folders, Path("/run/ostler")) if path.is_dir()]
+    if system and (run := Path("/run/ostler")).is_dir():
+        folders.append(run)
+    return [os.fsencode(path) for path in folders]
 
 
 def _hide(folders: Sequence[bytes]) -> None:
@@ -458,13 +460,16 @@ class Place:
 
     def run(
         self, *args: str, argv: Sequence[str] = OSTLER, cwd: Path | None = None, within: float = PATIENCE,
-        **environ: str,
+        hide_system: bool = True, **environ: str,
     ) -> Done:  # fmt: skip
         """Run a command to its end.
 
         As root, the folders in which `ctl` would find other daemons are hidden from it.
+
+        Args:
+            hide_system: /run/ostler is one of them; False if a daemon of the place uses it.
         """
-        strange = _strange_folders() if os.geteuid() == 0 else []
+        strange = _strange_folders(hide_system) if os.geteuid() == 0 else []
         with subprocess.Popen(
             [*argv, *args],
             cwd=cwd or self.app_folder,

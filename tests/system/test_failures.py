@@ -213,7 +213,8 @@ def test_runtime_directory_unsafe(place: Place) -> None:
     daemon = place.start("--name", place.folder.name, "plain:app")
     assert daemon.get().text == "one"
     daemon.until(
-        lambda: place.run("ctl", "--name", place.folder.name, "status").code == 0, "ctl finds the daemon"
+        lambda: place.run("ctl", "--name", place.folder.name, "status", hide_system=False).code == 0,
+        "ctl finds the daemon",
     )
     assert list(folder.iterdir()) == []
     assert daemon.stop() == 0

@@ -86,6 +86,7 @@ def _loading() -> Iterator[None]:
     Raises:
         OstlerError: a library can't be imported: that is no defect of ours.
     """
+    collects = gc.isenabled()
     gc.disable()
     try:
         yield
@@ -97,7 +98,8 @@ def _loading() -> Iterator[None]:
         advice = f"; look at {' and '.join(named)}" if named else ""
         raise OstlerError(f"can't load what Ostler needs: {name_and_text(error)}{advice}") from None
     finally:
-        gc.enable()
+        if collects:
+            gc.enable()
 
 
 def _folder() -> str:

@@ -13,8 +13,8 @@ from typing import Any, cast
 
 from aiohttp import web
 
+from ostler.control.allowances import Peer
 from ostler.control.cookies import CookieFilter
-from ostler.control.peers import Peer
 from ostler.control.turns import Turns
 
 HEAD_SECONDS = 5.0
@@ -84,7 +84,7 @@ class ControlConnection(web.RequestHandler):
         """Bytes of the current head that were parsed; dropped cookies count in `_filtered`."""
         self._filtered = 0
         self._lingering: asyncio.Future[None] | None = None
-        self._refusing: asyncio.Task[None] | None = None
+        self._refusing: asyncio.Task[None] | None = None  # the loop refers to its tasks weakly
         self._dropped = 0
         self._ended = False
 

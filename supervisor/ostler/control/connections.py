@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from ostler.control.allowances import PeerTable
 from ostler.control.connection import IDLE_SECONDS, ControlConnection
 from ostler.control.cookies import CookieFilter
 from ostler.control.limits import ConnectionLimits, make_room
-from ostler.control.peers import PeerTable
 from ostler.control.turns import Turns
 from ostler.osapi.files import most_open_files
 from ostler.osapi.peers import PeerGone

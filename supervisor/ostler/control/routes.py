@@ -69,7 +69,15 @@ class Route(Generic[Ask, View]):
     """The fleet logs this change itself, with its originator."""
 
     def shown_by(self, read: Callable[[], View]) -> tuple[str, Callable[[], object]]:
-        """An entry of a backend's `shown`; that `read` returns the row's view is checked by its type."""
+        """An entry of a backend's `shown`; that `read` returns the row's view is checked by its type.
+
+        Raises:
+            ValueError: the route is none that only shows something.
+        """
+        if self.method != "GET" or self.query or "{" in self.path:
+            raise ValueError(
+                f"{self.name}: only a GET route without parameters can be shown by a method alone"
+            )
         return self.name, read
 
 

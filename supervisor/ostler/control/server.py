@@ -261,12 +261,22 @@ def _protocol_logger(log: LimitedLog) -> logging.Logger:
 
 
 def bind_handlers(backend: Backend, logins: LoginHandlers) -> dict[str, Handler]:
-    """Each route's handler by the route's name; raises AttributeError if a route has none."""
-    handlers = {name: shows(read) for name, read in backend.shown.items()}
+    """Each route's handler by the route's name.
+
+    Raises:
+        AttributeError: a route has none.
+        KeyError: what the backend shows is no route.
+    """
     fleet = FleetHandlers(backend)
+    shown = {name: shows(read) for name, read in backend.shown.items()}
+    handlers = {}
     for route in ROUTES:
-        if route.name not in handlers and route.name != STREAM.name:
+        if route.name in shown:
+            handlers[route.name] = shown.pop(route.name)
+        elif route.name != STREAM.name:
             handlers[route.name] = getattr(logins if hasattr(logins, route.name) else fleet, route.name)
+    if shown:
+        raise KeyError(*shown)
     return handlers
 
 

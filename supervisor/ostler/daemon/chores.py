@@ -1,7 +1,7 @@
 """What is to be done about once a second. Chores are independent of each other.
 
-A chore that raises is logged and tried again with backoff; the others are done as before. A chore that waits
-(a coroutine) delays no other one, and is not started again before it has ended.
+A chore that raises is logged and tried again later, with growing delays; the others are done as before. One
+that waits (a coroutine) delays no other one, and is not started again before it has ended.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from ostler.daemon.retry_delay import RetryDelay
 class _Chore:
     name: str
     call: Callable[[], Awaitable[None] | None]
-    backoff: RetryDelay = field(default_factory=RetryDelay)
+    retry_delay: RetryDelay = field(default_factory=RetryDelay)
     task: asyncio.Task[None] | None = None
 
 
@@ -57,7 +57,7 @@ class Chores:
         """Do all that do not wait for their next try."""
         self.rounds += 1
         for chore in self._chores:
-            if chore.task is None and chore.backoff.wait(self._clock()) <= 0:
+            if chore.task is None and chore.retry_delay.wait(self._clock()) <= 0:
                 self._do(chore)
 
     def _do(self, chore: _Chore) -> None:
@@ -67,7 +67,7 @@ class Chores:
             self._failed(chore)
             return
         if waiting is None:
-            chore.backoff.succeeded()
+            chore.retry_delay.succeeded()
         else:
             chore.task = asyncio.ensure_future(self._finish(chore, waiting))
 
@@ -77,10 +77,10 @@ class Chores:
         except Exception:  # noqa: BLE001 - as above
             self._failed(chore)
         else:
-            chore.backoff.succeeded()
+            chore.retry_delay.succeeded()
         finally:
             chore.task = None
 
     def _failed(self, chore: _Chore) -> None:
-        chore.backoff.failed(self._clock())
+        chore.retry_delay.failed(self._clock())
         self._attempt.failed(f"failed: {chore.name}")

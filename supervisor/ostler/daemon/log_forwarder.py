@@ -43,7 +43,9 @@ class _Sent:
 
 
 class LogForwarder:
-    """Takes each event of the supervisor's log; see `logs.setup.tap`. Called only by the loop's thread.
+    """Takes each event of the supervisor's log; see `logs.setup.set_handler`.
+
+    Called only by the loop's thread.
 
     Args:
         ports, listeners: what it works with.

@@ -19,9 +19,9 @@ import msgspec
 
 from ostler.daemon.attempts import Attempts
 from ostler.daemon.children.fork_servers import ForkServerCallbacks, ForkServerManager
-from ostler.daemon.children.hang_actions import OverdueRequests
 from ostler.daemon.children.hooks import HookDispatcher, HooksState
 from ostler.daemon.children.inbox import Inbox
+from ostler.daemon.children.overdue_requests import OverdueRequests
 from ostler.daemon.children.ports import Ports
 from ostler.daemon.children.reaper import Reaper, ReaperState
 from ostler.daemon.children.registry import ChildRegistry, ChildrenState

@@ -16,7 +16,7 @@ are 70 %. Its median over a few seconds decides, so that a single busy second ha
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ostler.fleet.model import FleetPolicy, Load
@@ -138,6 +138,12 @@ def decide(
     return _down(trend, seen, policy, wanted, now)
 
 
+def _median(values: Iterable[float]) -> float:
+    """Not the one of `statistics`, whose import takes a twentieth of the supervisor's start."""
+    ordered = sorted(values)
+    return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+
+
 def bounds(policy: FleetPolicy) -> tuple[int, int]:
     """The smallest and the largest number of workers."""
     return policy.workers, max(policy.workers, policy.workers_most or 0)
@@ -163,10 +169,7 @@ class _Seen:
 
     @classmethod
     def of(cls, samples: Sequence[Sample], policy: FleetPolicy) -> "_Seen":
-        # It imports decimals and fractions: imported here, as most fleets have a fixed number of workers.
-        from statistics import fmean, median
-
-        busy, wait = median(s.busy for s in samples), median(s.wait for s in samples)
+        busy, wait = _median(s.busy for s in samples), _median(s.wait for s in samples)
         return cls(
             seconds=len(samples),
             workers=samples[-1].workers,
@@ -174,7 +177,7 @@ class _Seen:
             busy_high=sorted(s.busy for s in samples)[-2],
             wait=wait,
             wait_high=sorted(s.wait for s in samples)[-2],
-            rate=fmean(s.rate for s in samples),
+            rate=sum(s.rate for s in samples) / len(samples),
             needed=_fitting(busy, policy.autoscale_utilisation),
             waits=wait > policy.autoscale_queue_wait > 0,
         )

@@ -1,4 +1,4 @@
-"""structlog for the supervisor. Workers and the fork server use `lean`, with the same form of lines."""
+"""structlog for the supervisor. Workers and the fork server use `worker_log`, with the same form of lines."""
 
 import atexit
 import sys

@@ -9,9 +9,9 @@ A request is begun, may be given more time, and is ended with its status and the
 Deadlines, metrics and what `ctl` shows come from that. There are two kinds of request slots:
 
 - A thread that serves makes its own with `thread_slot` and uses it for all of its requests, one at a time.
-- An event loop, or greenlets, get a free slot for each request with `begin`. More slots are taken into use as
-  they are needed, and `heartbeat` gives up the highest ones when they are free. They show requests; all of
-  them count in slot 0, which belongs to the thread that runs the loop.
+- An event loop, or greenlets, get a free slot for each request with `begin` or `take`. More slots are taken
+  into use as they are needed, and `heartbeat` gives up the highest ones when they are free. They show
+  requests; all of them count in slot 0, which belongs to the thread that runs the loop.
 
 The cell has room for all requests that the worker may ever serve at once. Its file can't grow, but it is
 sparse: a page takes memory from when it is first written, or read through the map. So nothing here reads a
@@ -67,9 +67,9 @@ _write_target = Struct(f"{PATH_SIZE}s").pack_into
 class RequestSlot:
     """Shows one request at a time, and counts answers and connections.
 
-    Its methods are called by one thread: the one that made it with `thread_slot`, or for slots of `begin` the
-    one that runs the loop. `extend` and `extend_until` may be called by any thread; reading may be done
-    anywhere, signal handlers included.
+    Its methods are called by one thread: the one that made it with `thread_slot`, or for slots of `begin` and
+    `take` the one that runs the loop. `extend` and `extend_until` may be called by any thread; reading may be
+    done anywhere, signal handlers included.
 
     Attributes:
         number: where it is in the cell; -1: the cell is full, so that it counts but does not show requests.
@@ -154,7 +154,7 @@ class RequestSlot:
             self.release()
 
     def release(self) -> None:
-        """Make a slot of `Accounting.begin` available for other requests, if it is not yet; `end` does that.
+        """Make a slot of `begin` or `take` available for other requests, if it is not yet; `end` does that.
 
         A thread's slot stays what it is.
         """
@@ -282,8 +282,9 @@ class Accounting:
             loop one for each request at once and one (slot 0) for the loop itself.
 
     Attributes:
-        slots: those that were made with `thread_slot`, and those that `begin` has taken into use. To be read
-            by anyone at any time, signal handlers included; copy it before iterating in another thread.
+        slots: those that were made with `thread_slot`, and those that `begin` or `take` has taken into use.
+            To be read by anyone at any time, signal handlers included; copy it before iterating in another
+            thread.
         own_idents: a slot of `take` or `begin` has an ident of its own, `id(slot)`, not that of the loop's
             thread; to be set before the first of them.
     """
@@ -339,8 +340,7 @@ class Accounting:
         `thread_slot(0)` must have been made by the thread that calls it. If more requests are in the app than
         the cell has slots for, they are counted, but not shown, and have no deadline.
         """
-        slot = self._free.pop() if self._free else self._another()
-        slot._is_free = False
+        slot = self.take()
         slot.begin(method, target, now)
         return slot
 
@@ -384,7 +384,7 @@ class Accounting:
     def _another(self) -> RequestSlot:
         """One more slot, shown if the cell has room for it."""
         if (loop := self._loop) is None:
-            raise RuntimeError("begin was called before thread_slot(0)")
+            raise RuntimeError("there is no thread_slot(0) yet")
         number = self._pooled + 1
         if number >= self._most:
             return self._hidden(loop)

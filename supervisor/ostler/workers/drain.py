@@ -1,4 +1,7 @@
-"""Draining: a worker serves what it has and ends, within its graceful time-out."""
+"""Draining: a worker serves what it has and ends, within its graceful time-out.
+
+The seconds come in `messages.Drain`, from `fleet/workers.py`; after SIGTERM they are those of the settings.
+"""
 
 from time import monotonic_ns
 

@@ -68,21 +68,22 @@ class LeaderFollowers:
 
     # -- called by threads that serve ----------------------------------------------------------------------
 
-    def acquire(self, accept_offer: bool) -> None:
+    def acquire(self, accept_offer: bool, handles_signals: bool = False) -> None:
         """Wait for the leadership.
 
         Args:
             accept_offer: requests usually take long, so that a leader in the app does not return soon:
                 accept its offer at once.
+            handles_signals: the caller is the main thread, in which signal handlers run.
         """
         if accept_offer and self._accept_offer():
             return
         self._waiting.append(None)
         if self.watcher_polls:
             self._wake()
-        # Not without a limit: a signal that arrives between the interpreter's last check and the wait does
-        # not end the wait, and only the main thread, which this may be, runs signal handlers.
-        while not self._leadership.acquire(True, _LONGEST_WAIT):
+        # A signal that arrives between the interpreter's last check and the wait does not end the wait.
+        limit = _LONGEST_WAIT if handles_signals else -1
+        while not self._leadership.acquire(True, limit):
             pass
         self._waiting.pop()
 

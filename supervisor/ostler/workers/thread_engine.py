@@ -205,7 +205,7 @@ class Engine(BaseWorker):
         slot = self.slot(thread)
         leader = self.leader
         while not self._done:
-            leader.acquire(self._runner.average > _SLOW_APP)
+            leader.acquire(self._runner.average > _SLOW_APP, handles_signals=thread == 0)
             # It is not known how long requests have waited that came meanwhile, or that others have left.
             self._worked_until = self._reactor.read_clock() + _UNKNOWN_WORKED_UNTIL
             self._prompt_until = 0

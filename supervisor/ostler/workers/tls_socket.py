@@ -206,7 +206,7 @@ class TlsSocket:
                 sent += self._writing
                 self._writing = 0
         except BlockingIOError:
-            # The acceptor watches for writability while something of an answer is left; that is enough.
+            # The reactor watches for writability while something of an answer is left; that is enough.
             self.wants_write = False
             if not sent:
                 raise

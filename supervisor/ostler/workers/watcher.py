@@ -8,7 +8,8 @@ the supervisor's messages.
 
 What the watcher may call: while it polls, what the leader may, i.e. reactor, acceptor, receiver, responder,
 siblings, sweeper and connection table; but never the request runner, and it accepts no connection from a
-listener. While it does not poll: nothing of the engine.
+listener. To promote another thread: `Reactor.unwatch`, for the connection that the leader serves. Otherwise
+nothing of the engine.
 """
 
 import threading

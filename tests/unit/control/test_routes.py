@@ -32,6 +32,21 @@ def test_each_route_has_a_handler_and_a_name_of_its_own() -> None:
     assert len({(route.method, route.path) for route in ROUTES}) == len(ROUTES)
 
 
+@pytest.mark.parametrize("route", [r for r in ROUTES if r.method == "POST" or r.query or "{" in r.path])
+def test_routes_that_need_a_handler(route: Route[Any, Any]) -> None:
+    """A method without arguments can't serve a route that has parameters or changes something."""
+    with pytest.raises(ValueError, match=route.name):
+        route.shown_by(dict)
+
+
+def test_what_is_shown_belongs_to_a_route() -> None:
+    """A view that no route would serve is a mistake."""
+    backend = FakeBackend()
+    backend.shown["nowhere"] = dict
+    with pytest.raises(KeyError, match="nowhere"):
+        bind_handlers(backend, LoginHandlers())
+
+
 def test_the_document_lists_exactly_the_table() -> None:
     """OpenAPI has each route with its body, answers and authentication, and nothing else."""
     paths = document()["paths"]

@@ -46,6 +46,7 @@ _MOST_UNREAD = 2000
 # imports are watched before the first that could come from elsewhere. Nothing that they leave is garbage.
 _FORK_SERVER = """\
 import gc, sys
+collects = gc.isenabled()
 gc.disable()
 root, fd, lowered = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 sys.argv[:] = sys.argv[4:]
@@ -55,7 +56,8 @@ sys.path.remove(root)
 guard()
 sys.path.insert(0, root)
 from ostler.forkserver.main import main
-gc.enable()
+if collects:
+    gc.enable()
 sys.path.remove(root)
 main(fd, lowered)
 """

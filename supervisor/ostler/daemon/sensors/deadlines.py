@@ -4,7 +4,7 @@ After a look the sensor waits until the earliest deadline of the requests in fli
 request that starts meanwhile can't be overdue before. A loop without requests makes a pass once a second and
 notes its time (HEARTBEAT); the sensor checks that about as often.
 
-It only reports: `fleet/overdue.py` decides, `daemon/children/hang_actions.py` signals the worker.
+It only reports: `fleet/overdue.py` decides, `daemon/children/overdue_requests.py` signals the worker.
 """
 
 import asyncio

@@ -135,7 +135,7 @@ def bounded_websocket(protocol: type[Any]) -> type[Any]:
     """uvicorn's websocket protocol, with bounds.
 
     Attributes:
-        stalled: as in `pace.measured`.
+        stalled: as in `client_speed.measured`.
     """
 
     class BoundedWebsocket(protocol):  # type: ignore[misc]
