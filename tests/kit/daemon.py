@@ -295,7 +295,7 @@ class Daemon:
         self.process.send_signal(signum)
 
     def kill(self) -> None:
-        """Send SIGKILL and wait. The rest of the fleet ends by itself, for which the place waits at its end."""
+        """Send SIGKILL and wait. The place waits for the rest of the fleet, which ends by itself."""
         self.process.kill()
         self.process.wait()
 
