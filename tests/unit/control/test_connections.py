@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ostler.control import peers
+from ostler.control import allowances
 from ostler.control.acceptor import ControlAcceptor
 from ostler.logs.limiter import LimitedLog
 from tests.unit.control.conftest import Rig
@@ -186,7 +186,7 @@ async def test_a_client_that_ends_its_side_is_answered(rig: Rig, requests: int) 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user for a moment")
 async def test_an_untrusted_user_beyond_its_budget_waits(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many short connections, as a proxy makes them, wait for a short time and are not refused."""
-    monkeypatch.setattr(peers, "OTHER_USER", (0.02, 0.02))
+    monkeypatch.setattr(allowances, "OTHER_USER", (0.02, 0.02))
     loop = asyncio.get_running_loop()
     began = loop.time()
     async with asyncio.timeout(20):
