@@ -100,7 +100,8 @@ class Siege:
 def daemon(place: Place) -> Daemon:
     """One worker with one thread, which is the easiest to block."""
     place.add("page.py", PAGE)
-    limits = "--header-timeout 1 --body-timeout 1 --body-min-rate 5000 --keep-alive 10"
+    # slowhttptest takes a second to open its connections, and counts them once a second.
+    limits = "--header-timeout 3 --body-timeout 3 --body-min-rate 5000 --keep-alive 10"
     return place.start(*limits.split(), "page:app")
 
 
