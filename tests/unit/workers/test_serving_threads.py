@@ -16,6 +16,7 @@ from tests.kit.daemon import until
 from tests.unit.workers.rig import PATIENCE
 
 Make = Callable[[int], ServingThreads]
+Names = Callable[[], set[str]]
 
 
 class Served:
@@ -57,11 +58,14 @@ def make(served: Served, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     sys.setswitchinterval(interval)
 
 
-def names() -> set[str]:
-    return {thread.name for thread in threading.enumerate() if thread.name.startswith("ostler-")}
+@pytest.fixture
+def names() -> Names:
+    """The names of the threads that the test has started; threads of other tests may still be there."""
+    before = set(threading.enumerate())
+    return lambda: {thread.name for thread in set(threading.enumerate()) - before}
 
 
-def test_they_wait_to_be_released(make: Make, served: Served) -> None:
+def test_they_wait_to_be_released(make: Make, served: Served, names: Names) -> None:
     """They exist before, so that a lack of threads is found; the main thread has the name's number 1."""
     threads = make(3)
     assert names() == {"ostler-2", "ostler-3", "ostler-4"}
@@ -86,7 +90,7 @@ def test_without_threads() -> None:
     threads.join(0)
 
 
-def test_join_is_limited(make: Make, served: Served) -> None:
+def test_join_is_limited(make: Make, served: Served, names: Names) -> None:
     """A request that does not end does not keep the worker; its thread is left behind."""
     threads = make(3)
     threads.release()
