@@ -217,7 +217,9 @@ def test_the_only_writer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_alone_in_a_user_namespace(folder: Path) -> None:
-    """Root of a namespace with one account is an ordinary user; the system's root appears to it as nobody."""
+    """Root of a user namespace with one account has no rights outside; the system's root appears there as the
+    overflow user (user_namespaces(7)).
+    """
     alone = ["unshare", "--user", "--map-root-user", sys.executable, "-c"]
     if subprocess.run([*alone, ""], check=False, capture_output=True).returncode != 0:
         pytest.skip("no user namespaces here")

@@ -6,6 +6,7 @@ import pytest
 
 from ostler.settings.kinds import numbers
 from ostler.settings.kinds.kind import Kind
+from tests.unit.settings.kinds.checks import assert_becomes, assert_refused
 
 FEW = Kind(numbers.whole_number(1, 9), "N")
 
@@ -45,9 +46,7 @@ FEW = Kind(numbers.whole_number(1, 9), "N")
 )
 def test_values(kind: Kind, given: Any, value: Any) -> None:
     """Text and Python objects become the typed value."""
-    parsed = kind.parse(given)
-    assert parsed == value
-    assert type(parsed) is type(value)
+    assert_becomes(kind, given, value)
 
 
 @pytest.mark.parametrize(
@@ -97,9 +96,7 @@ def test_values(kind: Kind, given: Any, value: Any) -> None:
 )
 def test_mistakes(kind: Kind, given: Any, problem: str) -> None:
     """A wrong value is refused in one line that names what is expected."""
-    with pytest.raises(ValueError, match=r"^[^\n]+$") as caught:
-        kind.parse(given)
-    assert problem in str(caught.value)
+    assert_refused(kind, given, problem)
 
 
 @pytest.mark.parametrize(

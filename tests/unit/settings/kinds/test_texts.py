@@ -7,6 +7,7 @@ import pytest
 
 from ostler.settings.kinds import texts
 from ostler.settings.kinds.kind import Kind
+from tests.unit.settings.kinds.checks import assert_becomes, assert_refused
 
 LEVEL = texts.choice("info", "warning", aliases={"warn": "warning"})
 
@@ -40,9 +41,7 @@ LEVEL = texts.choice("info", "warning", aliases={"warn": "warning"})
 )
 def test_values(kind: Kind, given: Any, value: Any) -> None:
     """Text and Python objects become the typed value."""
-    parsed = kind.parse(given)
-    assert parsed == value
-    assert type(parsed) is type(value)
+    assert_becomes(kind, given, value)
 
 
 @pytest.mark.parametrize(
@@ -60,9 +59,7 @@ def test_values(kind: Kind, given: Any, value: Any) -> None:
 )
 def test_mistakes(kind: Kind, given: Any, problem: str) -> None:
     """A wrong value is refused in one line that names what is expected."""
-    with pytest.raises(ValueError, match=r"^[^\n]+$") as caught:
-        kind.parse(given)
-    assert problem in str(caught.value)
+    assert_refused(kind, given, problem)
 
 
 @pytest.mark.parametrize(
