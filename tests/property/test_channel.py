@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
 import msgspec
+import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +20,7 @@ from ostler.fleet import events
 from ostler.ipc import messages
 from ostler.settings.load import Loaded, load
 from tests.kit.standins import ShellHarness
+from tests.kit.tiers import thorough
 
 KINDS = sorted(
     {
@@ -178,9 +180,9 @@ async def survive(todo: list[Step]) -> None:
 GARBAGE = Step("bytes", 1, b"\xff")
 
 
-@settings(
-    max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
-)
+SETTINGS = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
+
+
 @given(steps)
 @example([GARBAGE, Step("die", 1), Step("bytes", 2, b"\xff"), Step("die", 2)])
 @example([Step("bytes", 0, b"\xff"), Step("die", 0)])
@@ -192,6 +194,11 @@ GARBAGE = Step("bytes", 1, b"\xff")
     ]
 )
 @example([Step("refork", 0), Step("play", 0), Step("message", 1, {"type": "ZygoteReady"}), Step("die", 1)])
-def test_anything(todo: list[Step]) -> None:
-    """Bytes, and messages in any order from any child; see the module."""
+def anything(todo: list[Step]) -> None:
     run(survive(todo))
+
+
+@pytest.mark.parametrize("examples", [20, *thorough(60)])
+def test_anything(examples: int) -> None:
+    """Bytes, and messages in any order from any child; see the module."""
+    settings(SETTINGS, max_examples=examples)(anything)()

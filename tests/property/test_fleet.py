@@ -35,6 +35,7 @@ from ostler.fleet.state import State
 from ostler.fleet.step import FleetStep
 from tests.kit.play import World, carried
 from tests.kit.policies import fleet_policy
+from tests.kit.tiers import thorough
 
 READY, BOOTING = WorkerState.READY, WorkerState.BOOTING
 
@@ -715,7 +716,6 @@ def _one(found: list[int], pick: int) -> int:
 
 
 SETTINGS = settings(
-    max_examples=600,
     stateful_step_count=60,
     derandomize=True,
     # A failure is shrunk, but without the explain phase, which takes minutes.
@@ -743,7 +743,8 @@ PLAYED = {
 }
 
 
-def test_fleet(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("examples", [200, *thorough(600)])
+def test_fleet(monkeypatch: pytest.MonkeyPatch, examples: int) -> None:
     """The rules above with random events.
     Together the runs make most transitions of the tables in `lifecycle`.
     """
@@ -758,7 +759,7 @@ def test_fleet(monkeypatch: pytest.MonkeyPatch) -> None:
         return changed
 
     monkeypatch.setattr(FleetStep, "move", move)
-    run_state_machine_as_test(FleetMachine, settings=SETTINGS)
+    run_state_machine_as_test(FleetMachine, settings=settings(SETTINGS, max_examples=examples))
     legal = {
         (f"{table.subject} {state.value}", lifecycle.label(cause))
         for table in (lifecycle.WORKERS, lifecycle.GENERATIONS, lifecycle.RELOADS)

@@ -363,6 +363,8 @@ def test_new_program_fails_and_workers_end(place: Place) -> None:
     for pid in workers:
         os.kill(pid, signal.SIGKILL)
     assert daemon.wait() == 1
+    # The fork server, whose channel that closes, ends by itself.
+    until(lambda: place.leftovers() == [], "all processes have ended")
 
 
 @pytest.mark.parametrize("value", ["99", *thorough("0", "1:0", "nothing")])
