@@ -1,6 +1,7 @@
 """The watcher, with real files and the kernel's real notifications."""
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
