@@ -597,6 +597,12 @@ class Play(World):
     def pause(self) -> Self:
         return self.on(events.PauseAsked("test"))
 
+    def drain(self) -> Self:
+        return self.on(events.DrainAsked("test"))
+
+    def resume(self) -> Self:
+        return self.on(events.ResumeAsked("test"))
+
     def stop(self) -> Self:
         return self.on(events.StopAsked("test", "graceful"))
 

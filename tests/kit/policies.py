@@ -15,6 +15,7 @@ def fleet_policy(**changes: Any) -> FleetPolicy:
         "workers_most": None,
         "graceful_timeout": 30.0,
         "drain_grace": 0.0,
+        "shutdown_delay": 0.0,
         "boot_timeout": 60.0,
         "timeout_grace": 2.0,
         "timeout_soft": False,

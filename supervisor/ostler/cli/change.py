@@ -14,8 +14,21 @@ from ostler.cli import output, waiting
 from ostler.cli.output import duration, print_json, print_line
 from ostler.cli.progress import Meter, Roll
 from ostler.cli.target import Target, pass_target, with_target
-from ostler.control.routes import EVENTS, RECYCLE, REFORK, RELOAD, SCALE, STATUS, STOP, UPGRADE, WORKERS
-from ostler.control.views import ReforkBody, ReloadView, Scale, Stop
+from ostler.control.routes import (
+    DRAIN,
+    EVENTS,
+    PAUSE,
+    RECYCLE,
+    REFORK,
+    RELOAD,
+    RESUME,
+    SCALE,
+    STATUS,
+    STOP,
+    UPGRADE,
+    WORKERS,
+)
+from ostler.control.views import ReforkBody, ReloadView, Scale, StatusView, Stop
 from ostler.errors import OstlerError
 
 Command = TypeVar("Command", bound=Callable[..., object])
@@ -216,4 +229,47 @@ def stop(target: Target, quick: bool, timeout: float, no_wait: bool) -> None:
         print_line(f"pid {pid} stopped ({duration(time.monotonic() - began)})")
 
 
-COMMANDS = (scale, reload, recycle, refork, upgrade, stop)
+@click.command()
+@with_waiting
+@with_target
+@pass_target
+def pause(target: Target, timeout: float, no_wait: bool) -> None:
+    """Drain all workers and keep the daemon; connections wait until `ctl resume`."""
+    client = target.client()
+    view = client.call(PAUSE)
+    if not no_wait:
+        with Meter("pausing", wanted=not target.json) as meter:
+            view = waiting.paused(client, meter, waiting.WaitLimit(timeout))
+    _print_state(target, view, "pause asked" if no_wait else "paused; `ctl resume` serves again")
+
+
+@click.command()
+@with_target
+@pass_target
+def drain(target: Target) -> None:
+    """Answer /readyz with 503 so that load balancers send nothing new; the workers serve on."""
+    _print_state(target, target.client().call(DRAIN), "draining; `ctl resume` takes it back")
+
+
+@click.command()
+@with_waiting
+@with_target
+@pass_target
+def resume(target: Target, timeout: float, no_wait: bool) -> None:
+    """End a pause and a drain."""
+    client = target.client()
+    view = client.call(RESUME)
+    if not no_wait:
+        with Meter("resuming", wanted=not target.json) as meter:
+            view = waiting.scaled(client, view.override, meter, waiting.WaitLimit(timeout))
+    _print_state(target, view, "resume asked" if no_wait else f"{view.ready} of {view.wanted} workers ready")
+
+
+def _print_state(target: Target, view: StatusView, outcome: str) -> None:
+    if target.json:
+        print_json(view)
+    else:
+        print_line(outcome)
+
+
+COMMANDS = (scale, reload, recycle, refork, upgrade, pause, drain, resume, stop)

@@ -108,6 +108,24 @@ def scaled(client: Client, asked: int | None, meter: Meter, limit: WaitLimit) ->
     return limit.until(condition)
 
 
+def paused(client: Client, meter: Meter, limit: WaitLimit) -> StatusView:
+    """Wait until the fleet has no worker. Raises OstlerError if the pause has ended meanwhile."""
+    most = 0
+
+    def condition() -> StatusView | None:
+        nonlocal most
+        status = client.call(STATUS)
+        left = len(client.call(WORKERS))
+        most = max(most, left)
+        _refuse_stopping(status)
+        if status.wanted:
+            raise OstlerError("another command has ended the pause")
+        meter.show(most - left, most)
+        return None if left else status
+
+    return limit.until(condition)
+
+
 def _overtaken(status: StatusView) -> str:
     """Why another number of workers is wanted than a command has asked for."""
     if status.state == "paused":

@@ -163,8 +163,8 @@ class FleetHandlers:
 
     async def readyz(self, _call: Call[None]) -> Answer:
         status = self._backend.status()
-        if status.state == "stopping":
-            return Answer("stopping\n", 503)
+        if status.state in ("draining", "stopping"):
+            return Answer(f"{status.state}\n", 503)
         return Answer("ready\n") if status.ready else Answer("no worker is ready\n", 503)
 
     async def openapi(self, _call: Call[None]) -> Answer:
@@ -238,6 +238,18 @@ class FleetHandlers:
         self._refuse_if_reloading("the daemon can't be upgraded")
         return self._ask(events.UpgradeAsked(by=call.by))
 
+    async def pause(self, call: Call[None]) -> Answer:
+        return self._ask_unless_stopping(events.PauseAsked(by=call.by))
+
+    async def drain(self, call: Call[None]) -> Answer:
+        return self._ask_unless_stopping(events.DrainAsked(by=call.by))
+
+    async def resume(self, call: Call[None]) -> Answer:
+        answer = self._ask_unless_stopping(events.ResumeAsked(by=call.by))
+        if self._backend.status().state in ("paused", "draining"):
+            raise Conflict("the daemon is about to stop")
+        return answer
+
     async def stop(self, call: Call[Stop]) -> Answer:
         self._backend.submit(events.StopAsked(by=call.by, how="graceful" if call.ask.graceful else "quick"))
         return Answer(self._backend.status())
@@ -248,6 +260,12 @@ class FleetHandlers:
         asked = Asked(recent[-1].id if recent else 0)
         self._backend.submit(event)
         return Answer(asked)
+
+    def _ask_unless_stopping(self, event: Event) -> Answer:
+        """Submit an event whose outcome the status shows at once."""
+        self._refuse_if_stopping()
+        self._backend.submit(event)
+        return Answer(self._backend.status())
 
     def _worker(self, slot: str) -> WorkerView:
         """The serving worker of a slot, else the first one in it. Raises NotFound."""

@@ -88,7 +88,7 @@ READYZ: Route[None, str] = Route(
     "readyz",
     "GET",
     "/readyz",
-    "Whether the fleet takes requests: 503 unless a worker is ready and the daemon is not stopping",
+    "Whether the fleet takes requests: 503 unless a worker is ready and the daemon neither drains nor stops",
     view=str,
     also=(503,),
     media=TEXT,
@@ -205,6 +205,36 @@ UPGRADE: Route[None, Asked] = Route(
     status=202,
     errors=(409,),
 )
+PAUSE: Route[None, StatusView] = Route(
+    "pause",
+    "POST",
+    "/v1/pause",
+    "Drain all workers; the daemon stays, and connections wait in the listeners' queues until `resume`",
+    scope="operate",
+    logged_by_fleet=True,
+    view=StatusView,
+    errors=(409,),
+)
+DRAIN: Route[None, StatusView] = Route(
+    "drain",
+    "POST",
+    "/v1/drain",
+    "Answer /readyz with 503 so that load balancers send nothing new; the workers serve on until `resume`",
+    scope="operate",
+    logged_by_fleet=True,
+    view=StatusView,
+    errors=(409,),
+)
+RESUME: Route[None, StatusView] = Route(
+    "resume",
+    "POST",
+    "/v1/resume",
+    "End a pause and a drain",
+    scope="operate",
+    logged_by_fleet=True,
+    view=StatusView,
+    errors=(409,),
+)
 STOP: Route[Stop, StatusView] = Route(
     "stop",
     "POST",
@@ -255,6 +285,9 @@ ROUTES: tuple[Route[object, object], ...] = (  # type: ignore[assignment]  # row
     RECYCLE,
     REFORK,
     UPGRADE,
+    PAUSE,
+    DRAIN,
+    RESUME,
     STOP,
     LOGIN,
     LOGOUT,

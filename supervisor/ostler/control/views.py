@@ -9,7 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 WorkerState = Literal["booting", "ready", "draining", "stopping"]
-FleetState = Literal["starting", "ready", "degraded", "reloading", "paused", "stopping"]
+FleetState = Literal["starting", "ready", "degraded", "reloading", "paused", "draining", "stopping"]
 ReloadPhase = Literal["loading", "canary", "rolling", "done", "failed", "superseded", "rolled back"]
 TakesEffect = Literal["live", "generation", "restart"]
 ExitKind = Literal["worker", "fork server"]

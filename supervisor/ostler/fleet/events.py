@@ -265,8 +265,25 @@ class PauseAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class DrainAsked:
+    """Report that the fleet is not ready, so that load balancers send nothing new; the workers serve on."""
+
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeAsked:
+    """End a pause and a drain."""
+
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
 class StopAsked:
-    """End the daemon. Asked a second time, a graceful stop becomes a quick one."""
+    """End the daemon. Asked a second time, a graceful stop becomes a quick one.
+
+    A graceful stop begins after `shutdown_delay`, or at once if it is asked for again.
+    """
 
     by: str
     how: Literal["graceful", "quick"]
@@ -300,5 +317,7 @@ Event = (
     | ReforkAsked
     | UpgradeAsked
     | PauseAsked
+    | DrainAsked
+    | ResumeAsked
     | StopAsked
 )

@@ -81,6 +81,8 @@ class FleetPolicy:
     """A draining worker's budget, which is sent to it."""
     drain_grace: float
     """How long after that it is killed: it ends by itself in time, and its atexit functions may run."""
+    shutdown_delay: float
+    """How long the fleet serves on, reported as not ready, before a graceful stop."""
     boot_timeout: float
     timeout_grace: float
     timeout_soft: bool

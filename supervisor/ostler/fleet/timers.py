@@ -18,6 +18,7 @@ def earliest(step: FleetStep) -> float | None:
         )
     times += [generation.deadline for generation in state.generations.values()]
     if not state.stopping:
+        times.append(state.stop_at)
         current = state.generations.get(state.current)
         # In other states a retry waits for something else first: the fork server's end, or its loading.
         if current and current.state in (GenerationState.DOWN, GenerationState.UP):

@@ -51,6 +51,9 @@ COMMANDS: dict[str, list[list[str]]] = {
     "recycle": [["recycle", "1"], ["recycle", "1", "--no-wait"]],
     "refork": [["refork"], ["refork", "--no-wait"]],
     "upgrade": [["upgrade"], ["upgrade", "--no-wait"]],
+    "pause": [["pause"], ["pause", "--no-wait"]],
+    "drain": [["drain"]],
+    "resume": [["resume"], ["resume", "--no-wait"]],
     "stop": [["stop"], ["stop", "--no-wait"]],
     "open": [["open"]],
 }
@@ -233,7 +236,7 @@ def run(place: Path, capsys: pytest.CaptureFixture[str]) -> Run:
 
 def waits(argv: list[str]) -> list[str]:
     """A command that may wait for ever waits only a moment."""
-    waiting_ones = ("scale", "reload", "recycle", "refork", "upgrade", "stop")
+    waiting_ones = ("scale", "reload", "recycle", "refork", "upgrade", "pause", "resume", "stop")
     return [*argv, "--timeout", "0.2"] if argv[0] in waiting_ones else argv
 
 

@@ -138,6 +138,7 @@ CHANGES = {
     "autoscale_cooldown": Change("1000", "5", _cooldown, RANGE),
     "timeout": Change("30", "1", _timeout),
     "graceful_timeout": Change("30", "3", lambda play: play.taken_over().after(10) and play.old(1)),
+    "shutdown_delay": Change("0", "20", lambda play: play.taken_over().stop().after(10) and play.old(2)),
     "boot_timeout": Change(
         "60", "5", lambda play: play.configured().after(10) and play.fork_servers[2].ordered
     ),

@@ -272,6 +272,18 @@ class FleetRows(ListeningRows, frozen=True, kw_only=True):
             policy="graceful_timeout",
         ),
     ] = 30.0
+    shutdown_delay: Annotated[
+        float,
+        Setting(
+            numbers.SECONDS,
+            "How long to serve on after SIGTERM before the workers drain, while /readyz answers 503: load "
+            "balancers need this time to notice.",
+            flags=("--shutdown-delay",),
+            takes_effect=LIVE,
+            policy="shutdown_delay",
+            gunicorn=None,
+        ),
+    ] = 0.0
     boot_timeout: Annotated[
         float,
         Setting(
