@@ -1,36 +1,34 @@
-"""A daemon that serves on and is reported as not ready: `ctl drain`, --shutdown-delay; and one without workers:
-`ctl pause`.
+"""A daemon that serves on and is reported as not ready (`ctl drain`, --shutdown-delay), and one without
+workers (`ctl pause`).
 """
 
 import signal
 
 import pytest
 
-from ostler.control.client import RefusedError
-from ostler.control.routes import READYZ
 from tests.kit.daemon import Daemon, Place
+from tests.kit.http_client import ask
+from tests.system.test_control_tcp import url
 
 pytestmark = pytest.mark.system
 
 
 def readiness(daemon: Daemon) -> str:
     """What /readyz says."""
-    try:
-        return daemon.client().call(READYZ).strip()
-    except RefusedError as error:
-        assert error.status == 503
-        return str(error).strip()
+    answer = ask(url(daemon), "/readyz")
+    assert answer.status == (200 if answer.text == "ready\n" else 503)
+    return answer.text.strip()
 
 
 def test_shutdown_delay(place: Place) -> None:
     """After SIGTERM all is served and nothing is ready; a second SIGTERM begins the graceful stop."""
-    daemon = place.start("-w", "2", "--shutdown-delay", "600", "plain:app")
+    daemon = place.start("-w", "2", "--shutdown-delay", "600", "--control-bind", "127.0.0.1:0", "plain:app")
     assert readiness(daemon) == "ready"
     workers = daemon.pids()
     daemon.send(signal.SIGTERM)
     assert daemon.event("stop")["delay"] == 600
     assert daemon.status().state == "draining"
-    assert "draining" in readiness(daemon)
+    assert readiness(daemon) == "draining"
     assert daemon.get().text == "one"
     assert daemon.pids() == workers
     refused = daemon.ctl("resume")
@@ -41,19 +39,22 @@ def test_shutdown_delay(place: Place) -> None:
 
 def test_end_of_the_shutdown_delay(place: Place) -> None:
     """The stop begins by itself, and a request that came during the delay is answered."""
-    daemon = place.start("--shutdown-delay", "1", "slow:app")
+    daemon = place.start("--shutdown-delay", "1", "plain:app")
+    slow = daemon.connect()
     daemon.send(signal.SIGTERM)
     daemon.event("stop")
-    slow = daemon.connect().asked("/sleep/2")
+    slow.asked("/gate/slow")
+    daemon.until(lambda: daemon.status().state == "stopping", "the end of the delay")
+    (place.app_folder / "slow.open").touch()
+    assert slow.answer().text == "slow passed"
     assert daemon.wait() == 0
-    assert slow.answer().status == 200
 
 
 def test_drain_and_resume(place: Place) -> None:
     """`ctl drain` changes what /readyz says, and `ctl resume` takes that back."""
-    daemon = place.start("plain:app")
+    daemon = place.start("--control-bind", "127.0.0.1:0", "plain:app")
     assert daemon.ctl("drain").code == 0
-    assert "draining" in readiness(daemon)
+    assert readiness(daemon) == "draining"
     assert daemon.get().text == "one"
     assert daemon.ctl("status").out.count("draining") >= 1
     assert daemon.ctl("resume").code == 0

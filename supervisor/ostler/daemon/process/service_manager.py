@@ -1,4 +1,4 @@
-"""What systemd is told of the fleet (sd_notify(3)): readiness, reloads, the end, and the state as a sentence."""
+"""What is reported to systemd (sd_notify(3)): readiness, reloads, the end, and the state as a sentence."""
 
 import os
 import time
