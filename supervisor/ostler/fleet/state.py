@@ -26,8 +26,9 @@ class State:
     set by hand, or None for the configuration's own; autoscaled: the number that the load asks for, if it
     decides; draining_since: since when the fleet is reported as not ready while its workers serve on;
     stop_at: when a graceful stop that was asked for begins; kills: when outsiders ended workers that served,
-    within the last minute; ever_ready: a worker was ready once; announced: `actions.Serving` was returned; postponed: reports of the start that are only
-    made if it succeeds; finish: how the daemon is to end; finished: that was requested.
+    within the last minute; ever_ready: a worker was ready once; announced: `actions.Serving` was returned;
+    postponed: reports of the start that are only made if it succeeds; finish: how the daemon is to end;
+    finished: that was requested.
     """
 
     workers: dict[int, Worker] = field(default_factory=dict)
