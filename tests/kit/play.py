@@ -603,6 +603,12 @@ class Play(World):
     def resume(self) -> Self:
         return self.on(events.ResumeAsked("test"))
 
+    def abort_reload(self) -> Self:
+        return self.on(events.AbortReloadAsked("test"))
+
+    def rollback(self) -> Self:
+        return self.on(events.RollbackAsked("test"))
+
     def stop(self) -> Self:
         return self.on(events.StopAsked("test", "graceful"))
 

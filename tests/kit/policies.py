@@ -24,6 +24,7 @@ def fleet_policy(**changes: Any) -> FleetPolicy:
         "boot_parallelism": 2,
         "canary_time": 0.0,
         "probation": 0.0,
+        "keep_generations": 0,
         "rollback_crashes": 0,
         "rollback_error_rate": 0.0,
         "refork_after": (),

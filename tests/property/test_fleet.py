@@ -523,6 +523,14 @@ class FleetMachine(RuleBasedStateMachine):
         self.world.hand_in(events.PauseAsked("test"))
 
     @rule()
+    def abort_of_a_reload_is_asked(self) -> None:
+        self.world.hand_in(events.AbortReloadAsked("test"))
+
+    @rule()
+    def rollback_is_asked(self) -> None:
+        self.world.hand_in(events.RollbackAsked("test"))
+
+    @rule()
     def drain_is_asked(self) -> None:
         self.world.hand_in(events.DrainAsked("test"))
 

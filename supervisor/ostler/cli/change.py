@@ -5,22 +5,20 @@ Each sends its request, waits for the outcome, and exits with 0 only if the want
 
 import sys
 import time
-from collections.abc import Callable
-from typing import TypeVar
 
 import click
 
 from ostler.cli import output, waiting
 from ostler.cli.output import duration, print_json, print_line
 from ostler.cli.progress import Meter, Roll
-from ostler.cli.target import Target, pass_target, with_target
+from ostler.cli.reloading import check_reload
+from ostler.cli.target import Target, pass_target, with_target, with_waiting
 from ostler.control.routes import (
     DRAIN,
     EVENTS,
     PAUSE,
     RECYCLE,
     REFORK,
-    RELOAD,
     RESUME,
     SCALE,
     STATUS,
@@ -28,22 +26,8 @@ from ostler.control.routes import (
     UPGRADE,
     WORKERS,
 )
-from ostler.control.views import ReforkBody, ReloadView, Scale, StatusView, Stop
+from ostler.control.views import ReforkBody, Scale, StatusView, Stop
 from ostler.errors import OstlerError
-
-Command = TypeVar("Command", bound=Callable[..., object])
-
-
-def with_waiting(command: Command) -> Command:
-    command = click.option("--no-wait", is_flag=True, help="Only ask; do not wait for the outcome.")(command)
-    return click.option(
-        "--timeout",
-        type=click.FloatRange(min=0, min_open=True),
-        default=120.0,
-        show_default=True,
-        metavar="SECONDS",
-        help="How long to wait for the outcome.",
-    )(command)
 
 
 # -1 is an amount here, not an option.
@@ -76,42 +60,6 @@ def _scale(amount: str) -> Scale:
         kind = "no such option" if amount.startswith("-") else "not a number of workers"
         raise click.UsageError(f"{kind}: {amount}")
     return Scale(workers=int(amount)) if amount == digits else Scale(delta=int(amount))
-
-
-@click.command()
-@with_waiting
-@with_target
-@pass_target
-def reload(target: Target, timeout: float, no_wait: bool) -> None:
-    """Load configuration and app again and replace all workers, without a pause."""
-    client = target.client()
-    before, roll = client.call(STATUS), Roll(client.call(WORKERS), wanted=not (target.json or no_wait))
-    view = client.call(RELOAD)
-    generation = view.generation
-    if not no_wait:
-        with roll:
-            view = waiting.reloaded(client, generation, roll, waiting.WaitLimit(timeout))
-    if target.json:
-        print_json(view)
-    _check_reload(view, generation)
-    if target.json:
-        return
-    if no_wait:
-        print_line(f"reload to generation {generation} asked")
-    else:
-        output.print_reload(view, before, client.call(STATUS))
-
-
-def _check_reload(view: ReloadView, generation: int) -> None:
-    """Raise OstlerError for a reload that did not succeed, after printing its traceback."""
-    if view.generation != generation or view.phase == "superseded":
-        raise OstlerError(f"the reload to generation {generation} was superseded by another")
-    if view.phase in ("failed", "rolled back"):
-        if view.traceback:
-            output.show_traceback(view.traceback)
-        reason = " ".join((view.reason or "no reason given").split())
-        how = "the reload failed" if view.phase == "failed" else "the reload was rolled back"
-        raise OstlerError(f"{how}, the old generation serves on: {reason}")
 
 
 @click.command()
@@ -201,7 +149,7 @@ def upgrade(target: Target, timeout: float, no_wait: bool) -> None:
     after = client.call(STATUS)
     if target.json:
         print_json(after)
-    _check_reload(view, generation)
+    check_reload(view, generation)
     if not target.json:
         output.print_reload(view, before, after)
 
@@ -272,4 +220,4 @@ def _print_state(target: Target, view: StatusView, outcome: str) -> None:
         print_line(outcome)
 
 
-COMMANDS = (scale, reload, recycle, refork, upgrade, pause, drain, resume, stop)
+COMMANDS = (scale, recycle, refork, upgrade, pause, drain, resume, stop)

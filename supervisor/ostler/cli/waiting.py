@@ -152,6 +152,18 @@ def reloaded(client: Client, generation: int, roll: Roll, limit: WaitLimit) -> R
     return limit.until(condition)
 
 
+def probation_over(client: Client, generation: int, limit: WaitLimit) -> ReloadView:
+    """Wait until a reload that has ended can't be rolled back by itself any more, or was."""
+
+    def condition() -> ReloadView | None:
+        newest = client.call(RELOAD_STATUS)
+        if newest.generation != generation:
+            return _earlier(client, generation) or newest
+        return None if newest.on_probation else newest
+
+    return limit.until(condition)
+
+
 def _earlier(client: Client, generation: int) -> ReloadView | None:
     """The reload to `generation`, by the event of its end; None if it has none."""
     events = client.call(EVENTS)

@@ -37,6 +37,10 @@ EXITS_SHOWN = 100
 """The default of `limit`."""
 
 
+RELOADING = ("loading", "canary", "rolling")
+"""The phases of a reload that is running."""
+
+
 def _always() -> bool:
     return True
 
@@ -216,6 +220,23 @@ class FleetHandlers:
             ended = await self._backend.reload_ended(started.generation)
         return Answer(ended, 200 if ended.phase == "done" else 409)
 
+    async def abort_reload(self, call: Call[None]) -> Answer:
+        running = self._backend.reload()
+        if running is None or running.phase not in RELOADING:
+            raise Conflict("no reload is running")
+        self._backend.submit(events.AbortReloadAsked(by=call.by))
+        after = self._backend.reload()
+        if after is not None and after.phase in RELOADING:
+            raise Conflict("the new generation has taken over, and the old one is not kept (see --probation)")
+        return Answer(after)
+
+    async def rollback(self, call: Call[None]) -> Answer:
+        self._refuse_if_stopping()
+        if self._backend.status().rollback_to is None:
+            raise Conflict("no older generation is kept (see --probation and --keep-generations)")
+        self._backend.submit(events.RollbackAsked(by=call.by))
+        return Answer(self._backend.status())
+
     async def recycle(self, call: Call[None]) -> Answer:
         worker = self._worker(call.path["slot"])
         self._refuse_if_stopping()
@@ -281,7 +302,7 @@ class FleetHandlers:
 
     def _refuse_if_reloading(self, consequence: str) -> None:
         newest = self._backend.reload()
-        if newest is not None and newest.phase in ("loading", "canary", "rolling"):
+        if newest is not None and newest.phase in RELOADING:
             raise Conflict(
                 f"a reload to generation {newest.generation} is running; {consequence} until its end"
             )

@@ -169,6 +169,27 @@ RELOAD: Route[ReloadBody, ReloadView] = Route(
     status=202,
     also=(200, 409),
 )
+ABORT_RELOAD: Route[None, ReloadView] = Route(
+    "abort_reload",
+    "POST",
+    "/v1/reload/abort",
+    "Give up the reload that is running; the generation before serves on, or again",
+    scope="operate",
+    logged_by_fleet=True,
+    view=ReloadView,
+    errors=(409,),
+)
+ROLLBACK: Route[None, StatusView] = Route(
+    "rollback",
+    "POST",
+    "/v1/rollback",
+    "Serve with the generation before again, which is kept on probation, and longer with `keep_generations`",
+    scope="operate",
+    logged_by_fleet=True,
+    view=StatusView,
+    status=202,
+    errors=(409,),
+)
 RECYCLE: Route[None, WorkerView] = Route(
     "recycle",
     "POST",
@@ -282,6 +303,8 @@ ROUTES: tuple[Route[object, object], ...] = (  # type: ignore[assignment]  # row
     STREAM,
     SCALE,
     RELOAD,
+    ABORT_RELOAD,
+    ROLLBACK,
     RECYCLE,
     REFORK,
     UPGRADE,

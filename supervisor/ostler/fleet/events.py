@@ -231,6 +231,20 @@ class ReloadAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class AbortReloadAsked:
+    """Give up the reload that runs: the generation before serves on, or again."""
+
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class RollbackAsked:
+    """Serve with the generation before again, as long as it is kept."""
+
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
 class RecycleAsked:
     """Replace the worker in a slot; its successor is ready first."""
 
@@ -313,6 +327,8 @@ Event = (
     | StartAsked
     | ResizeAsked
     | ReloadAsked
+    | AbortReloadAsked
+    | RollbackAsked
     | RecycleAsked
     | ReforkAsked
     | UpgradeAsked

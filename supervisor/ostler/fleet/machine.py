@@ -67,6 +67,8 @@ HANDLERS: Mapping[type[Any], Callable[[FleetStep, Any], None]] = {
     events.DeadlinePassed: lambda _step, _event: None,
     events.ResizeAsked: scaling.resize,
     events.ReloadAsked: reloads.asked,
+    events.AbortReloadAsked: probation.abort_asked,
+    events.RollbackAsked: probation.rollback_asked,
     events.RecycleAsked: slots.recycle_asked,
     events.ReforkAsked: reforks.asked,
     events.PauseAsked: scaling.pause,

@@ -95,6 +95,8 @@ class FleetPolicy:
     """How many workers may boot at once."""
     canary_time: float
     probation: float
+    keep_generations: int
+    """How many replaced generations are kept for a roll-back that is asked for: 0 or 1."""
     rollback_crashes: int
     rollback_error_rate: float
     refork_after: tuple[int, ...]
@@ -235,10 +237,10 @@ class Probation:
     """What is kept to roll a reload back.
 
     fallback: the generation before, whose fork server is kept; until: when the probation ends, known once the
-    roll has ended; crashes: when workers of the new generation died, within the last
-    `probation` seconds; before: how often the old one's did in as long a time; requests, errors: answers of
-    the old generation until it was replaced; override, autoscaled: what the fleet's were then, or what was
-    set by hand since.
+    roll has ended; over: it has ended, and the generation is kept for a roll-back that is asked for;
+    crashes: when workers of the new generation died, within the last `probation` seconds; before: how often
+    the old one's did in as long a time; requests, errors: answers of the old generation until it was
+    replaced; override, autoscaled: what the fleet's were then, or what was set by hand since.
     """
 
     fallback: int
@@ -247,6 +249,7 @@ class Probation:
     errors: int
     crashes: list[float] = field(default_factory=list)
     until: float | None = None
+    over: bool = False
     override: int | None = None
     autoscaled: int | None = None
 

@@ -25,7 +25,7 @@ def earliest(step: FleetStep) -> float | None:
             times.append(current.retry_at)
         if state.reload is not None and state.reload.phase is ReloadPhase.CANARY:
             times.append(state.reload.canary_until)
-        if state.probation is not None:
+        if state.probation is not None and not state.probation.over:
             times.append(state.probation.until)
         if state.refork is not None and not state.refork.audited:
             times.append(state.refork.deadline)

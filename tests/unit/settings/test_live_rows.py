@@ -123,6 +123,12 @@ CHANGES = {
     "boot_parallelism": Change("1", "4", lambda play: play.taken_over().scale(7) and play.asked()),
     "canary_time": Change("0", "5", lambda play: play.configured().app_loaded().ready(1).fleet.state.current),
     "probation": Change("0", "60", lambda play: play.taken_over().fork_servers[1].ordered),
+    "keep_generations": Change(
+        "0",
+        "1",
+        lambda play: play.taken_over().settled().after(100).settled().fork_servers.keys(),
+        {"probation": "5"},
+    ),
     "rollback_crashes": Change(
         "0", "1", lambda play: play.taken_over().crashes(1).fleet.state.current, {"probation": "60"}
     ),

@@ -161,6 +161,18 @@ class FleetRows(ListeningRows, frozen=True, kw_only=True):
             gunicorn=None,
         ),
     ] = 10.0
+    keep_generations: Annotated[
+        int,
+        Setting(
+            numbers.KEPT,
+            "With 1 the generation before a reload is kept after its probation, until the next reload, for "
+            "`ctl rollback`.",
+            flags=("--keep-generations",),
+            takes_effect=LIVE,
+            policy="keep_generations",
+            gunicorn=None,
+        ),
+    ] = 0
     rollback_crashes: Annotated[
         int,
         Setting(
