@@ -1,4 +1,4 @@
-"""`ctl rollback`, `ctl reload --abort`, `ctl wait` and `--wait-probation`, while the code on the disk changes."""
+"""`ctl rollback`, `reload --abort`, `reload --wait-probation`, `wait`, while the code on the disk changes."""
 
 import pytest
 

@@ -183,6 +183,16 @@ def test_check_config(place: Place) -> None:
         assert place.run("--check-config", "-b", address, "shop:app") == (0, "", "")
 
 
+@pytest.mark.parametrize("preload", [[], ["--preload"]])
+def test_boot_retries(place: Place, preload: list[str]) -> None:
+    """With --boot-retries a start waits for what the app needs, which comes a little later."""
+    place.add("needy.py", "from pathlib import Path\nPath('database').read_text()\nfrom plain import app\n")
+    daemon = place.start("--boot-retries", "9", *preload, "needy:app", serving=False)
+    daemon.event("fork_server_failed" if preload else "worker_boot_failed")
+    place.add("database", "up")
+    assert daemon.get().text == "one"
+
+
 def test_strict_check(place: Place) -> None:
     """With --strict a warning fails the check, with exit code 2; without warnings it passes."""
     assert place.run("--check-config", "--strict", "plain:app") == (0, "", "")

@@ -91,6 +91,8 @@ class FleetPolicy:
     max_surge_share: float
     """How many processes may exist beyond the wanted number because of planned replacements: the larger of
     a number and a share of the wanted number."""
+    boot_retries: int
+    """How often the app is loaded again if it can't be loaded at the start."""
     boot_parallelism: int
     """How many workers may boot at once."""
     canary_time: float

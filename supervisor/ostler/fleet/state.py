@@ -26,7 +26,8 @@ class State:
     set by hand, or None for the configuration's own; autoscaled: the number that the load asks for, if it
     decides; draining_since: since when the fleet is reported as not ready while its workers serve on;
     stop_at: when a graceful stop that was asked for begins; kills: when outsiders ended workers that served,
-    within the last minute; ever_ready: a worker was ready once; announced: `actions.Serving` was returned;
+    within the last minute; ever_ready: a worker was ready once; start_retries: how often the
+    app was to be loaded again before that; announced: `actions.Serving` was returned;
     postponed: reports of the start that are only made if it succeeds; finish: how the daemon is to end;
     finished: that was requested.
     """
@@ -47,6 +48,7 @@ class State:
     stopping: Literal["graceful", "quick"] | None = None
     upgrading: Literal["checking", "replacing"] | None = None
     ever_ready: bool = False
+    start_retries: int = 0
     announced: bool = False
     postponed: list[actions.Report] = field(default_factory=list)
     finish: actions.Finish = field(default_factory=actions.Finish)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from ostler.fleet import actions, events, fork_servers, reforks, reloads, workers
 from ostler.fleet.lifecycle import FleetDecision
-from ostler.fleet.model import Cause, WorkerState
+from ostler.fleet.model import Cause, Generation, WorkerState
 from ostler.fleet.step import FleetStep
 
 
@@ -45,6 +45,15 @@ def begin_delayed(step: FleetStep) -> None:
     state = step.state
     if state.stop_at is not None and state.stop_at <= step.now and not state.stopping:
         _stop(step, "graceful")
+
+
+def start_is_tried_again(step: FleetStep, generation: Generation) -> bool:
+    """Whether the app, which could not be loaded at the start, is loaded again (`boot_retries`); counts."""
+    state, policy = step.state, generation.policy
+    if state.ever_ready or policy is None or state.start_retries >= policy.boot_retries:
+        return False
+    state.start_retries += 1
+    return True
 
 
 def fail_start(step: FleetStep, reason: str, traceback: str | None, app_failed: bool) -> None:

@@ -101,6 +101,26 @@ def test_all_first_boots_fail() -> None:
     assert play.finished == [actions.Finish(True, True, "second", None)]
 
 
+def test_first_boots_are_tried_again() -> None:
+    """With boot_retries the start fails only after so many more attempts; each failure is reported."""
+    play = Play(workers=2, boot_retries=2).start().loaded()
+    play.boot_fails(1, "one").boot_fails(2, "one").reported("worker_boot_failed", reason="one")
+    play.after(10.0).boot_fails(1, "two").reported("worker_boot_failed", reason="two")
+    assert not play.fleet.state.stopping
+    play.after(10.0).boot_fails(1, "three").fork_server_exits()
+    assert play.finished == [actions.Finish(True, True, "three", None)]
+
+
+def test_the_first_preloading_is_tried_again() -> None:
+    """The same where the fork server loads the app; a configuration that is wrong is not tried again."""
+    play = Play(workers=1, boot_retries=1).start().configured()
+    play.generation_failed(reason="no database", app_failed=True).reported("fork_server_failed")
+    play.fork_server_exits().after(10.0).loaded().ready(1)
+    assert play.slots() == [1]
+    play = Play(boot_retries=1).start()
+    play.generation_failed(reason="bind: bad").then(start_fork_server(1), STOPPING, stop_fork_server(1))
+
+
 def test_a_first_boot_fails_and_another_does_not() -> None:
     """The postponed failure is reported as soon as another worker is ready: the daemon continues."""
     play = Play(workers=2).start().loaded()

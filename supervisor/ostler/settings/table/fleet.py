@@ -7,7 +7,7 @@ from ostler.settings import classes
 from ostler.settings.kinds import http, numbers, texts
 from ostler.settings.kinds.kind import Kind
 from ostler.settings.table.listening import ListeningRows
-from ostler.settings.table.row import LIVE, Setting
+from ostler.settings.table.row import LIVE, RESTART, Setting
 
 
 def _number(workers: int | tuple[int, int]) -> dict[str, int | None]:
@@ -139,6 +139,18 @@ class FleetRows(ListeningRows, frozen=True, kw_only=True):
             gunicorn=None,
         ),
     ] = ()
+    boot_retries: Annotated[
+        int,
+        Setting(
+            numbers.COUNT,
+            "How often to load the app again, after growing pauses, if it can't be loaded at the start; then "
+            "the daemon ends.",
+            flags=("--boot-retries",),
+            takes_effect=RESTART,
+            policy="boot_retries",
+            gunicorn=None,
+        ),
+    ] = 0
     canary_time: Annotated[
         float,
         Setting(
