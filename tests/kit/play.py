@@ -597,6 +597,18 @@ class Play(World):
     def pause(self) -> Self:
         return self.on(events.PauseAsked("test"))
 
+    def drain(self) -> Self:
+        return self.on(events.DrainAsked("test"))
+
+    def resume(self) -> Self:
+        return self.on(events.ResumeAsked("test"))
+
+    def abort_reload(self) -> Self:
+        return self.on(events.AbortReloadAsked("test"))
+
+    def rollback(self) -> Self:
+        return self.on(events.RollbackAsked("test"))
+
     def stop(self) -> Self:
         return self.on(events.StopAsked("test", "graceful"))
 

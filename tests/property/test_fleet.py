@@ -522,6 +522,22 @@ class FleetMachine(RuleBasedStateMachine):
     def pause_is_asked(self) -> None:
         self.world.hand_in(events.PauseAsked("test"))
 
+    @rule()
+    def abort_of_a_reload_is_asked(self) -> None:
+        self.world.hand_in(events.AbortReloadAsked("test"))
+
+    @rule()
+    def rollback_is_asked(self) -> None:
+        self.world.hand_in(events.RollbackAsked("test"))
+
+    @rule()
+    def drain_is_asked(self) -> None:
+        self.world.hand_in(events.DrainAsked("test"))
+
+    @rule()
+    def resume_is_asked(self) -> None:
+        self.world.hand_in(events.ResumeAsked("test"))
+
     @precondition(lambda self: self.world.events > BEFORE_STOP and self.world.upgrade != "exec")
     @rule(how=st.sampled_from(["graceful", "quick"]))
     def stop_is_asked(self, how: Any) -> None:
@@ -609,7 +625,8 @@ class FleetMachine(RuleBasedStateMachine):
         dying = crash_loop(len(current.crashes), fleet.wanted) or kills_too_many(
             len(fleet.kills), fleet.wanted
         )
-        assert health.state(fleet) == ("paused" if fleet.paused else "degraded" if dying else "ready")
+        otherwise = "draining" if fleet.draining_since is not None else "degraded" if dying else "ready"
+        assert health.state(fleet) == ("paused" if fleet.paused else otherwise)
 
     # -- always ---------------------------------------------------------------------------------------
 

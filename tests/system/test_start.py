@@ -183,6 +183,29 @@ def test_check_config(place: Place) -> None:
         assert place.run("--check-config", "-b", address, "shop:app") == (0, "", "")
 
 
+@pytest.mark.parametrize("preload", [[], ["--preload"]])
+def test_boot_retries(place: Place, preload: list[str]) -> None:
+    """With --boot-retries a start waits for what the app needs, which comes a little later."""
+    place.add("needy.py", "from pathlib import Path\nPath('database').read_text()\nfrom plain import app\n")
+    daemon = place.start("--boot-retries", "9", *preload, "needy:app", serving=False)
+    daemon.event("fork_server_failed" if preload else "worker_boot_failed")
+    place.add("database", "up")
+    assert daemon.get().text == "one"
+
+
+def test_strict_check(place: Place) -> None:
+    """With --strict a warning fails the check, with exit code 2; without warnings it passes."""
+    assert place.run("--check-config", "--strict", "plain:app") == (0, "", "")
+    unused = ("--threads", "2", "-k", "gevent", "plain:app")
+    assert place.run("--check-config", *unused).code == 0
+    done = place.run("--check-config", "--strict", *unused)
+    assert done.code == 2
+    assert done.err.count("threads") == 1
+    assert done.err.endswith("ostler: error: --strict: there is no error, but 1 warning (see above)\n")
+    done = place.run("--strict", "plain:app")
+    assert (done.code, "--strict is for --check-config" in done.err) == (2, True)
+
+
 def test_check_config_broken_app(place: Place) -> None:
     """An app that raises: its traceback from its own first frame on, one line, exit code 3."""
     place.add("broken.py", "def helper():\n    raise RuntimeError('not today')\nhelper()\n")

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import socket
+import time
 
 import pytest
 
@@ -16,7 +17,9 @@ pytestmark = pytest.mark.system
 
 @pytest.mark.parametrize("abstract", [False, True])
 def test_notification(place: Place, abstract: bool) -> None:
-    """READY=1 when the first worker serves, STOPPING=1 at the end; no child gets the socket's name."""
+    """READY=1 when the first worker serves, RELOADING=1 and READY=1 around a reload, STOPPING=1 at the end
+    with the time that it may take; STATUS= all the time. No child gets the socket's name.
+    """
     name = f"ostler-test-{place.folder.name}" if abstract else str(place.folder / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         notify.bind(f"\0{name}" if abstract else name)
@@ -25,13 +28,28 @@ def test_notification(place: Place, abstract: bool) -> None:
             "look.py", "import os, plain\nassert 'NOTIFY_SOCKET' not in os.environ\nfrom plain import app\n"
         )
         daemon = place.start("look:app", NOTIFY_SOCKET=f"@{name}" if abstract else name)
-        ready = notify.recv(4096).decode().split("\n")
-        assert "READY=1" in ready
+
+        def sent(wanted: str) -> list[str]:
+            """The next message that has this line."""
+            while wanted not in (lines := notify.recv(4096).decode().split("\n")):
+                assert all(line.startswith("STATUS=") for line in lines), lines
+            return lines
+
+        ready = sent("READY=1")
         assert f"MAINPID={daemon.pid}" in ready
         assert any(line.startswith("STATUS=") for line in ready)
         assert ask(daemon.url).text == "one"
+        before = time.monotonic_ns() // 1000
+        daemon.send(signal.SIGHUP)
+        reloading = sent("RELOADING=1")
+        (at,) = (int(line[15:]) for line in reloading if line.startswith("MONOTONIC_USEC="))
+        assert at >= before
+        assert any(line.startswith("STATUS=Reloading to generation 2") for line in reloading)
+        assert "STATUS=Healthy: the only worker is ready." in sent("READY=1")
         daemon.send(signal.SIGTERM)
-        assert "STOPPING=1" in notify.recv(4096).decode().split("\n")
+        stopping = sent("STOPPING=1")
+        (seconds,) = (int(line[20:]) / 1e6 for line in stopping if line.startswith("EXTEND_TIMEOUT_USEC="))
+        assert seconds > 30  # graceful_timeout
         assert daemon.wait() == 0
 
 

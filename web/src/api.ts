@@ -5,7 +5,7 @@ import { currentSecret, forgetSecret, keepSecret } from "./secret";
 import { readEvents } from "./sse";
 
 export type WorkerState = "booting" | "ready" | "draining" | "stopping";
-export type FleetState = "starting" | "ready" | "degraded" | "reloading" | "paused" | "stopping";
+export type FleetState = "starting" | "ready" | "degraded" | "reloading" | "paused" | "draining" | "stopping";
 export type ReloadPhase = "loading" | "canary" | "rolling" | "done" | "failed" | "superseded" | "rolled back";
 
 export interface RequestView {

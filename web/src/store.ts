@@ -61,6 +61,7 @@ const TONES: Record<FleetState, Tone> = {
   degraded: "warn",
   reloading: "busy",
   paused: "idle",
+  draining: "idle",
   stopping: "idle",
 };
 

@@ -40,6 +40,7 @@ class CommandLine:
     config: str | None
     check_config: bool
     print_config: bool
+    strict: bool
     demo: bool
     values: dict[str, Any]
     variables: dict[str, str] = field(default_factory=dict)
@@ -197,6 +198,9 @@ def command(run: Callable[[CommandLine], None]) -> click.Command:
             ["--check-config", "check_config"], is_flag=True, help="Load configuration and app, then exit."
         ),
         click.Option(
+            ["--strict", "strict"], is_flag=True, help="With --check-config: warnings are errors, too."
+        ),
+        click.Option(
             ["--print-config", "print_config"],
             is_flag=True,
             help="Print all settings and where each came from.",
@@ -230,15 +234,18 @@ def _merged(made: click.Command, params: dict[str, Any]) -> CommandLine:
         for name, value in _values(more).items():
             if name not in values:
                 values[name], variables[name] = value, f"environment {variable}"
-        for name in ("config", "check_config", "print_config"):
+        for name in ("config", "check_config", "print_config", "strict"):
             params[name] = params[name] or more[name]
         if more["app"]:
             remarks.append(f"{variable}: the app must be named on the command line; ignored: {more['app']}")
+    if params["strict"] and not params["check_config"]:
+        raise click.UsageError("--strict is for --check-config")
     return CommandLine(
         params["app"],
         params["config"],
         params["check_config"],
         params["print_config"],
+        params["strict"],
         params["demo"],
         values,
         variables,

@@ -5,32 +5,29 @@ Each sends its request, waits for the outcome, and exits with 0 only if the want
 
 import sys
 import time
-from collections.abc import Callable
-from typing import TypeVar
 
 import click
 
 from ostler.cli import output, waiting
 from ostler.cli.output import duration, print_json, print_line
 from ostler.cli.progress import Meter, Roll
-from ostler.cli.target import Target, pass_target, with_target
-from ostler.control.routes import EVENTS, RECYCLE, REFORK, RELOAD, SCALE, STATUS, STOP, UPGRADE, WORKERS
-from ostler.control.views import ReforkBody, ReloadView, Scale, Stop
+from ostler.cli.reloading import check_reload
+from ostler.cli.target import Target, pass_target, with_target, with_waiting
+from ostler.control.routes import (
+    DRAIN,
+    EVENTS,
+    PAUSE,
+    RECYCLE,
+    REFORK,
+    RESUME,
+    SCALE,
+    STATUS,
+    STOP,
+    UPGRADE,
+    WORKERS,
+)
+from ostler.control.views import ReforkBody, Scale, StatusView, Stop
 from ostler.errors import OstlerError
-
-Command = TypeVar("Command", bound=Callable[..., object])
-
-
-def with_waiting(command: Command) -> Command:
-    command = click.option("--no-wait", is_flag=True, help="Only ask; do not wait for the outcome.")(command)
-    return click.option(
-        "--timeout",
-        type=click.FloatRange(min=0, min_open=True),
-        default=120.0,
-        show_default=True,
-        metavar="SECONDS",
-        help="How long to wait for the outcome.",
-    )(command)
 
 
 # -1 is an amount here, not an option.
@@ -63,42 +60,6 @@ def _scale(amount: str) -> Scale:
         kind = "no such option" if amount.startswith("-") else "not a number of workers"
         raise click.UsageError(f"{kind}: {amount}")
     return Scale(workers=int(amount)) if amount == digits else Scale(delta=int(amount))
-
-
-@click.command()
-@with_waiting
-@with_target
-@pass_target
-def reload(target: Target, timeout: float, no_wait: bool) -> None:
-    """Load configuration and app again and replace all workers, without a pause."""
-    client = target.client()
-    before, roll = client.call(STATUS), Roll(client.call(WORKERS), wanted=not (target.json or no_wait))
-    view = client.call(RELOAD)
-    generation = view.generation
-    if not no_wait:
-        with roll:
-            view = waiting.reloaded(client, generation, roll, waiting.WaitLimit(timeout))
-    if target.json:
-        print_json(view)
-    _check_reload(view, generation)
-    if target.json:
-        return
-    if no_wait:
-        print_line(f"reload to generation {generation} asked")
-    else:
-        output.print_reload(view, before, client.call(STATUS))
-
-
-def _check_reload(view: ReloadView, generation: int) -> None:
-    """Raise OstlerError for a reload that did not succeed, after printing its traceback."""
-    if view.generation != generation or view.phase == "superseded":
-        raise OstlerError(f"the reload to generation {generation} was superseded by another")
-    if view.phase in ("failed", "rolled back"):
-        if view.traceback:
-            output.show_traceback(view.traceback)
-        reason = " ".join((view.reason or "no reason given").split())
-        how = "the reload failed" if view.phase == "failed" else "the reload was rolled back"
-        raise OstlerError(f"{how}, the old generation serves on: {reason}")
 
 
 @click.command()
@@ -188,7 +149,7 @@ def upgrade(target: Target, timeout: float, no_wait: bool) -> None:
     after = client.call(STATUS)
     if target.json:
         print_json(after)
-    _check_reload(view, generation)
+    check_reload(view, generation)
     if not target.json:
         output.print_reload(view, before, after)
 
@@ -216,4 +177,47 @@ def stop(target: Target, quick: bool, timeout: float, no_wait: bool) -> None:
         print_line(f"pid {pid} stopped ({duration(time.monotonic() - began)})")
 
 
-COMMANDS = (scale, reload, recycle, refork, upgrade, stop)
+@click.command()
+@with_waiting
+@with_target
+@pass_target
+def pause(target: Target, timeout: float, no_wait: bool) -> None:
+    """Drain all workers and keep the daemon; connections wait until `ctl resume`."""
+    client = target.client()
+    view = client.call(PAUSE)
+    if not no_wait:
+        with Meter("pausing", wanted=not target.json) as meter:
+            view = waiting.paused(client, meter, waiting.WaitLimit(timeout))
+    _print_state(target, view, "pause asked" if no_wait else "paused; `ctl resume` serves again")
+
+
+@click.command()
+@with_target
+@pass_target
+def drain(target: Target) -> None:
+    """Answer /readyz with 503 so that load balancers send nothing new; the workers serve on."""
+    _print_state(target, target.client().call(DRAIN), "draining; `ctl resume` takes it back")
+
+
+@click.command()
+@with_waiting
+@with_target
+@pass_target
+def resume(target: Target, timeout: float, no_wait: bool) -> None:
+    """End a pause and a drain."""
+    client = target.client()
+    view = client.call(RESUME)
+    if not no_wait:
+        with Meter("resuming", wanted=not target.json) as meter:
+            view = waiting.scaled(client, view.override, meter, waiting.WaitLimit(timeout))
+    _print_state(target, view, "resume asked" if no_wait else f"{view.ready} of {view.wanted} workers ready")
+
+
+def _print_state(target: Target, view: StatusView, outcome: str) -> None:
+    if target.json:
+        print_json(view)
+    else:
+        print_line(outcome)
+
+
+COMMANDS = (scale, recycle, refork, upgrade, pause, drain, resume, stop)

@@ -1,7 +1,7 @@
 """`ctl` (also `ostler ctl`): drives and inspects a running Ostler over its control socket.
 
 Everything goes through the public API; `--json` prints its views unchanged and never loads rich. The commands
-are in `show` and `change`, and which daemon is meant in `target`.
+are in `show`, `change` and `reloading`, and which daemon is meant in `target`.
 """
 
 import os
@@ -12,7 +12,7 @@ from typing import NoReturn
 import click
 
 from ostler import __version__
-from ostler.cli import change, output, show
+from ostler.cli import change, output, reloading, show
 from ostler.cli.target import AmbiguousTarget, with_target
 from ostler.errors import ExitCode, OstlerError
 from ostler.osapi.process import fill_standard_descriptors
@@ -31,7 +31,7 @@ def cli() -> None:
     """Drive and inspect a running Ostler."""
 
 
-for _command in (*show.COMMANDS, *change.COMMANDS):
+for _command in (*show.COMMANDS, *change.COMMANDS, *reloading.COMMANDS):
     cli.add_command(_command)
 
 

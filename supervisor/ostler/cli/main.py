@@ -58,7 +58,7 @@ def _run(given: CommandLine) -> None:
             variables=given.variables,
             remarks=given.remarks,
         )
-        sys.exit(check(ask, show=given.print_config, load_app=given.check_config))
+        sys.exit(check(ask, show=given.print_config, load_app=given.check_config, strict=given.strict))
     with _loading(), _no_certificates():
         from ostler.daemon.run import run
         from ostler.daemon.start_request import RunRequest

@@ -173,6 +173,23 @@ def with_target(command: Command) -> Command:
     return command
 
 
+def with_waiting(command: Command) -> Command:
+    """Options of commands that ask for something and wait for the outcome."""
+    command = click.option("--no-wait", is_flag=True, help="Only ask; do not wait for the outcome.")(command)
+    return with_timeout(command)
+
+
+def with_timeout(command: Command) -> Command:
+    return click.option(
+        "--timeout",
+        type=click.FloatRange(min=0, min_open=True),
+        default=120.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="How long to wait for the outcome.",
+    )(command)
+
+
 def _option(*names: str, **settings: Any) -> Callable[[Command], Command]:
     return click.option(*names, callback=_remember, expose_value=False, **settings)
 

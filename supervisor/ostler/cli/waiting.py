@@ -108,6 +108,24 @@ def scaled(client: Client, asked: int | None, meter: Meter, limit: WaitLimit) ->
     return limit.until(condition)
 
 
+def paused(client: Client, meter: Meter, limit: WaitLimit) -> StatusView:
+    """Wait until the fleet has no worker. Raises OstlerError if the pause has ended meanwhile."""
+    most = 0
+
+    def condition() -> StatusView | None:
+        nonlocal most
+        status = client.call(STATUS)
+        left = len(client.call(WORKERS))
+        most = max(most, left)
+        _refuse_stopping(status)
+        if status.wanted:
+            raise OstlerError("another command has ended the pause")
+        meter.show(most - left, most)
+        return None if left else status
+
+    return limit.until(condition)
+
+
 def _overtaken(status: StatusView) -> str:
     """Why another number of workers is wanted than a command has asked for."""
     if status.state == "paused":
@@ -130,6 +148,18 @@ def reloaded(client: Client, generation: int, roll: Roll, limit: WaitLimit) -> R
             return _earlier(client, generation) or newest
         roll.show(newest, client.call(WORKERS))
         return newest if newest.phase in {"done", "failed", "superseded", "rolled back"} else None
+
+    return limit.until(condition)
+
+
+def probation_over(client: Client, generation: int, limit: WaitLimit) -> ReloadView:
+    """Wait until a reload that has ended can't be rolled back by itself any more, or was."""
+
+    def condition() -> ReloadView | None:
+        newest = client.call(RELOAD_STATUS)
+        if newest.generation != generation:
+            return _earlier(client, generation) or newest
+        return None if newest.on_probation else newest
 
     return limit.until(condition)
 

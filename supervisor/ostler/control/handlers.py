@@ -37,6 +37,10 @@ EXITS_SHOWN = 100
 """The default of `limit`."""
 
 
+RELOADING = ("loading", "canary", "rolling")
+"""The phases of a reload that is running."""
+
+
 def _always() -> bool:
     return True
 
@@ -163,8 +167,8 @@ class FleetHandlers:
 
     async def readyz(self, _call: Call[None]) -> Answer:
         status = self._backend.status()
-        if status.state == "stopping":
-            return Answer("stopping\n", 503)
+        if status.state in ("draining", "stopping"):
+            return Answer(f"{status.state}\n", 503)
         return Answer("ready\n") if status.ready else Answer("no worker is ready\n", 503)
 
     async def openapi(self, _call: Call[None]) -> Answer:
@@ -216,6 +220,23 @@ class FleetHandlers:
             ended = await self._backend.reload_ended(started.generation)
         return Answer(ended, 200 if ended.phase == "done" else 409)
 
+    async def abort_reload(self, call: Call[None]) -> Answer:
+        running = self._backend.reload()
+        if running is None or running.phase not in RELOADING:
+            raise Conflict("no reload is running")
+        self._backend.submit(events.AbortReloadAsked(by=call.by))
+        after = self._backend.reload()
+        if after is not None and after.phase in RELOADING:
+            raise Conflict("the new generation has taken over, and the old one is not kept (see --probation)")
+        return Answer(after)
+
+    async def rollback(self, call: Call[None]) -> Answer:
+        self._refuse_if_stopping()
+        if self._backend.status().rollback_to is None:
+            raise Conflict("no older generation is kept (see --probation and --keep-generations)")
+        self._backend.submit(events.RollbackAsked(by=call.by))
+        return Answer(self._backend.status())
+
     async def recycle(self, call: Call[None]) -> Answer:
         worker = self._worker(call.path["slot"])
         self._refuse_if_stopping()
@@ -238,6 +259,18 @@ class FleetHandlers:
         self._refuse_if_reloading("the daemon can't be upgraded")
         return self._ask(events.UpgradeAsked(by=call.by))
 
+    async def pause(self, call: Call[None]) -> Answer:
+        return self._ask_unless_stopping(events.PauseAsked(by=call.by))
+
+    async def drain(self, call: Call[None]) -> Answer:
+        return self._ask_unless_stopping(events.DrainAsked(by=call.by))
+
+    async def resume(self, call: Call[None]) -> Answer:
+        answer = self._ask_unless_stopping(events.ResumeAsked(by=call.by))
+        if self._backend.status().state in ("paused", "draining"):
+            raise Conflict("the daemon is about to stop")
+        return answer
+
     async def stop(self, call: Call[Stop]) -> Answer:
         self._backend.submit(events.StopAsked(by=call.by, how="graceful" if call.ask.graceful else "quick"))
         return Answer(self._backend.status())
@@ -248,6 +281,12 @@ class FleetHandlers:
         asked = Asked(recent[-1].id if recent else 0)
         self._backend.submit(event)
         return Answer(asked)
+
+    def _ask_unless_stopping(self, event: Event) -> Answer:
+        """Submit an event whose outcome the status shows at once."""
+        self._refuse_if_stopping()
+        self._backend.submit(event)
+        return Answer(self._backend.status())
 
     def _worker(self, slot: str) -> WorkerView:
         """The serving worker of a slot, else the first one in it. Raises NotFound."""
@@ -263,7 +302,7 @@ class FleetHandlers:
 
     def _refuse_if_reloading(self, consequence: str) -> None:
         newest = self._backend.reload()
-        if newest is not None and newest.phase in ("loading", "canary", "rolling"):
+        if newest is not None and newest.phase in RELOADING:
             raise Conflict(
                 f"a reload to generation {newest.generation} is running; {consequence} until its end"
             )

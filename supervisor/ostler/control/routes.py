@@ -88,7 +88,7 @@ READYZ: Route[None, str] = Route(
     "readyz",
     "GET",
     "/readyz",
-    "Whether the fleet takes requests: 503 unless a worker is ready and the daemon is not stopping",
+    "Whether the fleet takes requests: 503 unless a worker is ready and the daemon neither drains nor stops",
     view=str,
     also=(503,),
     media=TEXT,
@@ -169,6 +169,27 @@ RELOAD: Route[ReloadBody, ReloadView] = Route(
     status=202,
     also=(200, 409),
 )
+ABORT_RELOAD: Route[None, ReloadView] = Route(
+    "abort_reload",
+    "POST",
+    "/v1/reload/abort",
+    "Give up the reload that is running; the generation before serves on, or again",
+    scope="operate",
+    logged_by_fleet=True,
+    view=ReloadView,
+    errors=(409,),
+)
+ROLLBACK: Route[None, StatusView] = Route(
+    "rollback",
+    "POST",
+    "/v1/rollback",
+    "Serve with the generation before again, which is kept on probation, and longer with `keep_generations`",
+    scope="operate",
+    logged_by_fleet=True,
+    view=StatusView,
+    status=202,
+    errors=(409,),
+)
 RECYCLE: Route[None, WorkerView] = Route(
     "recycle",
     "POST",
@@ -203,6 +224,36 @@ UPGRADE: Route[None, Asked] = Route(
     logged_by_fleet=True,
     view=Asked,
     status=202,
+    errors=(409,),
+)
+PAUSE: Route[None, StatusView] = Route(
+    "pause",
+    "POST",
+    "/v1/pause",
+    "Drain all workers; the daemon stays, and connections wait in the listeners' queues until `resume`",
+    scope="operate",
+    logged_by_fleet=True,
+    view=StatusView,
+    errors=(409,),
+)
+DRAIN: Route[None, StatusView] = Route(
+    "drain",
+    "POST",
+    "/v1/drain",
+    "Answer /readyz with 503 so that load balancers send nothing new; the workers serve on until `resume`",
+    scope="operate",
+    logged_by_fleet=True,
+    view=StatusView,
+    errors=(409,),
+)
+RESUME: Route[None, StatusView] = Route(
+    "resume",
+    "POST",
+    "/v1/resume",
+    "End a pause and a drain",
+    scope="operate",
+    logged_by_fleet=True,
+    view=StatusView,
     errors=(409,),
 )
 STOP: Route[Stop, StatusView] = Route(
@@ -252,9 +303,14 @@ ROUTES: tuple[Route[object, object], ...] = (  # type: ignore[assignment]  # row
     STREAM,
     SCALE,
     RELOAD,
+    ABORT_RELOAD,
+    ROLLBACK,
     RECYCLE,
     REFORK,
     UPGRADE,
+    PAUSE,
+    DRAIN,
+    RESUME,
     STOP,
     LOGIN,
     LOGOUT,

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 WorkerState = Literal["booting", "ready", "draining", "stopping"]
-FleetState = Literal["starting", "ready", "degraded", "reloading", "paused", "stopping"]
+FleetState = Literal["starting", "ready", "degraded", "reloading", "paused", "draining", "stopping"]
 ReloadPhase = Literal["loading", "canary", "rolling", "done", "failed", "superseded", "rolled back"]
 TakesEffect = Literal["live", "generation", "restart"]
 ExitKind = Literal["worker", "fork server"]
@@ -129,6 +129,8 @@ class ReloadView(msgspec.Struct, frozen=True):
     traceback: str | None
     changes: list[ChangeView] = []
     """Settings that differ from those of the generation before."""
+    on_probation: bool = False
+    """Its failures still bring the generation before back by themselves."""
 
 
 class StatusView(msgspec.Struct, frozen=True):
@@ -160,6 +162,8 @@ class StatusView(msgspec.Struct, frozen=True):
     """The number of workers that was set by hand; valid until the configured number changes."""
     workers_range: tuple[int, int] | None = None
     """The range in which the load determines the number of workers; None if the number is fixed."""
+    rollback_to: int | None = None
+    """The older generation that is kept, so that it can serve again; None: none is."""
     program_since: float = 0.0
     """When this version of the supervisor took over: `started_at`, unless it was upgraded in place."""
 

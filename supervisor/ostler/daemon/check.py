@@ -37,12 +37,20 @@ Message = TypeVar("Message", bound=msgspec.Struct)
 _END_TIME = 5.0
 
 
-def check(ask: messages.Configure, *, show: bool, load_app: bool) -> int:
+class WarningsFound(OstlerError):
+    """A strict check found no error, but something that has no effect, say."""
+
+    exit_code = ExitCode.USAGE
+
+
+def check(ask: messages.Configure, *, show: bool, load_app: bool, strict: bool = False) -> int:
     """Evaluate the configuration, print it if `show`, load the app if `load_app`; returns the exit code.
 
     Raises:
         OstlerError: something can't be used.
+        WarningsFound: only if `strict`.
     """
+    warned: list[str] = []
     set_up("-", "auto", "info")
     check_calls()
     # As in the daemon: an app must not report for a service.
@@ -56,9 +64,8 @@ def check(ask: messages.Configure, *, show: bool, load_app: bool) -> int:
         if load_app:
             ask = msgspec.structs.replace(ask, command_line={**ask.command_line, "preload_app": True})
         server.channel.send(ask)
-        configured = _receive(server, messages.Configured)
-        for warning in configured.warnings:
-            get_logger().warning("configuration", problem=warning)
+        configured = _receive(server, messages.Configured, warned)
+        _warn(configured.warnings, warned)
         if show:
             print(print_config(configured.loaded))
         if configured.problem:
@@ -69,11 +76,20 @@ def check(ask: messages.Configure, *, show: bool, load_app: bool) -> int:
             with giving, taking:
                 descriptors = [giving.fileno(), taking.fileno()]
                 server.channel.send(messages.Load([], "check"), descriptors)
-            _receive(server, messages.AppLoaded, BootError)
+            _receive(server, messages.AppLoaded, warned, BootError)
     finally:
         server.close()
         _wait_for_end(server)
+    if strict and warned:
+        number = "1 warning" if len(warned) == 1 else f"{len(warned)} warnings"
+        raise WarningsFound(f"--strict: there is no error, but {number} (see above)")
     return ExitCode.OK
+
+
+def _warn(problems: list[str], warned: list[str]) -> None:
+    for problem in problems:
+        get_logger().warning("configuration", problem=problem)
+    warned += problems
 
 
 def look_ahead(loaded: Loaded) -> None:
@@ -138,9 +154,12 @@ def _is_account(kind: str, name: str) -> bool:
 
 
 def _receive(
-    server: ForkServerHandle, kind: type[Message], failure: type[OstlerError] = OstlerError
+    server: ForkServerHandle,
+    kind: type[Message],
+    warned: list[str],
+    failure: type[OstlerError] = OstlerError,
 ) -> Message:
-    """The next message, which has to be of one type."""
+    """The next message, which has to be of one type. warned: gets the warnings that come before it."""
     try:
         received = server.channel.receive_unvouched()
     except BadMessage as error:
@@ -149,9 +168,8 @@ def _receive(
         raise BootError("the fork server ended while it loaded the configuration or the app")
     message = received[0]
     if isinstance(message, messages.Decided):
-        for warning in message.warnings:
-            get_logger().warning("configuration", problem=warning)
-        return _receive(server, kind, failure)
+        _warn(message.warnings, warned)
+        return _receive(server, kind, warned, failure)
     if isinstance(message, messages.LoadFailed):
         if message.traceback:
             print(lines(message.traceback), file=sys.stderr)

@@ -25,6 +25,7 @@ from ostler.daemon.log_forwarder import LogForwarder
 from ostler.daemon.own_settings import OwnSettings
 from ostler.daemon.process.detach import LauncherLink
 from ostler.daemon.process.notify import SystemdNotifier
+from ostler.daemon.process.service_manager import ServiceManagerReports
 from ostler.daemon.process.signals import on_signal
 from ostler.daemon.reporting.journal import Journal
 from ostler.daemon.reporting.ledger import Ledger
@@ -37,7 +38,7 @@ from ostler.daemon.upgrade_state import Carried
 from ostler.daemon.upgrader import Upgrader
 from ostler.daemon.views.observer import Observer
 from ostler.errors import ExitCode
-from ostler.fleet import actions, events, health
+from ostler.fleet import actions, events
 from ostler.ipc import messages
 from ostler.logs.limiter import LimitedLog
 from ostler.logs.logfile import LogFile
@@ -78,6 +79,7 @@ class Daemon:
         self._limited = LimitedLog(get_logger(), time.monotonic)
         self._ledger = Ledger()
         self._notifier = SystemdNotifier()
+        self._service_manager = ServiceManagerReports(self._notifier)
         self._finished: asyncio.Future[actions.Finish] = self._loop.create_future()
         self._listeners = Listeners(systemd_listeners() if carried is None else [])
         self._scoreboard = _scoreboard(carried)
@@ -99,7 +101,7 @@ class Daemon:
                 finish=self._on_finish,
                 check_upgrade=lambda: self._upgrader.check(),
                 upgrade=self._upgrade_soon,
-                on_event=lambda: self._observer.reloads.follow(),
+                on_event=self._on_event,
             ),
         )
         self._forwarder = LogForwarder(shell.ports, self._listeners)
@@ -245,12 +247,15 @@ class Daemon:
         self._start_task(self._chores.run())
 
     def _notify_ready(self) -> None:
-        sentence = health.sentence(self._shell.state)
-        self._notifier.send("READY=1", f"MAINPID={os.getpid()}", f"STATUS={sentence}")
+        self._service_manager.ready(self._shell.state)
 
     def _on_stopping(self) -> None:
         self._upgrader.end_check()
-        self._notifier.send("STOPPING=1")
+        self._service_manager.stopping(self._shell.state)
+
+    def _on_event(self) -> None:
+        self._observer.reloads.follow()
+        self._service_manager.follow(self._shell.state)
 
     def _on_files(self, generation: int, message: messages.Watch | messages.AppBroken) -> None:
         self._watcher.received(generation, message)

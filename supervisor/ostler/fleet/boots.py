@@ -86,13 +86,14 @@ def fail(step: FleetStep, worker: Worker, reason: str, traceback: str | None) ->
     others_boot = any(
         w.state is WorkerState.BOOTING and w.generation == worker.generation for w in state.workers.values()
     )
-    if not state.ever_ready and not others_boot:
+    retries = stopping.start_is_tried_again(step, generation) if not others_boot else False
+    if not (state.ever_ready or others_boot or retries):
         stopping.fail_start(step, reason, traceback, app_failed=True)
         return
     fields = {"slot": worker.slot, "generation": worker.generation, "reason": reason}
     fields |= {"retry_in": round(wait, 3), "traceback": traceback}
     report = actions.Report("error", "worker_boot_failed", fields)
-    if state.ever_ready:
+    if state.ever_ready or retries:
         step.do(report)
     else:
         # If no sibling boots either, the start fails and that is reported with the same reason, once.

@@ -231,6 +231,20 @@ class ReloadAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class AbortReloadAsked:
+    """Give up the reload that runs: the generation before serves on, or again."""
+
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class RollbackAsked:
+    """Serve with the generation before again, as long as it is kept."""
+
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
 class RecycleAsked:
     """Replace the worker in a slot; its successor is ready first."""
 
@@ -265,8 +279,25 @@ class PauseAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class DrainAsked:
+    """Report that the fleet is not ready, so that load balancers send nothing new; the workers serve on."""
+
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeAsked:
+    """End a pause and a drain."""
+
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
 class StopAsked:
-    """End the daemon. Asked a second time, a graceful stop becomes a quick one."""
+    """End the daemon. Asked a second time, a graceful stop becomes a quick one.
+
+    A graceful stop begins after `shutdown_delay`, or at once if it is asked for again.
+    """
 
     by: str
     how: Literal["graceful", "quick"]
@@ -296,9 +327,13 @@ Event = (
     | StartAsked
     | ResizeAsked
     | ReloadAsked
+    | AbortReloadAsked
+    | RollbackAsked
     | RecycleAsked
     | ReforkAsked
     | UpgradeAsked
     | PauseAsked
+    | DrainAsked
+    | ResumeAsked
     | StopAsked
 )

@@ -87,7 +87,8 @@ def fail(
     if number == state.candidate and state.reload:
         reloads.fail_candidate(step, state.reload, reason, traceback)
         return
-    if not state.ever_ready:
+    again = app_failed and stopping.start_is_tried_again(step, generation)
+    if not (state.ever_ready or again):
         stopping.fail_start(step, reason, traceback, app_failed)
         return
     # It could load once. Workers serve on, and it is tried again.

@@ -6,7 +6,7 @@ from ostler.fleet.model import Cause, GenerationState, ReloadPhase, WorkerState
 from ostler.fleet.policies import crash_loop, kills_too_many
 from ostler.fleet.state import State
 
-FleetState = Literal["starting", "ready", "degraded", "reloading", "paused", "stopping"]
+FleetState = Literal["starting", "ready", "degraded", "reloading", "paused", "draining", "stopping"]
 
 
 def state(fleet: State) -> FleetState:
@@ -17,6 +17,8 @@ def state(fleet: State) -> FleetState:
         return "paused"
     if not fleet.ever_ready:
         return "starting"
+    if fleet.draining_since is not None:
+        return "draining"
     if _trouble(fleet):
         return "degraded"
     if fleet.reload and fleet.reload.running:
@@ -38,6 +40,10 @@ def sentence(fleet: State) -> str:
             return f"Starting: {workers}."
         case "paused":
             return f"Paused: all workers were asked to leave, {_counted(len(fleet.workers))} left."
+        case "draining":
+            end = "; the daemon is about to stop" if fleet.stop_at is not None else ""
+            trouble = f"; {_trouble(fleet)}" if _trouble(fleet) else ""
+            return f"Draining: load balancers are to send no more requests, {workers}{trouble}{end}."
         case "degraded":
             return f"Degraded: {workers}; {_trouble(fleet)}."
         case "reloading":

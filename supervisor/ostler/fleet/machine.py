@@ -67,9 +67,13 @@ HANDLERS: Mapping[type[Any], Callable[[FleetStep, Any], None]] = {
     events.DeadlinePassed: lambda _step, _event: None,
     events.ResizeAsked: scaling.resize,
     events.ReloadAsked: reloads.asked,
+    events.AbortReloadAsked: probation.abort_asked,
+    events.RollbackAsked: probation.rollback_asked,
     events.RecycleAsked: slots.recycle_asked,
     events.ReforkAsked: reforks.asked,
     events.PauseAsked: scaling.pause,
+    events.DrainAsked: scaling.drain,
+    events.ResumeAsked: scaling.resume,
     events.StopAsked: stopping.asked,
     events.UpgradeAsked: upgrades.asked,
     events.UpgradeChecked: upgrades.checked,
@@ -126,6 +130,7 @@ class Fleet:
         HANDLERS[type(event)](step, event)
         timers.expire_workers(step)
         timers.expire_generations(step)
+        stopping.begin_delayed(step)
         if self.state.stopping:
             stopping.wind_down(step)
         else:

@@ -81,6 +81,8 @@ class FleetPolicy:
     """A draining worker's budget, which is sent to it."""
     drain_grace: float
     """How long after that it is killed: it ends by itself in time, and its atexit functions may run."""
+    shutdown_delay: float
+    """How long the fleet serves on, reported as not ready, before a graceful stop."""
     boot_timeout: float
     timeout_grace: float
     timeout_soft: bool
@@ -89,10 +91,14 @@ class FleetPolicy:
     max_surge_share: float
     """How many processes may exist beyond the wanted number because of planned replacements: the larger of
     a number and a share of the wanted number."""
+    boot_retries: int
+    """How often the app is loaded again if it can't be loaded at the start."""
     boot_parallelism: int
     """How many workers may boot at once."""
     canary_time: float
     probation: float
+    keep_generations: int
+    """How many replaced generations are kept for a roll-back that is asked for: 0 or 1."""
     rollback_crashes: int
     rollback_error_rate: float
     refork_after: tuple[int, ...]
@@ -233,10 +239,10 @@ class Probation:
     """What is kept to roll a reload back.
 
     fallback: the generation before, whose fork server is kept; until: when the probation ends, known once the
-    roll has ended; crashes: when workers of the new generation died, within the last
-    `probation` seconds; before: how often the old one's did in as long a time; requests, errors: answers of
-    the old generation until it was replaced; override, autoscaled: what the fleet's were then, or what was
-    set by hand since.
+    roll has ended; over: it has ended, and the generation is kept for a roll-back that is asked for;
+    crashes: when workers of the new generation died, within the last `probation` seconds; before: how often
+    the old one's did in as long a time; requests, errors: answers of the old generation until it was
+    replaced; override, autoscaled: what the fleet's were then, or what was set by hand since.
     """
 
     fallback: int
@@ -245,6 +251,7 @@ class Probation:
     errors: int
     crashes: list[float] = field(default_factory=list)
     until: float | None = None
+    over: bool = False
     override: int | None = None
     autoscaled: int | None = None
 

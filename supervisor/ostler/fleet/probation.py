@@ -1,10 +1,12 @@
 """Probation: for a while after a reload, failures of the new generation bring the old one back.
 
 These are crashes, a higher share of errors, and failed starts. The roll-back follows the rules of a reload in
-the other direction: the old generation is current again, which makes the new one's workers stale.
+the other direction: the old generation is current again, which makes the new one's workers stale. It can be
+asked for, too, as long as the old generation is kept: on probation, and with `keep_generations` until the
+next reload.
 """
 
-from ostler.fleet import actions, fork_servers, reloads, scaling
+from ostler.fleet import actions, events, fork_servers, reloads, scaling
 from ostler.fleet.lifecycle import FleetDecision
 from ostler.fleet.model import Cause, Generation, ReloadPhase, Worker, WorkerState
 from ostler.fleet.policies import errs_more
@@ -30,7 +32,7 @@ def count_failures(
     state = step.state
     if failures < _GIVE_UP or generation.number != state.current:
         return
-    if state.probation is not None:
+    if state.probation is not None and not state.probation.over:
         _roll_back(step, reason, traceback)
     elif state.reload is not None and state.reload.phase is ReloadPhase.ROLLING:
         reloads.end(step, state.reload, FleetDecision.FAIL, reason, traceback)
@@ -45,7 +47,7 @@ def count_crash(step: FleetStep, worker: Worker, reason: str, traceback: str | N
     generation.crashes.append(step.now)
     state.last_crash = reason
     probation, policy = state.probation, state.policy
-    if probation is None or policy is None or worker.generation != state.current:
+    if probation is None or probation.over or policy is None or worker.generation != state.current:
         return
     probation.crashes = [at for at in probation.crashes if step.now - at <= policy.probation] + [step.now]
     crashes = len(probation.crashes)
@@ -63,16 +65,47 @@ def follow(step: FleetStep) -> None:
     current = state.generations.get(state.current)
     if probation is None or policy is None or current is None:
         return
+    if probation.over:
+        if not policy.keep_generations:
+            fork_servers.retire(step, probation.fallback)
+        return
     old, new = (probation.requests, probation.errors), (current.requests, current.errors)
     if errs_more(old, new, policy.rollback_error_rate):
         percent = [100 * errors / max(answers, 1) for answers, errors in (old, new)]
         reason = f"{percent[1]:.1f} % of its answers are errors, {percent[0]:.1f} % were before"
         _roll_back(step, reason, None)
     elif probation.until is not None and probation.until <= step.now:
-        fork_servers.retire(step, probation.fallback)
+        probation.over = True
+        if not policy.keep_generations:
+            fork_servers.retire(step, probation.fallback)
 
 
-def _roll_back(step: FleetStep, reason: str, traceback: str | None) -> None:
+def rollback_asked(step: FleetStep, event: events.RollbackAsked) -> None:
+    state = step.state
+    if state.stopping or state.probation is None:
+        problem = "the daemon stops" if state.stopping else "no older generation is kept"
+        step.report("warning", "rollback_refused", {"problem": problem, "by": event.by})
+        return
+    if state.candidate is not None and state.reload is not None:
+        reloads.fail_candidate(step, state.reload, "a roll-back was asked for meanwhile", None)
+    _roll_back(step, f"asked by {event.by}", None, "info")
+
+
+def abort_asked(step: FleetStep, event: events.AbortReloadAsked) -> None:
+    state, reason = step.state, f"aborted by {event.by}"
+    reload = state.reload
+    if state.stopping or reload is None or not reload.running:
+        step.report("warning", "abort_refused", {"problem": "no reload is running", "by": event.by})
+    elif reload.phase is not ReloadPhase.ROLLING:
+        reloads.fail_candidate(step, reload, reason, None)
+    elif state.probation is not None:
+        _roll_back(step, reason, None, "info")
+    else:
+        problem = "the new generation has taken over, and the old one is not kept (probation)"
+        step.report("warning", "abort_refused", {"problem": problem, "by": event.by})
+
+
+def _roll_back(step: FleetStep, reason: str, traceback: str | None, level: actions.Level = "error") -> None:
     """Let the old generation fill the slots again; its fork server was kept for that."""
     state = step.state
     probation = state.probation
@@ -92,7 +125,7 @@ def _roll_back(step: FleetStep, reason: str, traceback: str | None) -> None:
     fork_servers.abandon(step, bad, Cause.ROLLBACK)
     reload = state.reload
     if reload is None or reload.generation != bad:
-        step.report("error", "reload_rolled_back", {"generation": bad, "reason": reason})
+        step.report(level, "reload_rolled_back", {"generation": bad, "reason": reason})
         step.do(actions.RolledBack(bad))
     elif reload.running:
         reloads.end(step, reload, FleetDecision.ROLL_BACK, reason, traceback)
@@ -100,7 +133,7 @@ def _roll_back(step: FleetStep, reason: str, traceback: str | None) -> None:
         # The reload's result was reported before; the record says what became of it.
         reload.reason, reload.traceback = reason, traceback
         fields = {"generation": bad, "back_to": back.number, "reason": reason, "traceback": traceback}
-        step.report("error", "reload_rolled_back", fields)
+        step.report(level, "reload_rolled_back", fields)
         step.do(actions.RolledBack(bad))
 
 

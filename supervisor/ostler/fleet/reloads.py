@@ -107,7 +107,7 @@ def _promote(step: FleetStep, reload: Reload) -> None:
     after = state.generations[state.current]
     kept_as_spare = (
         after.policy is not None
-        and after.policy.probation > 0
+        and (after.policy.probation > 0 or after.policy.keep_generations > 0)
         and before.state is GenerationState.UP
         and not after.closes_listeners
     )
@@ -116,14 +116,16 @@ def _promote(step: FleetStep, reload: Reload) -> None:
         return
     assert after.policy is not None
     # No more than the last minute is known.
-    known = min(after.policy.probation, CRASH_WINDOW)
-    recent = sum(step.now - at <= known for at in before.crashes) * after.policy.probation / known
+    length = after.policy.probation
+    known = min(length, CRASH_WINDOW)
+    recent = sum(step.now - at <= known for at in before.crashes) * length / known if length else 0
     if step.move(before, FleetDecision.KEEP_AS_SPARE):
         state.probation = Probation(
             before.number,
             math.ceil(recent),
             before.requests,
             before.errors,
+            over=not length,
             override=override,
             autoscaled=autoscaled,
         )
@@ -171,5 +173,6 @@ def end(
     failed = how in (FleetDecision.FAIL, FleetDecision.ROLL_BACK)
     step.report("error" if failed else "info", f"reload_{phase.value.replace(' ', '_')}", fields)
     step.do(actions.ReloadEnded(reload.generation))
-    if state.probation is not None and state.probation.until is None and state.policy is not None:
-        state.probation.until = step.now + state.policy.probation
+    on_probation = state.probation
+    if on_probation is not None and not on_probation.over and on_probation.until is None and state.policy:
+        on_probation.until = step.now + state.policy.probation

@@ -1,4 +1,5 @@
-"""How many workers there should be: set by hand, decided by the load, or as the configuration says.
+"""How many workers there should be: set by hand, decided by the load, or as the configuration says; none
+during a pause.
 
 Which workers end when there are fewer is decided in `slots.mark_leaving`: those in the highest slots.
 """
@@ -34,6 +35,22 @@ def pause(step: FleetStep, event: events.PauseAsked) -> None:
     if not step.state.stopping:
         step.state.paused = True
         step.report("info", "pause", {"by": event.by})
+
+
+def drain(step: FleetStep, event: events.DrainAsked) -> None:
+    state = step.state
+    if not state.stopping and state.draining_since is None:
+        state.draining_since = step.now
+        step.report("info", "drain", {"by": event.by})
+
+
+def resume(step: FleetStep, event: events.ResumeAsked) -> None:
+    state = step.state
+    # A stop that was asked for is not taken back: a service manager waits for it.
+    if state.stopping or state.stop_at is not None or not (state.paused or state.draining_since is not None):
+        return
+    state.paused, state.draining_since = False, None
+    step.report("info", "resume", {"by": event.by, "workers": state.wanted})
 
 
 def autoscale(step: FleetStep, event: events.Measured) -> None:

@@ -24,9 +24,12 @@ class State:
     number; current: the generation that slots are filled with; candidate: the one that a reload is trying;
     reload: the newest; probation: what it can still be rolled back to; override: the number of workers
     set by hand, or None for the configuration's own; autoscaled: the number that the load asks for, if it
-    decides; kills: when outsiders ended workers that served, within the last minute; ever_ready: a worker
-    was ready once; announced: `actions.Serving` was returned; postponed: reports of the start that are only
-    made if it succeeds; finish: how the daemon is to end; finished: that was requested.
+    decides; draining_since: since when the fleet is reported as not ready while its workers serve on;
+    stop_at: when a graceful stop that was asked for begins; kills: when outsiders ended workers that served,
+    within the last minute; ever_ready: a worker was ready once; start_retries: how often the
+    app was to be loaded again before that; announced: `actions.Serving` was returned;
+    postponed: reports of the start that are only made if it succeeds; finish: how the daemon is to end;
+    finished: that was requested.
     """
 
     workers: dict[int, Worker] = field(default_factory=dict)
@@ -40,9 +43,12 @@ class State:
     autoscaled: int | None = None
     trend: Trend = field(default_factory=Trend)
     paused: bool = False
+    draining_since: float | None = None
+    stop_at: float | None = None
     stopping: Literal["graceful", "quick"] | None = None
     upgrading: Literal["checking", "replacing"] | None = None
     ever_ready: bool = False
+    start_retries: int = 0
     announced: bool = False
     postponed: list[actions.Report] = field(default_factory=list)
     finish: actions.Finish = field(default_factory=actions.Finish)

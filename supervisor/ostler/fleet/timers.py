@@ -18,13 +18,14 @@ def earliest(step: FleetStep) -> float | None:
         )
     times += [generation.deadline for generation in state.generations.values()]
     if not state.stopping:
+        times.append(state.stop_at)
         current = state.generations.get(state.current)
         # In other states a retry waits for something else first: the fork server's end, or its loading.
         if current and current.state in (GenerationState.DOWN, GenerationState.UP):
             times.append(current.retry_at)
         if state.reload is not None and state.reload.phase is ReloadPhase.CANARY:
             times.append(state.reload.canary_until)
-        if state.probation is not None:
+        if state.probation is not None and not state.probation.over:
             times.append(state.probation.until)
         if state.refork is not None and not state.refork.audited:
             times.append(state.refork.deadline)

@@ -7,7 +7,7 @@ from ostler.fleet.step import FleetStep
 def asked(step: FleetStep, event: events.UpgradeAsked) -> None:
     state = step.state
     problem = None
-    if state.stopping or not state.announced:
+    if state.stopping or state.stop_at is not None or not state.announced:
         problem = "the fleet stops or has not started yet"
     elif state.upgrading is not None:
         problem = "another upgrade is running"

@@ -47,10 +47,20 @@ COMMANDS: dict[str, list[list[str]]] = {
     "exits": [["exits"], ["exits", "1"], ["exits", "--last"]],
     "events": [["events"]],
     "scale": [["scale", "1"], ["scale", "+1", "--no-wait"]],
-    "reload": [["reload"], ["reload", "--no-wait"]],
+    "reload": [
+        ["reload"],
+        ["reload", "--no-wait"],
+        ["reload", "--wait-probation"],
+        ["reload", "--abort"],
+    ],
+    "wait": [["wait"], ["wait", "--wait-probation"]],
+    "rollback": [["rollback"], ["rollback", "--no-wait"]],
     "recycle": [["recycle", "1"], ["recycle", "1", "--no-wait"]],
     "refork": [["refork"], ["refork", "--no-wait"]],
     "upgrade": [["upgrade"], ["upgrade", "--no-wait"]],
+    "pause": [["pause"], ["pause", "--no-wait"]],
+    "drain": [["drain"]],
+    "resume": [["resume"], ["resume", "--no-wait"]],
     "stop": [["stop"], ["stop", "--no-wait"]],
     "open": [["open"]],
 }
@@ -233,8 +243,8 @@ def run(place: Path, capsys: pytest.CaptureFixture[str]) -> Run:
 
 def waits(argv: list[str]) -> list[str]:
     """A command that may wait for ever waits only a moment."""
-    waiting_ones = ("scale", "reload", "recycle", "refork", "upgrade", "stop")
-    return [*argv, "--timeout", "0.2"] if argv[0] in waiting_ones else argv
+    prompt = ("status", "workers", "requests", "config", "exits", "events", "drain", "open")
+    return argv if argv[0] in prompt else [*argv, "--timeout", "0.2"]
 
 
 def assert_harmless(text: str) -> None:

@@ -101,6 +101,26 @@ def test_all_first_boots_fail() -> None:
     assert play.finished == [actions.Finish(True, True, "second", None)]
 
 
+def test_first_boots_are_tried_again() -> None:
+    """With boot_retries the start fails only after so many more attempts; each failure is reported."""
+    play = Play(workers=2, boot_retries=2).start().loaded()
+    play.boot_fails(1, "one").boot_fails(2, "one").reported("worker_boot_failed", reason="one")
+    play.after(10.0).boot_fails(1, "two").reported("worker_boot_failed", reason="two")
+    assert not play.fleet.state.stopping
+    play.after(10.0).boot_fails(1, "three").fork_server_exits()
+    assert play.finished == [actions.Finish(True, True, "three", None)]
+
+
+def test_the_first_preloading_is_tried_again() -> None:
+    """The same where the fork server loads the app; a configuration that is wrong is not tried again."""
+    play = Play(workers=1, boot_retries=1).start().configured()
+    play.generation_failed(reason="no database", app_failed=True).reported("fork_server_failed")
+    play.fork_server_exits().after(10.0).loaded().ready(1)
+    assert play.slots() == [1]
+    play = Play(boot_retries=1).start()
+    play.generation_failed(reason="bind: bad").then(start_fork_server(1), STOPPING, stop_fork_server(1))
+
+
 def test_a_first_boot_fails_and_another_does_not() -> None:
     """The postponed failure is reported as soon as another worker is ready: the daemon continues."""
     play = Play(workers=2).start().loaded()
@@ -739,6 +759,66 @@ def test_graceful_stop() -> None:
     play.fork_server_exits(1).then(FINISH)
     assert play.finished == [actions.Finish()]
     play.stop().on(events.DeadlinePassed()).reload().scale(3).then()
+
+
+def test_stop_after_a_delay() -> None:
+    """With shutdown_delay the workers serve on, reported as not ready, and are repaired; then they drain."""
+    play = running(workers=2, shutdown_delay=10.0).stop().then(STOPPING)
+    play.reported("stop", how="graceful", delay=10.0)
+    assert health.state(play.fleet.state) == "draining"
+    play.exits(1, signal=9).then(spawn(1)).ready(1).then()
+    play.nothing_until(10.0).then(drain(2), drain(1)).exits(1).exits(2)
+    play.fork_server_exits(1).then(stop_fork_server(1), FINISH)
+
+
+def test_second_stop_ends_the_delay() -> None:
+    """A second request begins the graceful stop at once, a third the quick one."""
+    play = running(workers=2, shutdown_delay=10.0).stop().stop().then(STOPPING, drain(1), drain(2))
+    play.stop().then(end(1), end(2))
+
+
+def test_quick_stop_has_no_delay() -> None:
+    """INT and QUIT end the daemon at once, also during the delay."""
+    running(workers=1, shutdown_delay=10.0).stop_quickly().then(STOPPING, end(1))
+    running(workers=1, shutdown_delay=10.0).stop().stop_quickly().then(STOPPING, end(1))
+
+
+def test_no_delay_without_a_ready_worker() -> None:
+    """No balancer sends anything to a fleet that never was ready."""
+    play = Play(workers=1, shutdown_delay=10.0).start().loaded().stop()
+    play.then(start_fork_server(1), load_app(1), spawn(1), STOPPING, cancel(1))
+
+
+def test_the_delay_counts_from_the_drain() -> None:
+    """What was drained by hand for longer than shutdown_delay stops at once."""
+    play = running(workers=1, shutdown_delay=10.0).drain().after(4.0)
+    play.stop().then(STOPPING).nothing_until(6.0).then(drain(1))
+    running(workers=1, shutdown_delay=10.0).drain().after(11.0).stop().then(STOPPING, drain(1))
+
+
+def test_nothing_takes_a_stop_back() -> None:
+    """A resume during the delay changes nothing, and neither does an upgrade."""
+    play = running(workers=1, shutdown_delay=10.0).stop().resume().then(STOPPING)
+    assert health.state(play.fleet.state) == "draining"
+    play.on(events.UpgradeAsked("test")).reported("upgrade_failed")
+    play.nothing_until(10.0).then(drain(1))
+
+
+def test_drain_and_resume() -> None:
+    """A drain changes nothing but the reported state, as long as it lasts."""
+    play = running(workers=2).drain().then().drain().reload().loaded().ready(1).settled()
+    assert play.slots(generation=2) == [1, 2]
+    assert health.state(play.fleet.state) == "draining"
+    play.resume().then()
+    assert health.state(play.fleet.state) == "ready"
+
+
+def test_resume_ends_a_pause() -> None:
+    """The wanted number of workers is the one from before."""
+    play = running(workers=1).scale(2).settled().pause().settled()
+    assert play.slots() == []
+    play.resume().then(spawn(1), spawn(2)).ready(1, 2)
+    assert health.state(play.fleet.state) == "ready"
 
 
 def test_second_stop_is_quick() -> None:

@@ -537,3 +537,85 @@ def test_an_upgrade_does_not_end_a_pause() -> None:
     play.reported("upgraded")
     assert health.state(play.fleet.state) == "paused"
     assert play.slots() == []
+
+
+# -- a roll-back that is asked for --------------------------------------------------------------------------
+
+
+def test_asked_for_on_probation() -> None:
+    """It follows the rules of a roll-back that the fleet decides on."""
+    play = reloaded().rollback().then(stop_fork_server(2), rolled_back(2), spawn(1, 1), spawn(2, 1))
+    play.reported("reload_rolled_back", reason="asked by test", back_to=1)
+    play.ready(1, 2).settled()
+    assert play.slots(1) == [1, 2]
+    assert phase(play) is ReloadPhase.ROLLED_BACK
+
+
+@pytest.mark.parametrize("probation", [0.0, 10.0])
+def test_a_kept_generation(probation: float) -> None:
+    """With keep_generations it can be asked for until the next reload; crashes don't cause it any more."""
+    play = reloaded(probation=probation, keep_generations=1).after(3600.0).then()
+    play.crashes(1).settled().crashes(1).settled().crashes(1).settled()
+    assert play.fleet.state.current == 2
+    play.rollback().settled()
+    assert play.slots(1) == [1, 2]
+
+
+def test_one_generation_is_kept() -> None:
+    """The next reload ends the fork server that was kept, and keeps the one before itself."""
+    play = reloaded(keep_generations=1).after(3600.0).reload().loaded().settled()
+    assert set(play.fork_servers) == {2, 3}
+    play.rollback().settled()
+    assert play.slots(2) == [1, 2]
+
+
+def test_a_kept_generation_that_is_not_wanted_any_more() -> None:
+    """A reload to settings without keep_generations ends it."""
+    play = reloaded(keep_generations=1).after(3600.0)
+    play.policy = fleet_policy(**PROBATION)
+    play.reload().loaded().settled().after(3600.0).settled()
+    assert set(play.fork_servers) == {3}
+
+
+def test_nothing_to_roll_back_to() -> None:
+    """Without a kept generation nothing changes, and the log says why."""
+    play = running(workers=2).rollback().then().reported("rollback_refused")
+    play = reloaded().after(11.0).settled().rollback().then().reported("rollback_refused")
+    assert play.fleet.state.current == 2
+
+
+def test_asked_for_during_the_next_reload() -> None:
+    """The reload that is running is given up."""
+    play = reloaded(keep_generations=1)
+    play.policy = fleet_policy(**PROBATION | {"canary_time": 5.0})
+    play.reload().loaded().rollback().settled()
+    play.reported("reload_failed", generation=3)
+    assert play.slots(1) == [1, 2]
+
+
+# -- a reload that is given up ------------------------------------------------------------------------------
+
+
+def test_abort_before_the_swap() -> None:
+    """While it loads, or its canary is on trial, the old generation is not affected."""
+    play = canary().abort_reload().then(stop_fork_server(2), reload_ended(2), drain(1, 2))
+    play.reported("reload_failed", reason="aborted by test")
+    play.settled()
+    assert play.slots(1) == [1, 2]
+    play = running(workers=2).reload().abort_reload().settled()
+    assert play.slots(1) == [1, 2]
+
+
+def test_abort_after_the_swap() -> None:
+    """While workers are replaced it is rolled back."""
+    play = running(**PROBATION | {"max_surge": 1}).reload().loaded().ready(1).abort_reload().settled()
+    assert phase(play) is ReloadPhase.ROLLED_BACK
+    assert play.slots(1) == [1, 2]
+
+
+def test_abort_that_comes_too_late() -> None:
+    """Without a running reload, or if the old generation is not kept, it is refused."""
+    running(workers=2).abort_reload().then().reported("abort_refused")
+    play = running(workers=2, max_surge=1).reload().loaded().ready(1).abort_reload()
+    play.reported("abort_refused").settled()
+    assert play.slots(2) == [1, 2]

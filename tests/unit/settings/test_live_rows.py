@@ -123,6 +123,12 @@ CHANGES = {
     "boot_parallelism": Change("1", "4", lambda play: play.taken_over().scale(7) and play.asked()),
     "canary_time": Change("0", "5", lambda play: play.configured().app_loaded().ready(1).fleet.state.current),
     "probation": Change("0", "60", lambda play: play.taken_over().fork_servers[1].ordered),
+    "keep_generations": Change(
+        "0",
+        "1",
+        lambda play: play.taken_over().settled().after(100).settled().fork_servers.keys(),
+        {"probation": "5"},
+    ),
     "rollback_crashes": Change(
         "0", "1", lambda play: play.taken_over().crashes(1).fleet.state.current, {"probation": "60"}
     ),
@@ -138,6 +144,7 @@ CHANGES = {
     "autoscale_cooldown": Change("1000", "5", _cooldown, RANGE),
     "timeout": Change("30", "1", _timeout),
     "graceful_timeout": Change("30", "3", lambda play: play.taken_over().after(10) and play.old(1)),
+    "shutdown_delay": Change("0", "20", lambda play: play.taken_over().stop().after(10) and play.old(2)),
     "boot_timeout": Change(
         "60", "5", lambda play: play.configured().after(10) and play.fork_servers[2].ordered
     ),

@@ -161,6 +161,7 @@ class Observer:
             ),
             reload=self.reload(),
             override=state.override,
+            rollback_to=state.probation.fallback if state.probation is not None else None,
             workers_range=(
                 settings.workers if settings is not None and isinstance(settings.workers, tuple) else None
             ),

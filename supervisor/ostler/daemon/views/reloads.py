@@ -12,6 +12,7 @@ from ostler.daemon.configurations import Configurations
 from ostler.daemon.views.changes import changed_settings
 from ostler.fleet.model import Reload
 from ostler.fleet.model import ReloadPhase as Phase
+from ostler.fleet.state import State
 
 
 class ReloadsState(msgspec.Struct):
@@ -67,6 +68,7 @@ class Reloads:
             reason=reload.reason,
             traceback=reload.traceback,
             changes=self._changes_of(reload),
+            on_probation=_on_probation(self._ports.state(), reload),
         )
 
     async def ended(self, generation: int) -> ReloadView:
@@ -127,3 +129,8 @@ class Reloads:
         before = self._configurations.get(self._own.settled)
         after = self._configurations.get(reload.generation)
         return changed_settings(before, after) if before is not None and after is not None else []
+
+
+def _on_probation(state: State, reload: Reload) -> bool:
+    probation = state.probation
+    return probation is not None and not probation.over and reload.generation == state.current

@@ -38,6 +38,7 @@ def number_of(digits: str) -> int:
 
 COUNT = Kind(whole_number(0), "N")
 POSITIVE = Kind(whole_number(1), "N")
+KEPT = Kind(whole_number(0, 1), "N")
 
 
 def _counts(value: Any) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from ostler.settings import classes
 from ostler.settings.kinds import http, numbers, texts
 from ostler.settings.kinds.kind import Kind
 from ostler.settings.table.listening import ListeningRows
-from ostler.settings.table.row import LIVE, Setting
+from ostler.settings.table.row import LIVE, RESTART, Setting
 
 
 def _number(workers: int | tuple[int, int]) -> dict[str, int | None]:
@@ -139,6 +139,18 @@ class FleetRows(ListeningRows, frozen=True, kw_only=True):
             gunicorn=None,
         ),
     ] = ()
+    boot_retries: Annotated[
+        int,
+        Setting(
+            numbers.COUNT,
+            "How often to load the app again, after growing pauses, if it can't be loaded at the start; then "
+            "the daemon ends.",
+            flags=("--boot-retries",),
+            takes_effect=RESTART,
+            policy="boot_retries",
+            gunicorn=None,
+        ),
+    ] = 0
     canary_time: Annotated[
         float,
         Setting(
@@ -161,6 +173,18 @@ class FleetRows(ListeningRows, frozen=True, kw_only=True):
             gunicorn=None,
         ),
     ] = 10.0
+    keep_generations: Annotated[
+        int,
+        Setting(
+            numbers.KEPT,
+            "With 1 the generation before a reload is kept after its probation, until the next reload, for "
+            "`ctl rollback`.",
+            flags=("--keep-generations",),
+            takes_effect=LIVE,
+            policy="keep_generations",
+            gunicorn=None,
+        ),
+    ] = 0
     rollback_crashes: Annotated[
         int,
         Setting(
@@ -272,6 +296,18 @@ class FleetRows(ListeningRows, frozen=True, kw_only=True):
             policy="graceful_timeout",
         ),
     ] = 30.0
+    shutdown_delay: Annotated[
+        float,
+        Setting(
+            numbers.SECONDS,
+            "How long to serve on after SIGTERM before the workers drain, while /readyz answers 503: load "
+            "balancers need this time to notice.",
+            flags=("--shutdown-delay",),
+            takes_effect=LIVE,
+            policy="shutdown_delay",
+            gunicorn=None,
+        ),
+    ] = 0.0
     boot_timeout: Annotated[
         float,
         Setting(
