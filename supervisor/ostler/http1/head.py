@@ -13,10 +13,10 @@ import msgspec
 from ostler.http1.errors import ExpectationFailed, HeadTooLarge, NotSupported, ProtocolViolation
 from ostler.http1.line import MAX_LINE, LineRules, is_authority
 
-MAX_HEAD = 64 * 1024
+MAX_HEAD = 16 * 1024 * 1024
 """The most bytes of a block, whatever the settings say; a longer one is refused before its end."""
-MAX_FIELDS = 1000
-"""The most fields, whatever the settings say."""
+MAX_FIELDS = 32768
+"""The most fields, whatever the settings say, as in gunicorn."""
 
 CHUNKED = -1
 """In the place of a length: the body is chunked."""
@@ -97,6 +97,7 @@ class Rules(msgspec.Struct, frozen=True):
         lenient_fields: one of the options for fields is set; line_rules: the options for lines, None if none
             is set.
         max_line, max_fields, max_field_size: the limits, with 0 and values above the hard bounds resolved.
+        max_head: bytes of a block; it follows from these, so that no block is refused whose fields all pass.
         meanings: a FieldMeanings, filled as names come.
     """
 
@@ -118,6 +119,7 @@ class Rules(msgspec.Struct, frozen=True):
     max_line: int = 0
     max_fields: int = 0
     max_field_size: int = 0
+    max_head: int = 0
     meanings: Any = None  # a FieldMeanings; msgspec need not know that type
 
     def __post_init__(self) -> None:
@@ -125,6 +127,8 @@ class Rules(msgspec.Struct, frozen=True):
         settle(self, "max_line", min(self.limit_request_line or MAX_LINE, MAX_LINE))
         settle(self, "max_fields", min(self.limit_request_fields or MAX_FIELDS, MAX_FIELDS))
         settle(self, "max_field_size", min(self.limit_request_field_size or MAX_HEAD, MAX_HEAD))
+        # A line end for each field, one before the first, and the empty line.
+        settle(self, "max_head", min(self.max_fields * (self.max_field_size + 2) + 4, MAX_HEAD))
         settle(self, "lenient_fields", self.permit_obsolete_folding or self.strip_header_spaces)
         lines = LineRules(
             self.permit_unconventional_http_method,

@@ -10,8 +10,8 @@ import msgspec
 
 from ostler.http1.errors import NotSupported, ProtocolViolation, VersionNotSupported
 
-MAX_LINE = 64 * 1024
-"""The most bytes of a request line, whatever the settings say."""
+MAX_LINE = 1024 * 1024
+"""The most bytes of a request line, whatever the settings say. gunicorn's compiled parser has the same."""
 
 LONGEST_REMEMBERED = 256
 """A longer line is not remembered; a parser with a smaller limit must not use `remembered`."""

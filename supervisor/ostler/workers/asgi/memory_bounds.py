@@ -9,9 +9,12 @@ from typing import Any
 
 from uvicorn.protocols.http.flow_control import FlowControl
 
-from ostler.http1.head import MAX_FIELDS, MAX_HEAD
 from ostler.workers.system_calls import READ_SIZE
 
+MOST_HEAD = 1024 * 1024
+"""Bytes of a head, its request line included: what a hundred fields of gunicorn's longest take, and more."""
+_MOST_FIELDS = 1000
+_MOST_TRAILERS = 64 * 1024
 # Bytes given to the parser at once; where a head ends, less. What is parsed behind a request that has no
 # answer yet is kept as objects that are far larger.
 _PIECE = 2048
@@ -79,7 +82,8 @@ def bounded(protocol: type[Any]) -> type[Any]:
                 at = end
                 self._unparsed += len(piece)
                 super().data_received(piece)
-                if self._unparsed > MAX_HEAD and not self.transport.is_closing():
+                most = MOST_HEAD if self._in_head else _MOST_TRAILERS
+                if self._unparsed > most and not self.transport.is_closing():
                     self._refuse_head()
             self._kept = data[at:]
             self.flow.has_room = len(self._kept) < _MOST_KEPT
@@ -111,7 +115,7 @@ def bounded(protocol: type[Any]) -> type[Any]:
             if not self._in_head:
                 return  # a trailer, which must not pass for a field that a proxy has checked
             self._fields += 1
-            if self._fields > MAX_FIELDS:
+            if self._fields > _MOST_FIELDS:
                 self._too_large = True
                 raise ValueError("too many fields")
             super().on_header(name, value)
