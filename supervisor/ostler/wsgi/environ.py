@@ -10,6 +10,7 @@ import sys
 from io import BytesIO
 from typing import Any, cast
 
+from ostler.http1.head import CHUNKED
 from ostler.http1.request import Head, Request
 from ostler.wsgi.body import BufferedBody, StreamedBody
 from ostler.wsgi.file_wrapper import BlockWrapper, FileWrapper
@@ -119,7 +120,12 @@ def request_environ(template: Environ, request: Request) -> Environ:
         environ["wsgi.input"] = BytesIO()
     else:
         environ["wsgi.input"] = cast("BufferedBody | StreamedBody", body).input()
-        if request.complete:
+        if (length := request.head.length) != CHUNKED:
+            environ["CONTENT_LENGTH"] = str(length)
+        elif type(body) is BufferedBody:
+            # So Django and Bottle, which read by CONTENT_LENGTH alone, get chunked bodies too. One that is
+            # streamed has none, also if all of it has come already: that is a matter of timing, on which no
+            # app may depend. It ends where `wsgi.input` ends, which `wsgi.input_terminated` says.
             environ["CONTENT_LENGTH"] = str(request.length)
     if mount := environ["SCRIPT_NAME"]:
         path = line.path

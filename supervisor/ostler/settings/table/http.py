@@ -152,7 +152,8 @@ class HttpRows(FleetRows, frozen=True, kw_only=True):
         bool,
         Setting(
             texts.SWITCH,
-            "Call the app when a request's head is there; it reads the body while it comes.",
+            "Call the app when a request's head is there; it reads the body while it comes. A chunked body "
+            "has no CONTENT_LENGTH then, without which Django and Bottle read nothing.",
             flags=("--stream-request",),
             worker_classes=classes.OWN_HTTP,
             gunicorn=None,
