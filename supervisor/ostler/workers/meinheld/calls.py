@@ -22,7 +22,7 @@ from ostler.text import trace_of
 from ostler.workers.base import Context
 from ostler.workers.meinheld.peers import PeerAddresses
 from ostler.workers.soft_interrupt import SoftInterrupts
-from ostler.wsgi.environ import Environ, listener_environ
+from ostler.wsgi.environ import Environ, host_and_port, listener_environ
 from ostler.wsgi.interruption import DeadlineExceeded, QuitWorker
 
 _LATE = b"Gateway Timeout\n"
@@ -81,6 +81,10 @@ class MeinheldCalls:
             nonlocal serving
             environ["SERVER_NAME"] = name
             environ["SERVER_PORT"] = port
+            if not port and "HTTP_HOST" in environ:  # a Unix socket
+                https = environ["wsgi.url_scheme"] == "https"
+                if (server_names := host_and_port(environ["HTTP_HOST"], https)) is not None:
+                    environ["SERVER_NAME"], environ["SERVER_PORT"] = server_names
             environ["ostler.extend_deadline"] = extend
             environ["wsgi.errors"] = errors
             if correct_peer is not None and not correct_peer(environ):
