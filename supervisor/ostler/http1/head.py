@@ -189,13 +189,16 @@ def parse_head(block: bytes, protocol: str, rules: Rules) -> Head:
         # No fault of the client: an exception of a signal handler, or no memory, in a callback.
         raise (error.__context__ or error) from None
     except httptools.HttpParserError as error:
-        raise ProtocolViolation(str(error)) from None
+        text = str(error)
+        names = {"Transfer-Encoding": "transfer_encoding", "Content-Length": "content_length"}
+        rule = next((rule for name, rule in names.items() if name in text), "fields")
+        raise ProtocolViolation(text, rule) from None
     # Each line must be one field. Otherwise llhttp splits lines in another way than the caller, which looks
     # for the next request behind this block.
     if block.count(b"\n") != len(headers) + 2:
-        raise ProtocolViolation("malformed fields")
+        raise ProtocolViolation("malformed fields", "fields")
     if len(headers) > rules.max_fields:
-        raise HeadTooLarge("too many fields")
+        raise HeadTooLarge("too many fields", "limit_request_fields")
     limit = rules.max_field_size
     if len(block) > limit and any(len(line) > limit for line in block.split(b"\r\n")):
         raise HeadTooLarge("a field is too long")
@@ -216,19 +219,19 @@ def parse_head(block: bytes, protocol: str, rules: Rules) -> Head:
             continue
         if meaning == _HOST:
             if host is not None:
-                raise ProtocolViolation("more than one Host")
+                raise ProtocolViolation("more than one Host", "host")
             host = value
         elif meaning == _LENGTH:
             if length is not None or not value.isdigit() or len(value) > _MAX_DIGITS:
-                raise ProtocolViolation("invalid Content-Length")
+                raise ProtocolViolation("invalid Content-Length", "content_length")
             length = int(value)
         elif meaning == _CODING:
             if coding is not None:
-                raise ProtocolViolation("more than one Transfer-Encoding")
+                raise ProtocolViolation("more than one Transfer-Encoding", "transfer_encoding")
             coding = value
         elif meaning == _TYPE:
             if content_type is not None:
-                raise ProtocolViolation("more than one Content-Type")
+                raise ProtocolViolation("more than one Content-Type", "fields")
             content_type = value
         elif meaning == _CONNECTION:
             options = [option.strip(b" \t") for option in value.lower().split(b",")]
@@ -248,19 +251,19 @@ def parse_head(block: bytes, protocol: str, rules: Rules) -> Head:
         elif meaning == _DROP:
             dropped = True
         else:
-            raise ProtocolViolation("a field name has an underscore")
+            raise ProtocolViolation("a field name has an underscore", "header_map")
     if host is None:
         if not old:
-            raise ProtocolViolation("Host is missing")
+            raise ProtocolViolation("Host is missing", "missing_host")
     elif host not in _hosts:
         _check_host(host)
     if coding is not None:
         if length is not None:
-            raise ProtocolViolation("Transfer-Encoding with Content-Length")
+            raise ProtocolViolation("Transfer-Encoding with Content-Length", "transfer_encoding")
         _check_coding(coding, old)
         length = CHUNKED
     if https and insecure:
-        raise ProtocolViolation("contradictory fields for the scheme")
+        raise ProtocolViolation("contradictory fields for the scheme", "secure_scheme_headers")
     if dropped:
         headers = [field for field in headers if meanings.learn(field[0]) != _DROP]
     keep = keep and not close
@@ -275,11 +278,11 @@ def _strict(block: bytes, rules: Rules) -> bytes:
         name, colon, value = line.partition(b":")
         if line[:1] in _BLANKS:
             if not rules.permit_obsolete_folding or not fields:
-                raise ProtocolViolation("a field in several lines")
+                raise ProtocolViolation("a field in several lines", "fields")
             before = fields[-1][0].partition(b":")
             # Fields for framing and routing must mean the same to a recipient that ignores the folding.
             if not before[1] or before[0].lower() in _NEVER_FOLDED:
-                raise ProtocolViolation("a field that must not be in several lines")
+                raise ProtocolViolation("a field that must not be in several lines", "fields")
             if len(fields[-1]) == 1:
                 fields[-1][0] = fields[-1][0].rstrip(b" \t")
             fields[-1].append(line.strip(b" \t"))
@@ -292,7 +295,7 @@ def _strict(block: bytes, rules: Rules) -> bytes:
 
 def _check_host(value: bytes) -> None:
     if not is_authority(value):
-        raise ProtocolViolation("invalid Host")
+        raise ProtocolViolation("invalid Host", "host")
     if len(value) <= _LONGEST_HOST:
         if len(_hosts) >= _REMEMBERED_HOSTS:
             _hosts.clear()
@@ -302,11 +305,11 @@ def _check_host(value: bytes) -> None:
 def _check_coding(value: bytes, old: bool) -> None:
     """`chunked` is the only transfer coding that is decoded here (RFC 9112 section 6.1)."""
     if old:
-        raise ProtocolViolation("Transfer-Encoding in HTTP/1.0")
+        raise ProtocolViolation("Transfer-Encoding in HTTP/1.0", "transfer_encoding")
     coding = value.lower()
     if coding != b"chunked":
         codings = [part.strip(b" \t") for part in coding.split(b",")]
         # Unless chunked comes last, and once, the end of the body is undefined.
         if codings[-1] != b"chunked" or codings.count(b"chunked") > 1 or b"" in codings:
-            raise ProtocolViolation("Transfer-Encoding does not end with chunked")
-        raise NotSupported("a transfer coding other than chunked")
+            raise ProtocolViolation("Transfer-Encoding does not end with chunked", "transfer_encoding")
+        raise NotSupported("a transfer coding other than chunked", "transfer_encoding")

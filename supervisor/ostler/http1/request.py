@@ -221,7 +221,7 @@ class RequestParser:
             while data[at] == 13 and data.startswith(b"\r\n", at):
                 self._empty_lines += 1
                 if self._empty_lines > _MAX_EMPTY_LINES:
-                    raise ProtocolViolation("empty lines")
+                    raise ProtocolViolation("empty lines", "line_ends")
                 self._head = None  # so that `feed` can't bypass this counter
                 at += 2
                 if at == len(data):
@@ -266,9 +266,9 @@ class RequestParser:
         limit = self._rules.max_line
         start = max(0, start - 1)
         if part.find(b"\n", start, limit + 2) >= 0:
-            raise ProtocolViolation("a line end without CR")
+            raise ProtocolViolation("a line end without CR", "line_ends")
         if 0 <= part.find(b"\r", start, limit + 1) < len(part) - 1:
-            raise ProtocolViolation("CR in a line")
+            raise ProtocolViolation("CR in a line", "line_ends")
         if len(part) > limit + 1:
             raise LineTooLong
 
@@ -282,7 +282,7 @@ class RequestParser:
         end = min(len(part), rules.max_head)
         lines = part.count(b"\r\n", start, end)
         if part.count(b"\n", start + 1, end) != lines or part.count(b"\r", start, end - 1) != lines:
-            raise ProtocolViolation("CR or LF that is not part of CR LF")
+            raise ProtocolViolation("CR or LF that is not part of CR LF", "line_ends")
         if len(part) > rules.max_head:
             raise HeadTooLarge("too many bytes of fields")
         if len(part) <= _LONG_BLOCK or rules.lenient_fields:
@@ -292,7 +292,7 @@ class RequestParser:
         line = max(line, part.rfind(b"\n", measured) + 1)
         self._measured = len(part), lines, line
         if lines - 1 > rules.max_fields:  # the first one ends the request line
-            raise HeadTooLarge("too many fields")
+            raise HeadTooLarge("too many fields", "limit_request_fields")
         if len(part) - line > rules.max_field_size + 1:  # with a CR
             raise HeadTooLarge("a field is too long")
 

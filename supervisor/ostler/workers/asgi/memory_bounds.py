@@ -9,6 +9,7 @@ from typing import Any
 
 from uvicorn.protocols.http.flow_control import FlowControl
 
+from ostler.workers.asgi.refusals import Report
 from ostler.workers.system_calls import READ_SIZE
 
 MOST_HEAD = 1024 * 1024
@@ -39,8 +40,11 @@ class _Flow(FlowControl):
             super().resume_reading()
 
 
-def bounded(protocol: type[Any]) -> type[Any]:
-    """uvicorn's HTTP protocol, with bounds. The one that uses h11 has bounds of its own."""
+def bounded(protocol: type[Any], report: Report) -> type[Any]:
+    """uvicorn's HTTP protocol, with bounds. The one that uses h11 has bounds of its own.
+
+    report: called for each head that is refused.
+    """
     if not hasattr(protocol, "on_headers_complete"):
         return protocol
 
@@ -89,8 +93,17 @@ def bounded(protocol: type[Any]) -> type[Any]:
             self.flow.has_room = len(self._kept) < _MOST_KEPT
 
         def _refuse_head(self) -> None:
+            size = 0
             if self._in_head and (self.cycle is None or self.cycle.response_complete):
                 self.transport.write(_TOO_LARGE)
+                size = len(_TOO_LARGE.partition(b"\r\n\r\n")[2])
+            if not self._in_head:
+                rule, reason = "chunked", f"trailers of more than {_MOST_TRAILERS} bytes"
+            elif self._too_large:
+                rule, reason = "limit_request_fields", f"more than {_MOST_FIELDS} fields"
+            else:
+                rule, reason = "limit_request_field_size", f"a head of more than {MOST_HEAD} bytes"
+            report(self, 431, size, rule, reason)
             self.transport.close()
 
         def send_400_response(self, msg: str) -> None:

@@ -25,6 +25,7 @@ from ostler.workers import app_kind
 from ostler.workers.asgi.app import AsgiApp
 from ostler.workers.asgi.interface import App
 from ostler.workers.asgi.memory_bounds import MOST_HEAD
+from ostler.workers.asgi.refusals import INVALID
 
 ServerState = uvicorn.server.ServerState
 # Arguments that a subclass of uvicorn's worker may set, but that we do by other means, or not at all.
@@ -198,7 +199,7 @@ class UvicornLogHandler(logging.Handler):
         self._app = app
 
     def emit(self, record: logging.LogRecord) -> None:
-        if self._app.quitting:
+        if self._app.quitting or record.msg == INVALID:  # `request_refused` says more
             return
         fields = {}
         if record.exc_info and (error := record.exc_info[1]) is not None:

@@ -24,7 +24,7 @@ from ostler.logs.limiter import LimitedLog
 from ostler.osapi.files import open_files
 from ostler.settings.table import Settings
 from ostler.text import name_and_text, trace_of
-from ostler.workers.asgi import client_speed, memory_bounds, tls_reading, unix_server, uvicorn_setup
+from ostler.workers.asgi import client_speed, memory_bounds, refusals, tls_reading, unix_server, uvicorn_setup
 from ostler.workers.asgi.acceptor import AsgiAcceptor
 from ostler.workers.asgi.app import AsgiApp
 from ostler.workers.asgi.soft_interrupt import AsgiSoftInterrupts
@@ -114,7 +114,8 @@ class AsgiWorker(BaseWorker):
             self._protocol,
             self._state.connections,
         )
-        http = memory_bounds.bounded(self._config.http_protocol_class)
+        report = self._acceptor.refused
+        http = memory_bounds.bounded(refusals.reporting(self._config.http_protocol_class, report), report)
         self._http = client_speed.measured(uvicorn_setup.count_ends(http, self._acceptor.lost), settings)
         if self._config.ws_protocol_class is not None:
             websocket = memory_bounds.bounded_websocket(self._config.ws_protocol_class)

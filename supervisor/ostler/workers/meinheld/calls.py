@@ -10,6 +10,7 @@ import errno
 import fcntl
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterable
 from time import monotonic_ns
 from types import CodeType, FrameType, TracebackType
@@ -18,9 +19,11 @@ from urllib.parse import quote
 
 from meinheld import server
 
+from ostler.logs.limiter import LimitedLog
 from ostler.text import trace_of
 from ostler.workers.base import Context
 from ostler.workers.meinheld.peers import PeerAddresses
+from ostler.workers.refusals import log_refused
 from ostler.workers.soft_interrupt import SoftInterrupts
 from ostler.wsgi.environ import Environ, host_and_port, listener_environ
 from ostler.wsgi.interruption import DeadlineExceeded, QuitWorker
@@ -34,6 +37,16 @@ _GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ETIMEDOUT, errno.E
 # What RFC 3986 section 3.3 allows in a path.
 _PATH_SAFE = "/:@!$&'()*+,;=~"
 _OURS = "ostler."
+# By which rule the server refuses a request, as far as its status says so. It gives no reasons.
+_RULES = {
+    408: "header_timeout",
+    411: "content_length",
+    413: "limit_request_body",
+    414: "limit_request_line",
+    431: "limit_request_fields",
+    501: "method",
+    505: "version",
+}
 
 # The codes of all `serve` functions, by which the frames that have called the app are known.
 _SERVE: set[CodeType] = set()
@@ -69,6 +82,7 @@ class MeinheldCalls:
         serving: Environ | None = None
         answered = 0
         message_waits = flushing = False
+        limited = LimitedLog(log, time.monotonic)
         name, port = _server_name(context.listeners)
         peers = PeerAddresses(context.listeners)
         correct_peer = peers.correct if peers.needed else None
@@ -160,7 +174,7 @@ class MeinheldCalls:
                 # The server has made this environ for the log, and never frees it.
                 ctypes.pythonapi.Py_DecRef(ctypes.py_object(environ))
             elif not look():
-                refused(status, 0)
+                report(environ, status)
                 if access_log is not None:
                     if correct_peer is not None:
                         environ["REMOTE_ADDR"] = ""  # not certainly this client's
@@ -168,6 +182,13 @@ class MeinheldCalls:
                     flush_soon()
                 # As above, but it may be one that is freed.
                 environ.clear()
+
+        def report(environ: Environ, status: int) -> None:
+            rule = _RULES.get(status, "other")
+            refused(status, 0, rule)
+            # As below: elsewhere the address is not certainly this client's.
+            client = str(environ.get("REMOTE_ADDR", "")) if correct_peer is None else "?"
+            log_refused(limited, client, status, rule, f"meinheld has answered {status} by rules of its own")
 
         def write(environ: Environ, took: int) -> None:
             target = quote(environ["PATH_INFO"], _PATH_SAFE, "latin-1")
@@ -209,6 +230,7 @@ class MeinheldCalls:
         def settle() -> None:
             # This runs although a request is in the app: its app lets others run, and so it does not hang.
             leave_app()
+            limited.report()
 
         def failed(_kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
             if isinstance(error, (DeadlineExceeded, QuitWorker)):
