@@ -103,7 +103,7 @@ class Preparation:
 
     def _configure(self, ask: messages.Configure) -> bool:
         self._number = ask.generation
-        set_title(f"ostler: fork server gen {ask.generation} loading")
+        set_title(f"ostler: fork server gen {ask.generation} loading", always=True)
         loaded, problem = None, ""
         warnings: list[str] = []
         try:

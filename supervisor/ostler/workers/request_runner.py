@@ -293,8 +293,7 @@ class WsgiRunner:
     def _count_down(self) -> None:
         self._answered += 1
         if self._answered >= self._quota:
-            self._quota = 0
-            self._on_quota(self._answered)
+            self._quota = self._on_quota(self._answered) or 0
 
 
 def _feed_from(connection: Connection, request: Request, exchange: Exchange) -> None:

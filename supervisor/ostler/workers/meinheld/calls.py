@@ -141,7 +141,7 @@ class MeinheldCalls:
             return start
 
         def access(environ: Environ) -> None:
-            nonlocal serving, answered
+            nonlocal serving, answered, quota
             if environ is not serving:
                 other(environ)
             else:
@@ -158,7 +158,7 @@ class MeinheldCalls:
                 if quota:
                     answered += 1
                     if answered == quota:
-                        on_quota(answered)
+                        quota = on_quota(answered) or 0
             if message_waits:
                 read_message()
 
