@@ -223,6 +223,7 @@ class Preparation:
         if file is not None and ask.folder not in sys.path:
             sys.path.insert(0, ask.folder)  # for what the file imports later
         extend_path(settings)
+        imports.offer_stand_ins()
         if not early:
             self._tls = self._tls_context(settings, file)
         check_folder(settings.tmp_upload_dir)

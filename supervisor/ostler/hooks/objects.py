@@ -255,6 +255,8 @@ class HookServer(HookArgument):
     """
 
     _called = "server"
+    WORKER_BOOT_ERROR = 3
+    APP_LOAD_ERROR = 4
 
     def __init__(self, settings: Settings, app: HookApp, log: HookLog) -> None:
         self.cfg = HookSettings(settings)
