@@ -127,9 +127,10 @@ class Rules(msgspec.Struct, frozen=True):
         settle(self, "max_line", min(self.limit_request_line or MAX_LINE, MAX_LINE))
         settle(self, "max_fields", min(self.limit_request_fields or MAX_FIELDS, MAX_FIELDS))
         settle(self, "max_field_size", min(self.limit_request_field_size or MAX_HEAD, MAX_HEAD))
-        # A line end for each field, one before the first, and the empty line.
-        settle(self, "max_head", min(self.max_fields * (self.max_field_size + 2) + 4, MAX_HEAD))
         settle(self, "lenient_fields", self.permit_obsolete_folding or self.strip_header_spaces)
+        # A line end for each field, one before the first, and the empty line; and blanks that do not count.
+        size = self.max_fields * (self.max_field_size + 2) * (2 if self.lenient_fields else 1) + 4
+        settle(self, "max_head", min(size, MAX_HEAD))
         lines = LineRules(
             self.permit_unconventional_http_method,
             self.casefold_http_method,
