@@ -47,6 +47,10 @@ _RULES = {
     501: "method",
     505: "version",
 }
+_REASONS = {
+    400: "meinheld gives no reason: malformed, a line or a field of more than 8 KB, or more than 129 fields",
+    413: "the body is too large (the setting limit_request_body)",
+}
 
 # The codes of all `serve` functions, by which the frames that have called the app are known.
 _SERVE: set[CodeType] = set()
@@ -188,7 +192,7 @@ class MeinheldCalls:
             refused(status, 0, rule)
             # As below: elsewhere the address is not certainly this client's.
             client = str(environ.get("REMOTE_ADDR", "")) if correct_peer is None else "?"
-            log_refused(limited, client, status, rule, f"meinheld has answered {status} by rules of its own")
+            log_refused(limited, client, status, rule, _REASONS.get(status, "meinheld gives no reason"))
 
         def write(environ: Environ, took: int) -> None:
             target = quote(environ["PATH_INFO"], _PATH_SAFE, "latin-1")
