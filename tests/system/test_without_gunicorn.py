@@ -76,6 +76,14 @@ def test_a_configuration_file(place: Place) -> None:
     assert daemon.ctl("reload").code == 0
 
 
+def test_an_app_that_needs_gunicorn(place: Place) -> None:
+    """What is not there is said in one line, with what to install."""
+    place.add("needy.py", "from gunicorn.pidfile import Pidfile\nfrom plain import app\n")
+    daemon = start(place, "needy:app", serving=False)
+    assert daemon.wait() != 0
+    assert "No module named 'gunicorn.pidfile'; install gunicorn beside Ostler" in daemon.log.read_text()
+
+
 def test_worker_classes_of_a_project(place: Place) -> None:
     """A class made from gunicorn's serves; what of it is not called is said. One made from uvicorn's counts
     with its arguments.
