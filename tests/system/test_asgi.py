@@ -54,7 +54,7 @@ def test_an_app(place: Place) -> None:
     )
     assert scope == {
         "client": ["1.2.3.4", 0], "scheme": "https", "root_path": "/here", "path": "/here/scope",
-        "http_version": "1.1",
+        "http_version": "1.1", "server": ["127.0.0.1", daemon.port],
     }  # fmt: skip
     totals = daemon.until(lambda: daemon.status().totals.requests == 3 and daemon.status().totals, "counted")
     assert totals.errors == 0
@@ -442,7 +442,7 @@ def test_unix_sockets_and_changing_the_class(place: Place) -> None:
     place.add("gunicorn.conf.py", "worker_class = 'asgi'\nwsgi_app = 'waiter:app'\n")
     assert daemon.ctl("reload").code == 0
     scope = json.loads(daemon.get("/scope", headers={"Host": "x", "X-Forwarded-Proto": "https"}).body)
-    assert scope["scheme"] == "https"
+    assert (scope["scheme"], scope["server"]) == ("https", ["x", 443])
     assert json.loads(kept.asked("/scope").answer().body)["scheme"] == "http", "the connection has moved"
     place.add("gunicorn.conf.py", "worker_class = 'sync'\nwsgi_app = 'plain:app'\n")
     assert daemon.ctl("reload").code == 0

@@ -613,6 +613,93 @@ def test_a_worker_that_says_it_is_not_alive(place: Place) -> None:
     assert [found.pid for found in daemon.settled(1)] != [worker.pid]
 
 
+@pytest.mark.parametrize("argv", [("-w", "1"), ("--threads", "2"), ("-k", "gevent")], ids=str)
+def test_requests_that_do_not_count(place: Place, argv: tuple[str, ...]) -> None:
+    """`worker.max_requests` that a hook sets counts, and requests that it takes off `worker.nr` do not."""
+    conf = """\
+    def post_fork(server, worker):
+        worker.max_requests = 4
+    def pre_request(worker, req):
+        if req.path == "/health":
+            worker.nr -= 1
+    """
+    daemon, _ = start(place, *argv, conf=conf)
+    (worker,) = daemon.settled(1)
+    for _ in range(3):
+        for path in ("/health", "/health", "/"):
+            assert daemon.get(path).status == 200
+    assert daemon.events("recycle") == []
+    assert daemon.get("/").status == 200
+    daemon.event("recycle", pid=worker.pid)
+    daemon.event("worker_exited", pid=worker.pid, cause="recycle")
+
+
+@pytest.mark.parametrize("worker_class", ["asgi", "meinheld", "reference.ReferenceWorker"])
+def test_another_number_of_requests(place: Place, worker_class: str) -> None:
+    """Where hooks do not see requests, `worker.max_requests` and `worker.nr` count as they are at the start,
+    and as an app that keeps the object changes them.
+    """
+    if worker_class == "meinheld":
+        pytest.importorskip("meinheld.server", reason="meinheld is not installed", exc_type=ImportError)
+    place.add("kept.py", "worker = None\n")
+    place.add(
+        "counted.py",
+        """\
+import kept
+def app(environ, start_response):
+    if environ["PATH_INFO"] == "/health":
+        kept.worker.nr -= 1
+    start_response("200 OK", [("Content-Length", "0")])
+    return []
+async def asgi(scope, receive, send):
+    if scope["type"] == "lifespan":
+        return
+    if scope["path"] == "/health":
+        kept.worker.nr -= 1
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body"})
+""",
+    )
+    place.add(
+        "gunicorn.conf.py",
+        """\
+import kept
+def post_worker_init(worker):
+    worker.max_requests = 4
+    kept.worker = worker
+""",
+    )
+    daemon = place.start("-k", worker_class, "counted:asgi" if worker_class == "asgi" else "counted:app")
+    (worker,) = daemon.settled(1)
+    for path in ("/health", "/", "/health", "/", "/", "/health"):
+        assert daemon.get(path).status == 200
+    assert daemon.events("recycle") == []
+    assert daemon.get("/").status == 200
+    daemon.event("recycle", pid=worker.pid)
+
+
+def test_what_a_hook_calls_its_worker(place: Place) -> None:
+    """A title that post_worker_init sets stays; that of a hook of the fork server is not inherited.
+    Listeners are written as their addresses.
+    """
+    conf = """\
+    import setproctitle
+    from pathlib import Path
+    def when_ready(server):
+        setproctitle.setproctitle("a hook of the fork server")
+        Path("listeners").write_text(" ".join(map(str, server.LISTENERS)))
+    def post_worker_init(worker):
+        if worker.age > 1:
+            setproctitle.setproctitle(f"shop worker {worker.age}")
+    """
+    daemon, _ = start(place, "-w", "2", conf=conf)
+    first, second = daemon.settled(2)
+    assert title(first.pid).startswith("ostler: worker 1 gen 1 [")
+    assert title(second.pid) == "shop worker 2"
+    assert (place.app_folder / "listeners").read_text() == daemon.url
+    assert title(fork_server(daemon).pid).startswith("ostler: fork server gen 1 [")
+
+
 def test_an_app_that_a_hook_wraps(place: Place) -> None:
     """The app that post_worker_init assigns to worker.wsgi is served; monitoring agents do that."""
     conf = """\

@@ -5,11 +5,20 @@ import socket
 from collections.abc import Iterator
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
+from ostler.control.routes import METRICS
+from ostler.logs.limiter import FIRST
 from tests.kit.daemon import Daemon, Place
 from tests.kit.waiting import PATIENCE
 
 pytestmark = pytest.mark.system
+
+# HAProxy's `option httpchk GET / HTTP/1.1` sends this.
+NO_HOST = b"GET / HTTP/1.1\r\n\r\n"
+MEINHELD_REASON = (
+    "meinheld gives no reason: malformed, a line or a field of more than 8 KB, or more than 129 fields"
+)
 
 
 @pytest.fixture(scope="module", params=["sync", "gthread"])
@@ -157,6 +166,48 @@ def test_error_in_the_app(place: Place) -> None:
     assert daemon.get("/").status == 200
     assert daemon.pids() == pids
     daemon.counted(errors=1)
+
+
+@pytest.mark.parametrize(
+    ("worker_class", "request_", "rule", "reason"),
+    [
+        ("sync", NO_HOST, "missing_host", "Host is missing (RFC 9112 section 3.2)"),
+        ("gthread", NO_HOST, "missing_host", "Host is missing (RFC 9112 section 3.2)"),
+        ("gevent", NO_HOST, "missing_host", "Host is missing (RFC 9112 section 3.2)"),
+        ("eventlet", NO_HOST, "missing_host", "Host is missing (RFC 9112 section 3.2)"),
+        ("asgi", b"GET / HTTP/1.1\r\nA b: c\r\n\r\n", "fields", "Invalid header token (RFC 9112 section 5)"),
+        ("meinheld", b"GET\r\n\r\n", "other", MEINHELD_REASON),
+    ],
+)
+def test_refused_requests(place: Place, worker_class: str, request_: bytes, rule: str, reason: str) -> None:
+    """Each refusal is a line with the client and the rule, some times a minute; /metrics counts them all, and
+    goes on counting when the worker is replaced.
+    """
+    if worker_class == "meinheld":
+        pytest.importorskip("meinheld.server", reason="meinheld is not installed", exc_type=ImportError)
+    app = "waiter:app" if worker_class == "asgi" else "plain:app"
+    daemon = place.start("-k", worker_class, "--threads", "2" if worker_class == "gthread" else "1", app)
+    for _ in range(FIRST + 2):
+        assert speak(daemon, request_).startswith((b"HTTP/1.1 400 ", b"HTTP/1.0 400 "))
+    event = daemon.event("request_refused")
+    assert (event["level"], event["client"], event["rule"]) == ("info", "127.0.0.1", rule)
+    assert (event["status"], event["reason"]) == (400, reason)
+    daemon.until(lambda: refused(daemon) == {rule: FIRST + 2}, "all are counted")
+    assert len(daemon.events("request_refused")) == FIRST
+    (before,) = daemon.pids()
+    assert daemon.ctl("reload").code == 0
+    daemon.until(lambda: before not in daemon.pids(), "the old worker has gone")
+    assert refused(daemon) == {rule: FIRST + 2}
+    speak(daemon, request_)
+    daemon.until(lambda: refused(daemon) == {rule: FIRST + 3}, "counting goes on")
+
+
+def refused(daemon: Daemon) -> dict[str, float]:
+    """The refused requests by rule, as a scrape of the metrics shows them."""
+    name = "ostler_refused_requests_total"
+    families = text_string_to_metric_families(daemon.client.raw(METRICS).decode())
+    samples = [sample for family in families for sample in family.samples if sample.name == name]
+    return {sample.labels["rule"]: sample.value for sample in samples if sample.value}
 
 
 def speak(daemon: Daemon, data: bytes) -> bytes:

@@ -172,6 +172,14 @@ def test_unix_socket_behind_a_proxy(place: Place, raw: Connect) -> None:
     assert (seen["REMOTE_ADDR"], seen["REMOTE_PORT"]) == ("192.0.2.1", "56324")
 
 
+def test_a_unix_socket_is_called_what_the_client_calls_it(place: Place) -> None:
+    """SERVER_NAME and SERVER_PORT are from Host and the scheme that the proxy reports."""
+    daemon = place.start("plain:app", bind=f"unix:{place.folder}/app.sock")
+    for scheme, port in (("https", "443"), ("http", "80")):
+        seen = environ(daemon, Host="shop.example", X__Forwarded__Proto=scheme)
+        assert (seen["SERVER_NAME"], seen["SERVER_PORT"]) == ("shop.example", port)
+
+
 # -- forwarded headers -----------------------------------------------------------------------------------
 
 

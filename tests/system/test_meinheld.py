@@ -1,5 +1,6 @@
 """The worker class meinheld: its C server, with the same features around it as other worker classes."""
 
+import json
 import signal
 import socket
 import time
@@ -108,8 +109,9 @@ def test_environ(place: Place) -> None:
 def test_unix_socket(place: Place) -> None:
     """Behind a proxy on this machine; clients have no address there."""
     daemon = place.start(*MEINHELD, "plain:app", bind=f"unix:{place.folder}/s.sock")
-    environ = daemon.get("/environ").text
-    assert '"REMOTE_ADDR": ""' in environ
+    environ = json.loads(daemon.get("/environ", headers={"Host": "example.com"}).body)
+    assert environ["REMOTE_ADDR"] == ""
+    assert (environ["SERVER_NAME"], environ["SERVER_PORT"]) == ("example.com", "80")
 
 
 def test_bodies(special: Place) -> None:

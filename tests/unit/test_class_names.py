@@ -19,11 +19,13 @@ def modules() -> dict[str, ast.Module]:
 
 
 def test_a_class_name_is_used_once() -> None:
-    """No two classes of the package have the same name, except in the namespaces."""
+    """No two classes of the package have the same name, except in the namespaces and in what stands in for
+    gunicorn.
+    """
     names = Counter(
         node.name
         for path, module in modules().items()
-        if path not in NAMESPACES
+        if path not in NAMESPACES and not path.startswith("stand_ins/")
         for node in ast.walk(module)
         if isinstance(node, ast.ClassDef)
     )

@@ -160,7 +160,7 @@ def _exists(document: Path, name: str) -> bool:
 @cache
 def _modules() -> dict[str, list[Path]]:
     modules: dict[str, list[Path]] = {}
-    for path in PACKAGE.rglob("*.py"):
+    for path in set(PACKAGE.rglob("*.py")) - set(PACKAGE.glob("stand_ins/**/*.py")):
         modules.setdefault(path.stem, []).append(path)
     return modules
 

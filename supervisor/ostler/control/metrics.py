@@ -51,8 +51,9 @@ class Figures:
     """All numbers for one answer.
 
     statuses: answers by the status's first digit, ten counts; open_connections: right now; durations: in the
-    app; queue_waits: from a request's arrival to the app, or None if it is not measured; exits: ends of
-    processes by kind and cause; reloads: ended ones by outcome; accept_queues: by listener.
+    app; refused: requests that were refused, by rule; queue_waits: from a request's arrival to the app, or
+    None if it is not measured; exits: ends of processes by kind and cause; reloads: ended ones by outcome;
+    accept_queues: by listener.
     """
 
     status: StatusView
@@ -60,6 +61,7 @@ class Figures:
     statuses: Sequence[int]
     open_connections: int
     durations: Histogram
+    refused: Mapping[str, int]
     queue_waits: Histogram | None
     exits: Mapping[tuple[ExitKind, ExitCause], int]
     reloads: Mapping[ReloadPhase, int]
@@ -113,6 +115,12 @@ def _traffic(figures: Figures) -> Iterable["Metric"]:
     if other := figures.statuses[0] + sum(figures.statuses[6:]):
         requests.add_metric(["other"], other)
     yield requests
+    refused = CounterMetricFamily(
+        "ostler_refused_requests", "Requests that were refused, by the rule.", labels=["rule"]
+    )
+    for rule, number in figures.refused.items():
+        refused.add_metric([rule], number)
+    yield refused
     yield _counter("sent_bytes", "Bytes of answers sent.", totals.bytes_sent)
     yield _counter("connections", "Connections accepted.", totals.connections)
     yield _gauge("open_connections", "Connections that are open.", figures.open_connections)

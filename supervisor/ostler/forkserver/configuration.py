@@ -39,7 +39,10 @@ def read_configuration(
     beside = name is not None and imports.may_come_from(str(folder))
     if beside:
         sys.path.insert(0, str(folder))
+    imports.offer_stand_ins()
     if name is not None and not decision.skipped:
+        if (path := configfile.path_of(name, folder)) is not None:
+            os.environ[configfile.FILE_VARIABLE] = str(path)
         file = configfile.evaluate(name, folder, decision.source)
         if file.unrecognised:
             warnings.append(f"{file.name}: no settings, and without effect: {'; '.join(file.unrecognised)}")

@@ -57,7 +57,7 @@ class Forking:
         was.
         """
         _tidy_up()
-        set_title(f"ostler: fork server gen {self._generation.number} [{self._generation.name}]")
+        set_title(f"ostler: fork server gen {self._generation.number} [{self._generation.name}]", always=True)
         try:
             self._channel.send(structs.replace(ready, loggers=bridge.diverted()))
             while (received := self._channel.receive()) is not None:
@@ -94,7 +94,7 @@ class Forking:
         generation = self._generation
         for sock in (*generation.listeners, *generation.handoff):
             sock.close()
-        set_title(f"ostler: hooks gen {generation.number} [{generation.name}]")
+        set_title(f"ostler: hooks gen {generation.number} [{generation.name}]", always=True)
         children = Path("/proc/thread-self/children")
         return threading.active_count() > 1 or (children.exists() and bool(children.read_text().split()))
 

@@ -103,7 +103,7 @@ class Preparation:
 
     def _configure(self, ask: messages.Configure) -> bool:
         self._number = ask.generation
-        set_title(f"ostler: fork server gen {ask.generation} loading")
+        set_title(f"ostler: fork server gen {ask.generation} loading", always=True)
         loaded, problem = None, ""
         warnings: list[str] = []
         try:
@@ -223,6 +223,7 @@ class Preparation:
         if file is not None and ask.folder not in sys.path:
             sys.path.insert(0, ask.folder)  # for what the file imports later
         extend_path(settings)
+        imports.offer_stand_ins()
         if not early:
             self._tls = self._tls_context(settings, file)
         check_folder(settings.tmp_upload_dir)

@@ -4,7 +4,10 @@ Hooks may set attributes of their own on `server`, `worker` and requests, and re
 inherits those that `pre_fork` has set. The error for an unknown attribute names the known ones.
 """
 
+import math
 import os
+import random
+import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +21,6 @@ from ostler.text import trace_of
 
 if TYPE_CHECKING:
     import logging
-    import socket
 
 Emit = Callable[..., None]
 """Writes an event: level, name, then fields as keywords."""
@@ -219,6 +221,28 @@ class HookApp(HookArgument):
         return self.callable
 
 
+class HookListener:
+    """One of `server.LISTENERS`: its text is its address, as in gunicorn; else it is its socket, `sock`."""
+
+    def __init__(self, sock: socket.socket, https: bool) -> None:
+        self.sock = sock
+        self.FAMILY = sock.family
+        self.cfg_addr: Any = sock.getsockname()
+        self._scheme = "https" if https else "http"
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "sock":  # of an object that was not made by __init__
+            raise AttributeError(name)
+        return getattr(self.sock, name)
+
+    def __str__(self) -> str:
+        address = self.cfg_addr
+        if not isinstance(address, tuple):
+            return f"unix:{os.fsdecode(address)}"
+        host = f"[{address[0]}]" if ":" in address[0] else address[0]
+        return f"{self._scheme}://{host}:{address[1]}"
+
+
 class HookServer(HookArgument):
     """`server`: the fork server, as hooks see it.
 
@@ -226,11 +250,13 @@ class HookServer(HookArgument):
         pid: of the supervisor, to which signals for the fleet are sent.
         address: of the listeners; before they are bound, as configured.
         WORKERS: the workers that this process has forked and that have not ended, by pid.
-        LISTENERS: the listening sockets; none before they are bound.
+        LISTENERS: the listeners; none before they are bound.
         worker_age: of the newest worker.
     """
 
     _called = "server"
+    WORKER_BOOT_ERROR = 3
+    APP_LOAD_ERROR = 4
 
     def __init__(self, settings: Settings, app: HookApp, log: HookLog) -> None:
         self.cfg = HookSettings(settings)
@@ -245,7 +271,7 @@ class HookServer(HookArgument):
         self.worker_class = settings.worker_class
         self.worker_age = 0
         self.WORKERS: dict[int, HookWorker] = {}
-        self.LISTENERS: list[socket.socket] = []
+        self.LISTENERS: list[HookListener] = []
 
     def kill_worker(self, pid: int, signum: int) -> None:
         """Signal a worker; one that is gone is no error."""
@@ -259,9 +285,9 @@ class HookServer(HookArgument):
         for pid in list(self.WORKERS):
             self.kill_worker(pid, signum)
 
-    def listen(self, listeners: "list[socket.socket]") -> None:
+    def listen(self, listeners: list[socket.socket]) -> None:
         """The listeners are bound."""
-        self.LISTENERS = listeners
+        self.LISTENERS = [HookListener(listener, self.cfg.is_ssl) for listener in listeners]
         self.address = [listener.getsockname()[:2] if isinstance(listener.getsockname(), tuple)
                         else listener.getsockname() for listener in listeners]  # fmt: skip
 
@@ -272,6 +298,10 @@ class HookWorker(HookArgument):
     Attributes:
         age: number of the worker, from 1.
         pid: `[booting]` before the fork.
+        nr: requests so far, including the current one after its pre_request. May be changed: what is taken
+            off does not count towards `max_requests`.
+        max_requests: after how many it asks for a successor, with its share of `max_requests_jitter`. May be
+            changed: before the worker serves, and in pre_request and post_request.
         alive: if set to False in the worker, it asks for a successor, and ends when that is ready.
         booted: the app is loaded; aborted: SIGABRT was received.
         exitcode: in child_exit: the exit code, or -N for signal N.
@@ -291,7 +321,8 @@ class HookWorker(HookArgument):
         self.wsgi: Any = None
         self.timeout = server.timeout
         self.sockets = server.LISTENERS
-        self.max_requests = server.cfg.max_requests or sys.maxsize
+        self.max_requests = _quota(server.cfg.max_requests, server.cfg.max_requests_jitter)
+        self._added = 0
         self.booted = False
         self.aborted = False
         self.exitcode: int | None = None
@@ -309,8 +340,38 @@ class HookWorker(HookArgument):
 
     @property
     def nr(self) -> int:
-        """Requests so far, including the current one after its pre_request."""
-        return self._count()
+        return self._count() + self._added
+
+    @nr.setter
+    def nr(self, value: int) -> None:
+        self._added = value - self._count()
+
+    @property
+    def max_requests(self) -> float:
+        return self._max_requests
+
+    @max_requests.setter
+    def max_requests(self, value: float) -> None:
+        if not isinstance(value, int | float):
+            raise TypeError(f"worker.max_requests must be a number, got {value!r}")
+        self._max_requests = value
+
+    @property
+    def quota(self) -> int | None:
+        """After how many requests, as the server counts them, it is to ask for a successor; None: never."""
+        never = self._max_requests >= sys.maxsize
+        return None if never else math.ceil(self._max_requests) - self._added
+
+    def retire_if_due(self) -> None:
+        """After a request: ask for a successor if there were enough."""
+        if self.nr >= self._max_requests:
+            self.alive = False
+
+    def retire(self, requests: int) -> None:
+        """Ask for a successor, after so many requests; only once."""
+        if self._alive:
+            self._alive = False
+            self._retire(requests)
 
     @property
     def alive(self) -> bool:
@@ -318,9 +379,8 @@ class HookWorker(HookArgument):
 
     @alive.setter
     def alive(self, value: bool) -> None:
-        if self._alive and not value:
-            self._alive = False
-            self._retire(self.nr)
+        if not value:
+            self.retire(max(0, self.nr))
 
     def end(self) -> None:
         """The worker is ending: it need not ask for a successor."""
@@ -333,6 +393,13 @@ class HookWorker(HookArgument):
                 self._extend(self.timeout)
             except RuntimeError:
                 pass  # this thread serves no request
+
+
+def _quota(requests: int, jitter: int) -> float:
+    """A worker's share of `max_requests` and `max_requests_jitter`."""
+    if not requests:
+        return sys.maxsize
+    return requests + (random.randint(0, jitter) if jitter else 0)  # noqa: S311 - spreads load, no secret
 
 
 def least(settings: Settings) -> int:

@@ -134,11 +134,14 @@ class RequestHooks:
         self.begun = next(self._numbers)
 
     def after(self, req: HookRequest, environ: Environ, resp: HookResponse) -> None:
-        """Call post_request; its exceptions are logged, as the answer is sent."""
-        if self._post is None:
-            return
+        """Call post_request; its exceptions are logged, as the answer is sent.
+
+        Hooks may have changed how many requests count, or how many there are to be.
+        """
         try:
-            self._post(self._worker, req, environ, resp)
+            if self._post is not None:
+                self._post(self._worker, req, environ, resp)
+            self._worker.retire_if_due()
         except (QuitWorker, DeadlineExceeded):
             raise
         except BaseException as error:  # noqa: BLE001 - SystemExit too: it must not end the worker

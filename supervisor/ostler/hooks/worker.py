@@ -58,6 +58,23 @@ class WorkerHooks:
         worker.booted = True
         return worker.wsgi if worker.wsgi is not app else self.app.callable
 
+    def quota(self) -> int:
+        """After how many requests `quota_reached` is to be called; 0: never."""
+        quota = self._worker.quota
+        return 0 if quota is None else max(1, quota)
+
+    def quota_reached(self, answered: int) -> int | None:
+        """So many requests were answered: ask for a successor, unless hooks have changed the number.
+
+        Returns:
+            After how many requests it is to be called again; None: never.
+        """
+        quota = self._worker.quota
+        if quota is None or quota > answered:
+            return quota
+        self._worker.retire(answered)
+        return None
+
     def exchange(self) -> type[Exchange]:
         """The class that serves a request, with pre_request and post_request if they exist."""
         return self._requests.exchange()

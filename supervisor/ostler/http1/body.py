@@ -141,7 +141,7 @@ class ChunkedBody:
                 line_end = data[at : at + 2]
                 if line_end != b"\r\n":
                     if line_end not in (b"", b"\r"):
-                        raise ProtocolViolation("a chunk is longer than its size")
+                        raise ProtocolViolation("a chunk is longer than its size", "chunked")
                     self._left = left
                     self._part = line_end
                     return end
@@ -149,7 +149,7 @@ class ChunkedBody:
             stop = data.find(b"\n", at, at + _MAX_SIZE_LINE)
             if stop < 0:
                 if end - at >= _MAX_SIZE_LINE:
-                    raise ProtocolViolation("a chunk's size has no end")
+                    raise ProtocolViolation("a chunk's size has no end", "chunked")
                 self._left = 0
                 self._part = data[at:]
                 return end
@@ -164,17 +164,17 @@ class ChunkedBody:
         """The chunk size in a size line (RFC 9112 section 7.1)."""
         match = _SIZE_LINE.fullmatch(line, 0, len(line) - 2)
         if match is None or line[-2:] != b"\r\n":
-            raise ProtocolViolation("invalid chunk size")
+            raise ProtocolViolation("invalid chunk size", "chunked")
         digits = match[1]
         if len(digits) > _MAX_DIGITS and len(digits.lstrip(b"0")) > _MAX_DIGITS:
-            raise ProtocolViolation("chunk size out of range")
+            raise ProtocolViolation("chunk size out of range", "chunked")
         size = int(digits, 16)
         limit = self._rules.limit_request_body
         if limit and self.length + size > limit:
             raise BodyTooLarge
         self._excess = max(0, self._excess + len(line) - 16 - size)
         if self._excess > _MAX_EXCESS:
-            raise ProtocolViolation("more chunk extensions than body")
+            raise ProtocolViolation("more chunk extensions than body", "chunked")
         return size
 
     def _take_trailers(self, data: bytes, at: int) -> int:
@@ -185,7 +185,7 @@ class ChunkedBody:
             stop = data.find(b"\n", at, at + room + 2)
             if stop < 0:
                 if len(data) - at >= room + 2:
-                    raise HeadTooLarge("trailers")
+                    raise HeadTooLarge("too many bytes of trailers", "chunked")
                 self._part = data[at:]
                 self._trailers = count, size
                 return -1
@@ -195,10 +195,10 @@ class ChunkedBody:
                 return at
             match = _TRAILER.fullmatch(line, 0, len(line) - 2)
             if match is None or line[-2:] != b"\r\n":
-                raise ProtocolViolation("invalid trailer")
+                raise ProtocolViolation("invalid trailer", "chunked")
             if match[1].lower() in _FORBIDDEN:
-                raise ProtocolViolation(f"{match[1].decode()} as a trailer")
+                raise ProtocolViolation(f"{match[1].decode()} as a trailer", "chunked")
             count += 1
             size += len(line)
             if count > rules.max_fields:
-                raise HeadTooLarge("too many trailers")
+                raise HeadTooLarge("too many trailers", "chunked")

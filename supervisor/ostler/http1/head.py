@@ -13,10 +13,10 @@ import msgspec
 from ostler.http1.errors import ExpectationFailed, HeadTooLarge, NotSupported, ProtocolViolation
 from ostler.http1.line import MAX_LINE, LineRules, is_authority
 
-MAX_HEAD = 64 * 1024
+MAX_HEAD = 16 * 1024 * 1024
 """The most bytes of a block, whatever the settings say; a longer one is refused before its end."""
-MAX_FIELDS = 1000
-"""The most fields, whatever the settings say."""
+MAX_FIELDS = 32768
+"""The most fields, whatever the settings say, as in gunicorn."""
 
 CHUNKED = -1
 """In the place of a length: the body is chunked."""
@@ -97,6 +97,7 @@ class Rules(msgspec.Struct, frozen=True):
         lenient_fields: one of the options for fields is set; line_rules: the options for lines, None if none
             is set.
         max_line, max_fields, max_field_size: the limits, with 0 and values above the hard bounds resolved.
+        max_head: bytes of a block; it follows from these, so that no block is refused whose fields all pass.
         meanings: a FieldMeanings, filled as names come.
     """
 
@@ -118,6 +119,7 @@ class Rules(msgspec.Struct, frozen=True):
     max_line: int = 0
     max_fields: int = 0
     max_field_size: int = 0
+    max_head: int = 0
     meanings: Any = None  # a FieldMeanings; msgspec need not know that type
 
     def __post_init__(self) -> None:
@@ -126,6 +128,9 @@ class Rules(msgspec.Struct, frozen=True):
         settle(self, "max_fields", min(self.limit_request_fields or MAX_FIELDS, MAX_FIELDS))
         settle(self, "max_field_size", min(self.limit_request_field_size or MAX_HEAD, MAX_HEAD))
         settle(self, "lenient_fields", self.permit_obsolete_folding or self.strip_header_spaces)
+        # A line end for each field, one before the first, and the empty line; and blanks that do not count.
+        size = self.max_fields * (self.max_field_size + 2) * (2 if self.lenient_fields else 1) + 4
+        settle(self, "max_head", min(size, MAX_HEAD))
         lines = LineRules(
             self.permit_unconventional_http_method,
             self.casefold_http_method,
@@ -185,13 +190,16 @@ def parse_head(block: bytes, protocol: str, rules: Rules) -> Head:
         # No fault of the client: an exception of a signal handler, or no memory, in a callback.
         raise (error.__context__ or error) from None
     except httptools.HttpParserError as error:
-        raise ProtocolViolation(str(error)) from None
+        text = str(error)
+        names = {"Transfer-Encoding": "transfer_encoding", "Content-Length": "content_length"}
+        rule = next((rule for name, rule in names.items() if name in text), "fields")
+        raise ProtocolViolation(text, rule) from None
     # Each line must be one field. Otherwise llhttp splits lines in another way than the caller, which looks
     # for the next request behind this block.
     if block.count(b"\n") != len(headers) + 2:
-        raise ProtocolViolation("malformed fields")
+        raise ProtocolViolation("malformed fields", "fields")
     if len(headers) > rules.max_fields:
-        raise HeadTooLarge("too many fields")
+        raise HeadTooLarge("too many fields", "limit_request_fields")
     limit = rules.max_field_size
     if len(block) > limit and any(len(line) > limit for line in block.split(b"\r\n")):
         raise HeadTooLarge("a field is too long")
@@ -212,19 +220,19 @@ def parse_head(block: bytes, protocol: str, rules: Rules) -> Head:
             continue
         if meaning == _HOST:
             if host is not None:
-                raise ProtocolViolation("more than one Host")
+                raise ProtocolViolation("more than one Host", "host")
             host = value
         elif meaning == _LENGTH:
             if length is not None or not value.isdigit() or len(value) > _MAX_DIGITS:
-                raise ProtocolViolation("invalid Content-Length")
+                raise ProtocolViolation("invalid Content-Length", "content_length")
             length = int(value)
         elif meaning == _CODING:
             if coding is not None:
-                raise ProtocolViolation("more than one Transfer-Encoding")
+                raise ProtocolViolation("more than one Transfer-Encoding", "transfer_encoding")
             coding = value
         elif meaning == _TYPE:
             if content_type is not None:
-                raise ProtocolViolation("more than one Content-Type")
+                raise ProtocolViolation("more than one Content-Type", "fields")
             content_type = value
         elif meaning == _CONNECTION:
             options = [option.strip(b" \t") for option in value.lower().split(b",")]
@@ -244,19 +252,19 @@ def parse_head(block: bytes, protocol: str, rules: Rules) -> Head:
         elif meaning == _DROP:
             dropped = True
         else:
-            raise ProtocolViolation("a field name has an underscore")
+            raise ProtocolViolation("a field name has an underscore", "header_map")
     if host is None:
         if not old:
-            raise ProtocolViolation("Host is missing")
+            raise ProtocolViolation("Host is missing", "missing_host")
     elif host not in _hosts:
         _check_host(host)
     if coding is not None:
         if length is not None:
-            raise ProtocolViolation("Transfer-Encoding with Content-Length")
+            raise ProtocolViolation("Transfer-Encoding with Content-Length", "transfer_encoding")
         _check_coding(coding, old)
         length = CHUNKED
     if https and insecure:
-        raise ProtocolViolation("contradictory fields for the scheme")
+        raise ProtocolViolation("contradictory fields for the scheme", "secure_scheme_headers")
     if dropped:
         headers = [field for field in headers if meanings.learn(field[0]) != _DROP]
     keep = keep and not close
@@ -271,11 +279,11 @@ def _strict(block: bytes, rules: Rules) -> bytes:
         name, colon, value = line.partition(b":")
         if line[:1] in _BLANKS:
             if not rules.permit_obsolete_folding or not fields:
-                raise ProtocolViolation("a field in several lines")
+                raise ProtocolViolation("a field in several lines", "fields")
             before = fields[-1][0].partition(b":")
             # Fields for framing and routing must mean the same to a recipient that ignores the folding.
             if not before[1] or before[0].lower() in _NEVER_FOLDED:
-                raise ProtocolViolation("a field that must not be in several lines")
+                raise ProtocolViolation("a field that must not be in several lines", "fields")
             if len(fields[-1]) == 1:
                 fields[-1][0] = fields[-1][0].rstrip(b" \t")
             fields[-1].append(line.strip(b" \t"))
@@ -288,7 +296,7 @@ def _strict(block: bytes, rules: Rules) -> bytes:
 
 def _check_host(value: bytes) -> None:
     if not is_authority(value):
-        raise ProtocolViolation("invalid Host")
+        raise ProtocolViolation("invalid Host", "host")
     if len(value) <= _LONGEST_HOST:
         if len(_hosts) >= _REMEMBERED_HOSTS:
             _hosts.clear()
@@ -298,11 +306,11 @@ def _check_host(value: bytes) -> None:
 def _check_coding(value: bytes, old: bool) -> None:
     """`chunked` is the only transfer coding that is decoded here (RFC 9112 section 6.1)."""
     if old:
-        raise ProtocolViolation("Transfer-Encoding in HTTP/1.0")
+        raise ProtocolViolation("Transfer-Encoding in HTTP/1.0", "transfer_encoding")
     coding = value.lower()
     if coding != b"chunked":
         codings = [part.strip(b" \t") for part in coding.split(b",")]
         # Unless chunked comes last, and once, the end of the body is undefined.
         if codings[-1] != b"chunked" or codings.count(b"chunked") > 1 or b"" in codings:
-            raise ProtocolViolation("Transfer-Encoding does not end with chunked")
-        raise NotSupported("a transfer coding other than chunked")
+            raise ProtocolViolation("Transfer-Encoding does not end with chunked", "transfer_encoding")
+        raise NotSupported("a transfer coding other than chunked", "transfer_encoding")

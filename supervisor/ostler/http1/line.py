@@ -10,8 +10,8 @@ import msgspec
 
 from ostler.http1.errors import NotSupported, ProtocolViolation, VersionNotSupported
 
-MAX_LINE = 64 * 1024
-"""The most bytes of a request line, whatever the settings say."""
+MAX_LINE = 1024 * 1024
+"""The most bytes of a request line, whatever the settings say. gunicorn's compiled parser has the same."""
 
 LONGEST_REMEMBERED = 256
 """A longer line is not remembered; a parser with a smaller limit must not use `remembered`."""
@@ -101,7 +101,7 @@ def parse_line(raw: bytes, lenient: LineRules | None = None) -> Line:
         match = _LENIENT_LINE.fullmatch(raw)
     if match is None:
         check_beginning(raw, lenient)
-        raise ProtocolViolation("malformed request line")
+        raise ProtocolViolation("malformed request line", "request_line")
     method, target, major, minor = match.groups()
     if not right:
         assert lenient is not None
@@ -109,7 +109,7 @@ def parse_line(raw: bytes, lenient: LineRules | None = None) -> Line:
         if len(method) > _MAX_METHOD and not lenient.any_method:
             raise NotSupported("the method is too long")
     if major != b"1" and (lenient is None or not lenient.any_version):
-        raise VersionNotSupported(f"HTTP/{major.decode()}.{minor.decode()}")
+        raise VersionNotSupported(f"the version is HTTP/{major.decode()}.{minor.decode()}")
     # A higher minor version is handled like the highest known one (RFC 9110 section 2.5).
     protocol = "HTTP/1.0" if major == b"0" or (major == b"1" and minor == b"0") else "HTTP/1.1"
     authority = None
@@ -118,15 +118,15 @@ def parse_line(raw: bytes, lenient: LineRules | None = None) -> Line:
         _refuse_connect(target)
     elif target == b"*":
         if method != b"OPTIONS":
-            raise ProtocolViolation("the target * is only for OPTIONS")
+            raise ProtocolViolation("the target * is only for OPTIONS", "request_line")
         rest = b""
     elif target[:1] != b"/":
         absolute = _ABSOLUTE.fullmatch(target)
         if absolute is None:
-            raise ProtocolViolation("the target is neither a path nor an http URI")
+            raise ProtocolViolation("the target is neither a path nor an http URI", "request_line")
         authority, rest = absolute.groups()
         if not authority or authority[:1] == b":" or not is_authority(authority):
-            raise ProtocolViolation("the target has no valid authority")
+            raise ProtocolViolation("the target has no valid authority", "request_line")
         if rest[:1] != b"/":
             rest = b"/" + rest
     path, _, query = rest.decode("latin-1").partition("?")
@@ -148,8 +148,8 @@ def _refuse_connect(target: bytes) -> None:
     """Refuse CONNECT: an origin server makes no tunnels (RFC 9110 section 9.3.6)."""
     match = _AUTHORITY.fullmatch(target)
     if match is None or not match[1] or target[:1] == b":":
-        raise ProtocolViolation("CONNECT needs a host and a port")
-    raise NotSupported("CONNECT")
+        raise ProtocolViolation("CONNECT needs a host and a port", "request_line")
+    raise NotSupported("the method CONNECT is for proxies")
 
 
 def check_beginning(part: bytes | bytearray, lenient: LineRules | None = None) -> None:
@@ -166,7 +166,7 @@ def check_beginning(part: bytes | bytearray, lenient: LineRules | None = None) -
         raise NotSupported("the method is too long")
     behind = part[end : end + 1]
     if behind and behind != (b" " if end else b"\r"):  # CR: the first half of an empty line
-        raise ProtocolViolation("malformed method")
+        raise ProtocolViolation("malformed method", "request_line")
 
 
 def is_authority(value: bytes) -> bool:

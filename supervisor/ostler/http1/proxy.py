@@ -78,23 +78,23 @@ def _read_v1(data: bytes) -> tuple[Addresses | None, int] | None:
     if end < 0:
         if len(data) < _V1_SIZE:
             return None
-        raise ProtocolViolation(f"PROXY header: the line is longer than {_V1_SIZE} bytes")
+        raise ProtocolViolation(f"PROXY header: the line is longer than {_V1_SIZE} bytes", "proxy_protocol")
     line, size = data[: end - 1], end + 1
     if data[end - 1 : end] != b"\r":
-        raise ProtocolViolation("PROXY header: the line must end with CR LF")
+        raise ProtocolViolation("PROXY header: the line must end with CR LF", "proxy_protocol")
     if _V1_UNKNOWN.fullmatch(line):
         return None, size
     match = _V1_LINE.fullmatch(line)
     if match is None:
-        raise ProtocolViolation("PROXY header: the line is malformed")
+        raise ProtocolViolation("PROXY header: the line is malformed", "proxy_protocol")
     protocol, client, server, client_port, server_port = (group.decode("ascii") for group in match.groups())
     if protocol == "TCP6":
         client, server = _ipv6(client), _ipv6(server)
     elif not (_IPV4.fullmatch(client) and _IPV4.fullmatch(server)):
-        raise ProtocolViolation("PROXY header: invalid IPv4 address")
+        raise ProtocolViolation("PROXY header: invalid IPv4 address", "proxy_protocol")
     ports = int(client_port), int(server_port)
     if max(ports) > 65535:
-        raise ProtocolViolation("PROXY header: port out of range")
+        raise ProtocolViolation("PROXY header: port out of range", "proxy_protocol")
     return Addresses(client, ports[0], server, ports[1], protocol), size
 
 
@@ -104,16 +104,16 @@ def _read_v2(data: bytes) -> tuple[Addresses | None, int] | None:
     command, transport = data[12], data[13]
     size = _V2_FIXED + int.from_bytes(data[14:16], "big")
     if command not in (0x20, 0x21):
-        raise ProtocolViolation("PROXY header: unknown version or command")
+        raise ProtocolViolation("PROXY header: unknown version or command", "proxy_protocol")
     if size > MOST:
-        raise ProtocolViolation(f"PROXY header: longer than {MOST} bytes")
+        raise ProtocolViolation(f"PROXY header: longer than {MOST} bytes", "proxy_protocol")
     if command == 0x20:  # LOCAL; the rest of the header is to be ignored
         return (None, size) if len(data) >= size else None
     family = transport >> 4
     if transport not in _V2_TRANSPORTS:
-        raise ProtocolViolation("PROXY header: unknown address family or transport")
+        raise ProtocolViolation("PROXY header: unknown address family or transport", "proxy_protocol")
     if size < _V2_FIXED + _V2_BLOCKS.get(family, 0):
-        raise ProtocolViolation("PROXY header: too short for its addresses")
+        raise ProtocolViolation("PROXY header: too short for its addresses", "proxy_protocol")
     if len(data) < size:
         return None
     # Any known transport will do: a proxy may have received the request over QUIC, that is UDP.
@@ -138,6 +138,6 @@ def _ipv6(packed: str | bytes) -> str:
     try:
         address = IPv6Address(packed)
     except AddressValueError:
-        raise ProtocolViolation("PROXY header: invalid IPv6 address") from None
+        raise ProtocolViolation("PROXY header: invalid IPv6 address", "proxy_protocol") from None
     # As the kernel writes it; Python does so only since 3.13.
     return f"::ffff:{address.ipv4_mapped}" if address.ipv4_mapped is not None else str(address)

@@ -34,6 +34,13 @@ __all__ = [
 # time.
 _MAX_EMPTY_LINES = 8
 
+# Fields are counted and measured when their block is complete. Of a block that is longer than this it is done
+# while it comes, so that one that will be refused does not fill memory first.
+_LONG_BLOCK = 64 * 1024
+
+# What is known of an incomplete block: how many bytes are measured, their lines, where the last line begins.
+_NOTHING = (0, 0, 0)
+
 
 class Request(msgspec.Struct, gc=False):  # made in a third of the time of a plain class
     """A request.
@@ -92,6 +99,7 @@ class RequestParser:
         "_ended",
         "_head",
         "_line",
+        "_measured",
         "_new_body",
         "_part",
         "_request",
@@ -113,6 +121,7 @@ class RequestParser:
         # Of a request that comes in several reads: bytes that are not parsed yet, then its parsed parts.
         self._part: bytearray | None = None
         self._line: Line | None = None
+        self._measured = _NOTHING
         self._request: Request | None = None
         self._body: Body | None = None
 
@@ -196,10 +205,10 @@ class RequestParser:
         part += data
         if self._line is None:
             if part.find(b"\n", start) < 0:
-                self._check_part_of_line(part)
+                self._check_part_of_line(part, start)
                 return None
         elif part.find(b"\r\n\r\n", max(0, start - 3)) < 0:
-            _check_part_of_block(part, start)
+            self._check_part_of_block(part, start)
             return None
         self._part = None
         return bytes(part)
@@ -212,7 +221,7 @@ class RequestParser:
             while data[at] == 13 and data.startswith(b"\r\n", at):
                 self._empty_lines += 1
                 if self._empty_lines > _MAX_EMPTY_LINES:
-                    raise ProtocolViolation("empty lines")
+                    raise ProtocolViolation("empty lines", "line_ends")
                 self._head = None  # so that `feed` can't bypass this counter
                 at += 2
                 if at == len(data):
@@ -220,7 +229,7 @@ class RequestParser:
             stop = data.find(b"\n", at) - 1
             if stop < at or stop - at > rules.max_line or data[stop] != 13:
                 self._part = bytearray(data[at:])
-                self._check_part_of_line(self._part)
+                self._check_part_of_line(self._part, 0)
                 return -1
             raw = data[at:stop]
             line = _lines.get(raw)
@@ -231,10 +240,11 @@ class RequestParser:
         head = self._head
         if head is None or not line.ordinary or not data.startswith(head.block, at):
             stop = data.find(b"\r\n\r\n", at) + 4
-            if stop < 4 or stop - at > MAX_HEAD:
+            if stop < 4 or stop - at > rules.max_head:
                 self._line = line
                 self._part = bytearray(data[at:])
-                _check_part_of_block(self._part, 0)
+                self._measured = _NOTHING
+                self._check_part_of_block(self._part, 0)
                 return -1
             head = parse_head(data[at:stop], line.protocol, rules)
             if head.repeatable and rules.max_line >= LONGEST_REMEMBERED:
@@ -250,16 +260,41 @@ class RequestParser:
                 self._end()
         return at
 
-    def _check_part_of_line(self, part: bytearray) -> None:
-        """Check the beginning of a request line that has no line end within the limit."""
+    def _check_part_of_line(self, part: bytearray, start: int) -> None:
+        """Check the beginning of a request line that has no line end within the limit, from `start` on."""
         check_beginning(part, self._rules.line_rules)
         limit = self._rules.max_line
-        if part.find(b"\n", 0, limit + 2) >= 0:
-            raise ProtocolViolation("a line end without CR")
-        if 0 <= part.find(b"\r", 0, limit + 1) < len(part) - 1:
-            raise ProtocolViolation("CR in a line")
+        start = max(0, start - 1)
+        if part.find(b"\n", start, limit + 2) >= 0:
+            raise ProtocolViolation("a line end without CR", "line_ends")
+        if 0 <= part.find(b"\r", start, limit + 1) < len(part) - 1:
+            raise ProtocolViolation("CR in a line", "line_ends")
         if len(part) > limit + 1:
             raise LineTooLong
+
+    def _check_part_of_block(self, part: bytearray, start: int) -> None:
+        """Check the line ends of an incomplete block, from `start` on, and the fields of a long one.
+
+        Fields are parsed when the block is complete; but with wrong line ends it would never be.
+        """
+        rules = self._rules
+        start = max(0, start - 1)
+        end = min(len(part), rules.max_head)
+        lines = part.count(b"\r\n", start, end)
+        if part.count(b"\n", start + 1, end) != lines or part.count(b"\r", start, end - 1) != lines:
+            raise ProtocolViolation("CR or LF that is not part of CR LF", "line_ends")
+        if len(part) > rules.max_head:
+            raise HeadTooLarge("too many bytes of fields")
+        if len(part) <= _LONG_BLOCK or rules.lenient_fields:
+            return  # what is lenient may make one field of several lines, or shorten one
+        measured, lines, line = self._measured
+        lines += part.count(b"\n", measured)
+        line = max(line, part.rfind(b"\n", measured) + 1)
+        self._measured = len(part), lines, line
+        if lines - 1 > rules.max_fields:  # the first one ends the request line
+            raise HeadTooLarge("too many fields", "limit_request_fields")
+        if len(part) - line > rules.max_field_size + 1:  # with a CR
+            raise HeadTooLarge("a field is too long")
 
     def _begin(self, request: Request, last: bool) -> None:
         """Begin a body; `last`: no byte of it was received yet."""
@@ -305,17 +340,3 @@ class RequestParser:
             request.complete = True
         if not request.keep_alive:
             self._end()
-
-
-def _check_part_of_block(part: bytearray, start: int) -> None:
-    """Check the line ends of an incomplete block, from `start` on.
-
-    The fields are parsed when the block is complete; but with wrong line ends it would never be.
-    """
-    start = max(0, start - 1)
-    end = min(len(part), MAX_HEAD)
-    lines = part.count(b"\r\n", start, end)
-    if part.count(b"\n", start + 1, end) != lines or part.count(b"\r", start, end - 1) != lines:
-        raise ProtocolViolation("CR or LF that is not part of CR LF")
-    if len(part) > MAX_HEAD:
-        raise HeadTooLarge("too many bytes of fields")

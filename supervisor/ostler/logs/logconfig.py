@@ -3,6 +3,7 @@
 They are applied in the fork server, once, before the app is imported; workers inherit the result.
 """
 
+import copy
 import json
 import logging
 import os
@@ -55,6 +56,11 @@ _NAMED: dict[str, dict[str, Any]] = {
 
 # In a chain of causes of an exception, which may be circular.
 _MOST_REASONS = 10
+
+
+def gunicorn_defaults() -> dict[str, Any]:
+    """What gunicorn calls CONFIG_DEFAULTS: a dictionary of its own, which the caller may change."""
+    return copy.deepcopy({**_PARTS, **_NAMED})
 
 
 def is_given(settings: Settings) -> bool:

@@ -33,6 +33,7 @@ from ostler.osapi import trust  # noqa: E402
 
 sys.path[:] = _before
 
+_STAND_INS = os.path.join(os.path.dirname(os.path.abspath(ostler.__file__)), "stand_ins")  # noqa: PTH100, PTH118, PTH120
 _WITHHELD = "OSTLER_WITHHELD_"
 # The token that `ctl` sends to a daemon. It is the administrator's; a process for the app must not have it.
 _TOKEN = "OSTLER_TOKEN"  # noqa: S105 - a variable's name
@@ -184,6 +185,16 @@ class _Guard:
             invalidate = getattr(finder, "invalidate_caches", None)
             if invalidate is not None:
                 invalidate()
+
+
+def offer_stand_ins() -> None:
+    """Put the folder of modules for user code at the end of the module search path, behind all others.
+
+    To be called again when the path was changed.
+    """
+    if _STAND_INS in sys.path:
+        sys.path.remove(_STAND_INS)
+    sys.path.append(_STAND_INS)
 
 
 def guard() -> None:

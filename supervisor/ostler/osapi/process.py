@@ -7,7 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
-from setproctitle import setproctitle
+from setproctitle import getproctitle, setproctitle
 
 from ostler.osapi.needed import refused
 from ostler.text import readable
@@ -43,9 +43,22 @@ def adopt_no_orphans() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
-def set_title(title: str) -> None:
-    """Set the title in ps(1); names of apps in it may contain surrogates for bytes."""
-    setproctitle(readable(title).replace("\0", ""))
+# The process that has set its title last, and how that reads.
+_title = (0, "")
+
+
+def set_title(title: str, always: bool = False) -> None:
+    """Set the title in ps(1), unless user code has set one in this process.
+
+    Args:
+        title: may contain surrogates for bytes: names of apps do.
+        always: also if user code has set one.
+    """
+    global _title
+    pid = os.getpid()
+    if always or _title[0] != pid or getproctitle() == _title[1]:
+        setproctitle(readable(title).replace("\0", ""))
+        _title = pid, getproctitle()
 
 
 _STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))

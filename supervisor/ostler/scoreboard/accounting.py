@@ -42,6 +42,8 @@ from ostler.scoreboard.layout import (
     OVERDUE,
     PATH_LENGTH,
     PATH_SIZE,
+    REFUSED,
+    RULES,
     STARTED,
     STATUS_CLASSES,
     bucket_of,
@@ -56,6 +58,7 @@ _QUICK_NS = len(_QUICK) << 10
 # Which word counts an answer, by its status. Apps may give anything as a status; 9 is the class of the rest.
 _STATUS_WORD = {status: STATUS_CLASSES + status // 100 for status in range(1000)}
 _OTHER_STATUS = STATUS_CLASSES + 9
+_RULE_WORD = {rule: REFUSED + number for number, rule in enumerate(RULES)}
 # How often (ns) the highest slots are given up if they are free, and how many of them are kept at least.
 _SHRINK_NS = 10_000_000_000
 _KEPT = 16
@@ -164,8 +167,13 @@ class RequestSlot:
             self.owner = None
             self._accounting._released(self)
 
-    def refused(self, status: int, bytes_sent: int) -> None:
-        """Count an answer to what never got to the app."""
+    def refused(self, status: int, bytes_sent: int, rule: str | None = None) -> None:
+        """Count an answer to what never got to the app.
+
+        rule: by which it was refused, one of layout.RULES; None: it was not refused, or it is not known.
+        """
+        if rule is not None:
+            self._counts[_RULE_WORD.get(rule, _RULE_WORD["other"])] += 1
         self.count(status, bytes_sent, None)
 
     def waited(self, nanoseconds: int) -> None:

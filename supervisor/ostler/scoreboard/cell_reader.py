@@ -31,7 +31,6 @@ _AT_ONCE = 257
 # In words.
 _HEADER = layout.PAGE // layout.WORD
 _SLOT = layout.SLOT_SIZE // layout.WORD
-_COUNTED = layout.QUEUED + layout.BUCKETS
 # The part of a slot that shows whether anything was counted there, in bytes: histograms change only with it.
 _SENT_TO_CLOSED = slice(layout.BYTES_SENT * layout.WORD, (layout.CLOSED + 1) * layout.WORD)
 # HANDED_OFF, the answers, RECEIVED.
@@ -246,12 +245,12 @@ class Cell:
         return int.from_bytes(os.pread(self.fd, layout.WORD, _place(number, layout.STARTED)), byteorder)
 
     def _counts(self, raw: bytes, words: memoryview, slots: int, now: int) -> Counts:
-        numbers = words[_HEADER : _HEADER + _COUNTED].tolist() if slots else [0] * _COUNTED
+        numbers = words[_HEADER : _HEADER + layout.COUNTED].tolist() if slots else [0] * layout.COUNTED
         for number in range(1, min(slots, _AT_ONCE)):
             start = _HEADER + number * _SLOT
             slot = raw[start * layout.WORD : (start + layout.HISTOGRAM) * layout.WORD]
             if any(slot[_SENT_TO_CLOSED]) or any(slot[_ANSWERS]):  # loops count in the first only
-                numbers = list(map(add, numbers, words[start : start + _COUNTED].tolist()))
+                numbers = list(map(add, numbers, words[start : start + layout.COUNTED].tolist()))
         counts = Counts(
             numbers[layout.BYTES_SENT],
             numbers[layout.OPENED],
@@ -261,6 +260,7 @@ class Cell:
             numbers[layout.STATUS_CLASSES : layout.STATUS_CLASSES + 10],
             numbers[layout.HISTOGRAM : layout.HISTOGRAM + layout.BUCKETS],
             numbers[layout.QUEUED : layout.QUEUED + layout.BUCKETS],
+            numbers[layout.REFUSED : layout.COUNTED],
         )
         seconds, age = (now - self._looked) / 1e9, (now - self.born) / 1e9
         _raise(implausible_counts(self.reading.counts, counts, seconds, age))

@@ -29,6 +29,9 @@ class Counts:
     queued: list[int] = field(default_factory=lambda: _none(layout.BUCKETS))
     """Times from a request's arrival to the call of the app, without those below layout.LEAST_QUEUED."""
 
+    refused: list[int] = field(default_factory=lambda: _none(len(layout.RULES)))
+    """Refused requests, by layout.RULES."""
+
     @property
     def requests(self) -> int:
         return sum(self.statuses)
@@ -60,6 +63,7 @@ class Counts:
         self.statuses = _sums(self.statuses, other.statuses, MOST // len(self.statuses))
         self.histogram = _sums(self.histogram, other.histogram, MOST // layout.BUCKETS)
         self.queued = _sums(self.queued, other.queued, MOST // layout.BUCKETS)
+        self.refused = _sums(self.refused, other.refused, MOST // len(layout.RULES))
 
 
 def _sums(some: list[int], others: list[int], most: int) -> list[int]:

@@ -43,6 +43,15 @@ EXTENDED_UNTIL = 21  # CLOCK_MONOTONIC ns up to which it may take
 HISTOGRAM = 24  # of times in the app
 BUCKETS = 104
 QUEUED = HISTOGRAM + BUCKETS  # of times before that, from LEAST_QUEUED on; those below are not counted
+REFUSED = QUEUED + BUCKETS  # a word for each of RULES
+RULES = (
+    *("request_line", "method", "version", "line_ends", "fields", "missing_host", "host", "content_length"),
+    *("transfer_encoding", "chunked", "expect", "header_map", "secure_scheme_headers", "limit_request_line"),
+    *("limit_request_fields", "limit_request_field_size", "limit_request_body", "header_timeout"),
+    *("body_timeout", "worker_connections", "queue_timeout", "proxy_protocol", "storage", "other"),
+)
+"""By which requests are refused. http1.errors says what they are."""
+COUNTED = REFUSED + len(RULES)  # so many words; no others follow
 
 # A slot's text, behind its words: method, then path.
 TEXT = 2048

@@ -49,6 +49,7 @@ def implausible_counts(before: Counts, after: Counts, seconds: float, age: float
         or any(map(gt, before.statuses, after.statuses))
         or any(map(gt, before.histogram, after.histogram))
         or any(map(gt, before.queued, after.queued))
+        or any(map(gt, before.refused, after.refused))
     ):
         return "a counter has become less"
     requests, time = after.requests, max(seconds, 0.0) + SLACK
@@ -64,6 +65,8 @@ def implausible_counts(before: Counts, after: Counts, seconds: float, age: float
         return "the connections that are open are too many, or less than none"
     if sum(after.histogram) > requests + APART or sum(after.queued) > requests + APART:
         return "more times were measured than requests were answered"
+    if sum(after.refused) > requests + APART:
+        return "more requests were refused than answered"
     return None
 
 

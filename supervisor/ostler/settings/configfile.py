@@ -3,9 +3,12 @@
 import ast
 import importlib
 import inspect
+import sys
 import traceback
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +20,11 @@ from ostler.settings.ignored import IGNORED
 from ostler.settings.kinds.kind import shown
 from ostler.settings.table import not_in_gunicorn, rows
 from ostler.text import frames_of, name_and_text, name_of, text_of
+
+MODULE = "__config__"
+"""The name of a file's module, which is gunicorn's."""
+FILE_VARIABLE = "OSTLER_CONFIG_FILE"
+"""The variable by which processes that `multiprocessing` spawns find the file (stand_ins/__config__.py)."""
 
 DEFAULT_FILES = ("ostler.conf.py", "ostler.toml", "gunicorn.conf.py")
 
@@ -116,10 +124,11 @@ def evaluate(config: str, folder: Path, source: bytes | None = None) -> ConfigFi
         place = f"{name} line {line}" if line else name
         text = getattr(error, "msg", None) or text_of(error) or name_of(error)
         raise ConfigFileError(f"config: {place}: {text}") from None
-    namespace: dict[str, Any] = {"__name__": "__config__", "__file__": str(path)}
+    namespace = vars(_new_module(str(path)))
     try:
         exec(code, namespace)  # noqa: S102 - this is what the format is
     except BaseException as error:
+        del sys.modules[MODULE]
         raise ConfigFileError(_one_line(error, name, str(path))) from error
     return ConfigFile(
         name,
@@ -129,6 +138,17 @@ def evaluate(config: str, folder: Path, source: bytes | None = None) -> ConfigFi
         unrecognised=tuple(unrecognised.in_python(tree, namespace, _known(), set(HOOKS))),
         helpers=not_in_gunicorn() & unrecognised.names_read(tree),
     )
+
+
+def _new_module(path: str) -> ModuleType:
+    """An empty module for the file, which the file finds in sys.modules by its own name, as in gunicorn.
+
+    dataclasses, pickle and logging's configuration look for it there.
+    """
+    spec = spec_from_file_location(MODULE, path, loader=SourceFileLoader(MODULE, path))
+    assert spec is not None
+    module = sys.modules[MODULE] = module_from_spec(spec)
+    return module
 
 
 def cant_read(config: str, error: OSError) -> ConfigFileError:
@@ -185,7 +205,7 @@ def _one_line(error: BaseException, name: str, path: str) -> str:
     lines = [line for frame, line in places if frame.f_code.co_filename == path]
     place = f"{name} line {lines[-1]}" if lines else name
     text = name_and_text(error)
-    if isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] == "gunicorn":
+    if isinstance(error, ImportError) and str(error.name).partition(".")[0] == "gunicorn":
         text += "; install gunicorn beside Ostler, or remove the import"
     return f"config: {place}: {text}"
 

@@ -19,7 +19,7 @@ threads. A worker class has to do this:
   this come deadlines, metrics, and what `ctl` shows: a request without it is served, but is not shown, not
   counted, and not found when it hangs.
 - It counts connections: `slot.connection_opened()`, `slot.connection_closed()`.
-- It calls `context.on_quota` once, if `context.quota` is not 0.
+- It calls `context.on_quota` when so many requests are answered, if `context.quota` is not 0.
 
 It may do this:
 
@@ -67,7 +67,9 @@ class Context:
         access: the access log, or None. Its `flush` is to be called when there is nothing else to do, and
             about once a second.
         quota: call `on_quota` with the number of answers once so many have been given; 0: never.
-        on_quota: asks for a successor; the worker goes on serving until `drain` is called.
+        on_quota: asks for a successor; the worker goes on serving until `drain` is called. Or it returns a
+            number, because hooks have changed how many requests count: it is to be called again after so
+            many answers.
         handoff: to sibling workers; None while priming and in tests.
         tls: what connections are wrapped with, or None; always None unless the class has `serves_tls`.
         exchange: serves one WSGI request, with the configuration file's hooks around the app if it has any.
@@ -81,7 +83,7 @@ class Context:
     log: Log
     access: AccessLog | None = None
     quota: int = 0
-    on_quota: Callable[[int], None] = lambda _answers: None
+    on_quota: Callable[[int], int | None] = lambda _answers: None
     handoff: HandOff | None = None
     tls: "SSLContext | None" = None
     exchange: type[Exchange] = Exchange

@@ -12,7 +12,6 @@ that. A worker that serves is never forked from: it has threads, connections and
 
 import faulthandler
 import os
-import random
 import signal
 import sys
 from contextlib import suppress
@@ -159,9 +158,6 @@ class WorkerProcess:
 
     def _serve(self, app: App) -> int:
         settings = self._settings
-        quota = settings.max_requests
-        if quota and settings.max_requests_jitter:
-            quota += random.randint(0, settings.max_requests_jitter)  # noqa: S311 - spreads load, no secret
         generation = self._generation
         slots = request_slots(settings, generation.worker_class.one_loop)
         self._accounting = Accounting(self._memory, slots)
@@ -172,8 +168,8 @@ class WorkerProcess:
             self._accounting,
             self._log,
             self._sinks.open_access(),
-            quota,
-            lambda requests: self._send(messages.RecycleDue(requests)),
+            self._hooks.quota(),
+            self._hooks.quota_reached,
             HandOff(*generation.handoff),
             generation.tls,
             self._hooks.exchange(),
@@ -185,7 +181,11 @@ class WorkerProcess:
             # No descriptors left, or the kernel refused a call.
             self._send(messages.BootFailed(f"can't start serving: {error.strerror}", trace_of(error)))
             return 3
-        self._hooks.serving(self._accounting, context.on_quota, engine.extend_deadline)
+        self._hooks.serving(
+            self._accounting,
+            lambda requests: self._send(messages.RecycleDue(requests)),
+            engine.extend_deadline,
+        )
         signal.signal(INTERRUPT_SIGNAL, engine.interrupt)
         if issubclass(generation.worker_class, Engine):
             prime(settings, self._log, WORKER_REQUESTS)

@@ -99,5 +99,7 @@ def _by_path(path: str) -> type[BaseWorker]:
 
 def _checked(found: object, path: str) -> type[BaseWorker]:
     if isinstance(found, type) and issubclass(found, BaseWorker):
+        if missing := sorted(getattr(found, "__abstractmethods__", ())):
+            raise SettingError("worker_class", f"{path} serves nothing: it has no {', '.join(missing)}")
         return found
     raise SettingError("worker_class", f"{path} is no subclass of ostler.workers.base.BaseWorker")

@@ -158,7 +158,9 @@ class Evictor:
             elif has_data(connection):
                 continue  # bytes came that were not read yet
             elif connection.parser.receiving and connection.violation is None:
-                self._responder.refuse(connection, RequestTimeout("it makes room for others"), slot)
+                self._responder.refuse(
+                    connection, RequestTimeout("it makes room for others", "worker_connections"), slot
+                )
                 table.close(connection, slot)  # lingering would make no room
             else:
                 table.close(connection, slot)

@@ -26,6 +26,8 @@ class AppLoadError(Exception):
 def raised(spec: str, error: BaseException) -> AppLoadError:
     """The exception for an `error` that the app raised while `spec` was loaded."""
     reason = name_and_text(error, _LONGEST_REASON)
+    if isinstance(error, ImportError) and str(error.name).partition(".")[0] == "gunicorn":
+        reason += "; install gunicorn beside Ostler, or remove the import"
     return AppLoadError(f"can't load {spec!r}: {reason}", _app_traceback(error))
 
 

@@ -155,7 +155,7 @@ class Receiver:
         if size > len(before):
             sock.recv(size - len(before))
         elif before and self._tls is not None:
-            raise ProtocolViolation("it begins with neither a PROXY header nor TLS")
+            raise ProtocolViolation("it begins with neither a PROXY header nor TLS", "proxy_protocol")
         elif before:
             connection.parser.feed(before)  # it only looked like a header
         if addresses is not None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from time import monotonic_ns
 from typing import Protocol
 
+from ostler.http1.errors import RULES
 from ostler.http1.request import Head, Request
 from ostler.scoreboard.accounting import RequestSlot
 from ostler.scoreboard.layout import LEAST_QUEUED
@@ -242,7 +243,8 @@ class WsgiRunner:
             gone = True
             if not exchange.head_sent:
                 exchange.code, exchange.status = 499, "499 Client Gone"
-        slot.refused(exchange.code, exchange.sent)
+        reason = f"it has waited too long ({RULES['queue_timeout']})"
+        self._responder.count_refused(connection, slot, exchange.code, exchange.sent, "queue_timeout", reason)
         if self._access is not None:
             self._log_request(request, exchange, environ, 0)
         if gone:
@@ -291,8 +293,7 @@ class WsgiRunner:
     def _count_down(self) -> None:
         self._answered += 1
         if self._answered >= self._quota:
-            self._quota = 0
-            self._on_quota(self._answered)
+            self._quota = self._on_quota(self._answered) or 0
 
 
 def _feed_from(connection: Connection, request: Request, exchange: Exchange) -> None:

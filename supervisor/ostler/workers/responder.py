@@ -15,6 +15,7 @@ from ostler.scoreboard.accounting import RequestSlot
 from ostler.workers.addresses import host_of
 from ostler.workers.connection import CLOSING, OPEN, Connection
 from ostler.workers.connection_table import ConnectionTable
+from ostler.workers.refusals import log_refused
 from ostler.workers.server_date import ServerDate
 from ostler.wsgi.exchange import ClientGone
 
@@ -67,7 +68,9 @@ class Responder:
         connection.enter(CLOSING)
         connection.parser.requests.clear()
         text = f"{violation.status[4:]}\n"
-        slot.refused(int(violation.status[:3]), len(text))
+        self.count_refused(
+            connection, slot, int(violation.status[:3]), len(text), violation.rule, violation.reason
+        )
         if self._access is not None:
             client = {"REMOTE_ADDR": host_of(connection.peer)} | (connection.peer_info or {})
             self._access.refused(client, received, violation.status, len(text))
@@ -75,6 +78,19 @@ class Responder:
         self._send(connection, response.plain_answer(violation.status, text, self._date.lines), slot)
         if not connection.output and connection.phase is CLOSING:
             self._table.linger(connection, slot)
+
+    def count_refused(
+        self, connection: Connection, slot: RequestSlot, status: int, size: int, rule: str, reason: str
+    ) -> None:
+        """Count a refused request, and log it.
+
+        Args:
+            status, size: of the answer, the size in bytes.
+            rule: one of http1.errors.RULES; reason: what is wrong with the request.
+        """
+        slot.refused(status, size, rule)
+        client = (connection.peer_info or {}).get("REMOTE_ADDR") or host_of(connection.peer)
+        log_refused(self._limited, client, status, rule, reason)
 
     def flush(self, connection: Connection, slot: RequestSlot, now: int) -> bool:
         """Send more of answers that the client was slow to take; True if a request waits behind them."""

@@ -117,7 +117,8 @@ class Sweeper:
         if not self._is_stale(connection, now):
             return
         if connection.parser.receiving and connection.phase is not LINGERING and not connection.output:
-            self._responder.refuse(connection, RequestTimeout("the request came too slowly"), slot)
+            rule = "body_timeout" if connection.in_body else "header_timeout"
+            self._responder.refuse(connection, RequestTimeout(rule=rule), slot)
             self._reactor.watch(connection)
         else:
             self._table.close(connection, slot)

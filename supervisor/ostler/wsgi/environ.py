@@ -10,6 +10,7 @@ import sys
 from io import BytesIO
 from typing import Any, cast
 
+from ostler.http1.head import CHUNKED
 from ostler.http1.request import Head, Request
 from ostler.wsgi.body import BufferedBody, StreamedBody
 from ostler.wsgi.file_wrapper import BlockWrapper, FileWrapper
@@ -53,11 +54,33 @@ def worker_environ(
 
 
 def listener_environ(shared: Environ, address: Any) -> Environ:
-    """The variables that all requests of a listener share; `address` is its getsockname()."""
+    """The variables that all requests of a listener share; `address` is its getsockname().
+
+    A Unix socket has no port: SERVER_PORT is empty, and SERVER_NAME its path, as in gunicorn. `head_environ`
+    replaces both by what `Host` says.
+    """
     if isinstance(address, tuple):
         host = f"[{address[0]}]" if ":" in address[0] else address[0]  # RFC 3875 section 4.1.14
         return shared | {"SERVER_NAME": host, "SERVER_PORT": str(address[1])}
-    return shared | {"SERVER_NAME": "localhost", "SERVER_PORT": "80"}
+    name = os.fsencode(address).decode("latin-1")
+    # An abstract one (unix(7)) begins with NUL, for which tools write @.
+    return shared | {"SERVER_NAME": name.replace("\0", "@"), "SERVER_PORT": ""}
+
+
+def host_and_port(host: str, https: bool) -> tuple[str, str] | None:
+    """What a client calls the server, and the port that it means.
+
+    Args:
+        host: the field Host; IPv6 addresses are in brackets, also in the result.
+        https: the client uses https, so that 443 is meant where no port is given, not 80.
+
+    Returns:
+        None if there is no name.
+    """
+    name, colon, port = host.rpartition(":")
+    if not colon or (port and not (port.isdecimal() and len(port) <= 5)):
+        name, port = host, ""  # the last colon is one of an IPv6 address, or there is none
+    return (name, port or ("443" if https else "80")) if name else None
 
 
 def head_environ(listener: Environ, peer: Any, peer_info: Environ, head: Head, mountable: bool) -> Environ:
@@ -100,6 +123,10 @@ def head_environ(listener: Environ, peer: Any, peer_info: Environ, head: Head, m
             text = f"{environ[key]}{'; ' if key == 'HTTP_COOKIE' else ','}{text}"
         seen.add(key)
         environ[key] = text
+    if not environ["SERVER_PORT"] and "HTTP_HOST" in seen:
+        https = environ["wsgi.url_scheme"] == "https"
+        if (server := host_and_port(environ["HTTP_HOST"], https)) is not None:
+            environ["SERVER_NAME"], environ["SERVER_PORT"] = server
     return environ
 
 
@@ -119,7 +146,12 @@ def request_environ(template: Environ, request: Request) -> Environ:
         environ["wsgi.input"] = BytesIO()
     else:
         environ["wsgi.input"] = cast("BufferedBody | StreamedBody", body).input()
-        if request.complete:
+        if (length := request.head.length) != CHUNKED:
+            environ["CONTENT_LENGTH"] = str(length)
+        elif type(body) is BufferedBody:
+            # So Django and Bottle, which read by CONTENT_LENGTH alone, get chunked bodies too. One that is
+            # streamed has none, also if all of it has come already: that is a matter of timing, on which no
+            # app may depend. It ends where `wsgi.input` ends, which `wsgi.input_terminated` says.
             environ["CONTENT_LENGTH"] = str(request.length)
     if mount := environ["SCRIPT_NAME"]:
         path = line.path

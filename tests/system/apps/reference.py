@@ -19,6 +19,7 @@ class ReferenceWorker(BaseWorker):
         self.slot = context.accounting.thread_slot(0)
         self.readers = {}
         self.answered = 0
+        self.quota = context.quota
         self.server = ReferenceServer(self)
         self.poll = select.poll()
         # When a signal handler calls `drain`, it must also end a wait that is about to begin.
@@ -75,8 +76,8 @@ class ReferenceWorker(BaseWorker):
                 method, path, protocol, environ, answer["status"], answer["headers"], size, ended - started
             )
         self.answered += 1
-        if self.answered == self.context.quota:
-            self.context.on_quota(self.answered)
+        if self.answered == self.quota:
+            self.quota = self.context.on_quota(self.answered) or 0
         return [answer["body"]]
 
     def drain(self, hand_over=False, seconds=None):

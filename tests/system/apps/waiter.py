@@ -67,7 +67,10 @@ async def answer(scope, receive, send):
         body = str(scope["state"].get("pid"))
     elif path == "/scope":
         body = json.dumps(
-            {name: scope[name] for name in ("client", "scheme", "root_path", "path", "http_version")}
+            {
+                name: scope[name]
+                for name in ("client", "server", "scheme", "root_path", "path", "http_version")
+            }
         )
     elif path == "/body":
         size, more = 0, True

@@ -129,6 +129,15 @@ def test_heads_without_end(daemon: Daemon, first: bytes, more: bytes, status: by
     assert client_time(daemon) < SLACK
 
 
+def test_a_large_head(daemon: Daemon) -> None:
+    """A hundred fields of 8 KB, which other servers accept, are served."""
+    fields = b"".join(b"X-%d: %s\r\n" % (n, b"y" * 8000) for n in range(99))
+    with ExitStack() as stack:
+        sock = connect(daemon, stack)
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n" + fields + b"\r\n")
+        assert sock.recv(4096).startswith(b"HTTP/1.1 200 ")
+
+
 def test_a_thousand_fields(daemon: Daemon) -> None:
     """Small fields count as well."""
     with ExitStack() as stack:

@@ -289,6 +289,7 @@ class FakeBackend:
             statuses=[0, 0, 2990, 10, 4, 2, 0, 0, 0, 0],
             open_connections=5,
             durations=Histogram([0.001, 0.01], [3000, 5, 1], 3.25),
+            refused={"missing_host": 4, "fields": 0},
             queue_waits=None,
             exits={("worker", "crashed"): 2, ("fork server", "rolled"): 1},
             reloads={"done": 3},

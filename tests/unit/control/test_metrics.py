@@ -41,6 +41,8 @@ def test_one_metric_of_each_kind(figures: Figures) -> None:
     assert (seen["ostler_requests_total{status=2xx}"], seen["ostler_requests_total{status=5xx}"]) == (2990, 2)
     assert (seen["ostler_connections_total"], seen["ostler_open_connections"]) == (17, 5)
     assert seen["ostler_sent_bytes_total"] == 99
+    assert seen["ostler_refused_requests_total{rule=missing_host}"] == 4
+    assert seen["ostler_refused_requests_total{rule=fields}"] == 0
     assert seen["ostler_exits_total{cause=crashed,kind=worker}"] == 2
     assert seen["ostler_exits_total{cause=rolled,kind=fork server}"] == 1
     assert seen["ostler_reloads_total{outcome=done}"] == 3

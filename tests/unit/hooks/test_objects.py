@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -134,6 +135,31 @@ def test_server() -> None:
     assert server().proc_name == "site:app"
 
 
+def test_listeners_read_as_their_addresses(tmp_path: Path) -> None:
+    """`str(server.LISTENERS[0])` is an address as in gunicorn; everything else is the socket's."""
+    path = str(tmp_path / "a.sock")
+    with (
+        socket.create_server(("127.0.0.1", 0)) as plain,
+        socket.create_server(("::1", 0), family=socket.AF_INET6) as six,
+        socket.socket(socket.AF_UNIX) as unix,
+    ):
+        unix.bind(path)
+        given = server()
+        given.listen([plain, six, unix])
+        port, port6 = plain.getsockname()[1], six.getsockname()[1]
+        assert [str(listener) for listener in given.LISTENERS] == [
+            f"http://127.0.0.1:{port}",
+            f"http://[::1]:{port6}",
+            f"unix:{path}",
+        ]
+        assert given.LISTENERS[0].fileno() == plain.fileno()
+        assert given.LISTENERS[0].sock is plain
+        assert HookWorker(given, 1, 1).sockets is given.LISTENERS
+        secure = server(certfile="a.pem", keyfile="a.pem")
+        secure.listen([plain])
+        assert str(secure.LISTENERS[0]) == f"https://127.0.0.1:{port}"
+
+
 def test_unknown_attributes() -> None:
     """The error names all attributes, including those that a hook has set."""
     given = server()
@@ -170,6 +196,28 @@ def test_worker() -> None:
     worker.alive = False
     worker.alive = False
     assert (retired, asked, worker.alive) == ([12], [7], False)
+
+
+def test_what_counts_towards_max_requests() -> None:
+    """`nr` and `max_requests` may be changed, and what is taken off does not count."""
+    worker = HookWorker(server(max_requests="100", max_requests_jitter="20"), 5, 2)
+    assert 100 <= worker.max_requests <= 120
+    worker.max_requests = 10
+    assert worker.quota == 10
+    requests, retired = 7, []
+    worker.work(lambda: requests, retired.append)
+    worker.nr -= 3
+    assert (worker.nr, worker.quota) == (4, 13)
+    requests = 12
+    worker.retire_if_due()
+    assert retired == []
+    requests = 13
+    worker.retire_if_due()
+    worker.retire_if_due()
+    assert (retired, worker.alive) == ([10], False)
+    assert HookWorker(server(), 5, 2).quota is None
+    with pytest.raises(TypeError, match="max_requests must be a number, got '7'"):
+        worker.max_requests = "7"  # type: ignore[assignment]
 
 
 def test_notify_outside_of_a_request() -> None:

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 
 import pytest
 
+from ostler.http1 import errors
 from ostler.http1 import line as lines
 from ostler.http1.errors import ProtocolViolation
 from ostler.http1.request import RequestParser, Rules
 
 RULES = Rules()
+RULE_NAMES = errors.RULES.keys()
 GET = b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n"
 GET_LINE = b"GET / HTTP/1.1\r\n"
 POST_CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -64,6 +66,8 @@ def refused(*pieces: bytes, rules: Rules = RULES) -> tuple[ProtocolViolation, li
     with pytest.raises(ProtocolViolation) as caught:  # noqa: PT012 - which piece is refused does not matter
         for piece in pieces:
             parser.feed(piece)
+    assert caught.value.rule in RULE_NAMES - {"other"}
+    assert caught.value.reason.endswith(f"({errors.RULES[caught.value.rule]})")
     return caught.value, taken(parser)
 
 

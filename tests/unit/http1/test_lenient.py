@@ -74,8 +74,9 @@ def test_folded_request_line() -> None:
 
 def test_folded_fields_count_as_long_as_they_are() -> None:
     """The limit of a field's size applies to all its lines together."""
-    rules = Rules(permit_obsolete_folding=True, limit_request_field_size=20)
+    rules = Rules(permit_obsolete_folding=True, limit_request_field_size=20, limit_request_fields=2)
     assert parsed(fields(b"X: a", b" b"), rules=rules)
+    assert parsed(fields(b"X: a", *[b" b"] * 8), rules=rules), "line ends within it do not count"
     violation, _ = refused(fields(b"X: aaaaaaaaa", b" bbbbbbbbb"), rules=rules)
     assert violation.status.startswith("431")
 

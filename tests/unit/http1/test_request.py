@@ -486,11 +486,40 @@ def test_hard_bounds(beginning: bytes, error: type[ProtocolViolation], size: int
 
 def test_what_is_large_and_within_the_hard_bounds_passes() -> None:
     """0 means no limit: a long line, a long field and many fields are served."""
-    long = b"GET /" + b"x" * 60_000 + b" HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 60_000 + b"\r\n\r\n"
+    long = b"GET /" + b"x" * 1_000_000 + b" HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 2_000_000 + b"\r\n\r\n"
     many = GET_LINE + b"Host: x\r\n" + b"X: y\r\n" * (MAX_FIELDS - 1) + b"\r\n"
     assert [len(got.headers) for got in parsed(long, many, rules=UNLIMITED)] == [2, MAX_FIELDS]
     violation, _ = refused(many.replace(b"\r\n\r\n", b"\r\nX: y\r\n\r\n"), rules=UNLIMITED)
     assert isinstance(violation, HeadTooLarge)
+
+
+def test_a_head_may_be_as_large_as_its_fields() -> None:
+    """Fields that each are within the limits are served, whatever their sum is: in one read and in many."""
+    fields = b"Host: x\r\n" + b"".join(b"X-%d: %s\r\n" % (n, b"y" * 8000) for n in range(99))
+    wire = GET_LINE + fields + b"\r\n"
+    pieces = [wire[at : at + 1000] for at in range(0, len(wire), 1000)]
+    for got in (*parsed(wire), *parsed(*pieces)):
+        assert len(got.headers) == 100
+    assert len(parsed(wire)) == len(parsed(*pieces)) == 1
+
+
+@pytest.mark.parametrize(
+    ("rules", "piece", "most"),
+    [
+        # One field more than there may be, each as long as it may be.
+        (Rules(limit_request_fields=20), b"X: " + b"y" * 8186 + b"\r\n", 22 * 8192),
+        (Rules(limit_request_fields=0, limit_request_field_size=70_000), b"y" * 1000, 71_000),
+    ],
+)
+def test_a_long_head_is_refused_before_its_end(rules: Rules, piece: bytes, most: int) -> None:
+    """What breaks a limit is refused when it has come, not when the head ends."""
+    parser = parser_of(GET_LINE + b"Host: x\r\n", rules=rules)
+    fed = 0
+    with pytest.raises(HeadTooLarge):  # noqa: PT012 - it counts what was fed until then
+        while True:
+            fed += len(piece)
+            parser.feed(piece)
+    assert fed <= most
 
 
 def test_limits_are_met_exactly() -> None:

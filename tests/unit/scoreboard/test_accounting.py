@@ -151,13 +151,20 @@ def test_connections_refusals_waiting_and_late_bytes(worker: Worker) -> None:
     slot.connection_closed()
     slot.connection_handed_off()
     slot.connection_received()
-    slot.refused(431, 100)
+    slot.refused(431, 60, "limit_request_fields")
+    slot.refused(400, 40, "of another server")
+    slot.refused(101, 0)
     slot.add_bytes(11)
     slot.waited(20_000_000)
     counts = worker.scoreboard.counts(worker.cell)
     assert (counts.opened, counts.closed, counts.handed_off, counts.received) == (5, 1, 1, 1)
     assert counts.connections == 4
-    assert (counts.statuses[4], counts.bytes_sent, sum(counts.histogram)) == (1, 111, 0)
+    assert (counts.statuses[4], counts.bytes_sent, sum(counts.histogram)) == (2, 111, 0)
+    assert {rule for rule, n in zip(layout.RULES, counts.refused, strict=True) if n == 1} == {
+        "limit_request_fields",
+        "other",
+    }
+    assert sum(counts.refused) == 2
     assert counts.queued[bucket_of(20_000_000)] == sum(counts.queued) == 1
 
 

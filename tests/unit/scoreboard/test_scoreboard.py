@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 
+from ostler.http1.errors import RULES
 from ostler.scoreboard import layout, memory
 from ostler.scoreboard.cell_reader import InFlight
 from ostler.scoreboard.counts import MOST, Counts
@@ -86,10 +87,16 @@ def test_layout_fits() -> None:
     assert min(single) >= layout.STATUS_CLASSES + 10
     assert max(single) < layout.HISTOGRAM
     assert layout.HISTOGRAM + layout.BUCKETS <= layout.QUEUED
-    assert (layout.QUEUED + layout.BUCKETS) * layout.WORD <= layout.TEXT
+    assert layout.QUEUED + layout.BUCKETS <= layout.REFUSED
+    assert layout.COUNTED * layout.WORD <= layout.TEXT
     assert all(memory.size(slots) % layout.PAGE == 0 for slots in (1, 2, 3, 257))
     assert memory.size(2) == 3 * layout.PAGE
     assert layout.PATH_SIZE > 0
+
+
+def test_rules_are_those_of_http() -> None:
+    """The supervisor knows the rules by which workers refuse requests, and imports no HTTP for that."""
+    assert tuple(RULES) == layout.RULES
 
 
 def test_counts_round_trip(board: Board) -> None:
@@ -258,6 +265,14 @@ def test_another_program_goes_on(board: Board) -> None:
     assert other.counts(good).requests == 2
     assert other.allocate_cell(2) not in (good, bad, gone)
     assert other.doubts == []
+
+
+def test_a_program_that_did_not_count_refusals_goes_on() -> None:
+    """Counters that an older program does not hand over begin at 0."""
+    state = msgspec.json.decode(msgspec.json.encode(ScoreboardState([], Counts(opened=3), 0)))
+    del state["gone"]["refused"]
+    carried = msgspec.json.decode(msgspec.json.encode(state), type=ScoreboardState)
+    assert carried.gone == Counts(opened=3)
 
 
 # -- what can't be true ---------------------------------------------------------------------------------

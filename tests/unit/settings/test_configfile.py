@@ -1,5 +1,10 @@
 """Configuration files in gunicorn's format: which settings are used, and how errors are reported."""
 
+import inspect
+import logging.config
+import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -208,3 +213,183 @@ def test_lines_of_functions_and_imports(tmp_path: Path) -> None:
     assert file.origin("ssl_context") == "app.conf.py line 4"
     assert file.origin("workers") == "app.conf.py line 1"
     assert file.origin("timeout") == "app.conf.py"
+
+
+# -- the file as a module ----------------------------------------------------------------------------------
+
+MODULE_FILE = """\
+from __future__ import annotations
+import dataclasses, logging, sys
+
+@dataclasses.dataclass
+class Pool:
+    size: dataclasses.InitVar[int]
+    name: str = "main"
+    limit: dataclasses.KW_ONLY = None
+
+class Filter(logging.Filter):
+    def filter(self, record):
+        record.own = "filtered"
+        return True
+
+def double(number):
+    return 2 * number
+
+this = sys.modules[__name__]
+workers = this.double(2)
+logconfig_dict = {"filters": {"own": {"()": __name__ + ".Filter"}}}
+proc_name = f"{this.__spec__.name} {this.__file__ == __file__}"
+"""
+
+
+def test_a_file_is_a_module(evaluated: Write, tmp_path: Path) -> None:
+    """It finds itself in sys.modules; so do dataclasses with postponed annotations, pickle and logging."""
+    file = evaluated(MODULE_FILE)
+    assert (file.values["workers"], file.values["proc_name"]) == (4, "__config__ True")
+    module = sys.modules["__config__"]
+    assert pickle.loads(pickle.dumps(module.double)) is module.double
+    assert pickle.loads(pickle.dumps(module.Pool(1, "a"))) == module.Pool(1, "a")
+    filters = file.values["logconfig_dict"]["filters"]
+    logging.config.dictConfig({"version": 1, "disable_existing_loggers": False, "filters": filters})
+    assert inspect.getsource(module.double) == "def double(number):\n    return 2 * number\n"
+    assert evaluated("workers = 1\n").values == {"workers": 1}
+    assert sys.modules["__config__"] is not module
+
+
+def test_no_module_is_left_of_a_file_that_fails(evaluated: Write) -> None:
+    """As of any module whose import fails."""
+    with pytest.raises(ConfigFileError):
+        evaluated("raise ValueError('no')\n")
+    assert "__config__" not in sys.modules
+
+
+SPAWN = """\
+import multiprocessing, os, sys
+from pathlib import Path
+from ostler.osapi.imports import offer_stand_ins
+from ostler.settings.configfile import FILE_VARIABLE, evaluate
+offer_stand_ins()
+os.environ[FILE_VARIABLE] = str(Path("app.conf.py").absolute())
+evaluate("app.conf.py", Path.cwd())
+context = multiprocessing.get_context(sys.argv[1])
+with context.Pool(1) as pool:
+    print(pool.map(sys.modules["__config__"].double, [1, 2, 3]))
+"""
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
+def test_functions_of_a_file_in_other_processes(tmp_path: Path, method: str) -> None:
+    """`multiprocessing` finds them in processes that it starts, whichever way."""
+    (tmp_path / "app.conf.py").write_text(MODULE_FILE)
+    command = [sys.executable, "-c", SPAWN, method]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.stdout, done.stderr) == ("[2, 4, 6]\n", "")
+
+
+# -- without gunicorn --------------------------------------------------------------------------------------
+
+NAMES = """\
+import gunicorn
+import gunicorn.app.base
+from gunicorn import glogging, util
+from gunicorn.app.base import BaseApplication
+from gunicorn.app.wsgiapp import WSGIApplication
+from gunicorn.arbiter import Arbiter
+from gunicorn.config import Config
+from gunicorn.errors import AppImportError
+from gunicorn.glogging import CONFIG_DEFAULTS, Logger
+from gunicorn.http.message import Request
+from gunicorn.http.wsgi import Response
+from gunicorn.workers import SUPPORTED_WORKERS
+from gunicorn.workers.base import Worker
+from gunicorn.workers.gthread import ThreadWorker
+from gunicorn.workers.sync import SyncWorker
+
+gunicorn.SERVER_SOFTWARE = "none of your business"
+assert tuple(map(int, gunicorn.__version__.split("."))) >= (20,)
+assert util.parse_address("127.0.0.1:80") == ("127.0.0.1", 80)
+assert util.parse_address("127.0.0.1") == ("127.0.0.1", 8000)
+assert util.parse_address("unix:/run/a.sock") == "/run/a.sock"
+assert util.import_app("os:getcwd") is __import__("os").getcwd
+try:
+    util.import_app("os:none")
+except AppImportError as error:
+    assert "none" in str(error)
+else:
+    raise AssertionError
+
+class OwnLogger(Logger):
+    def setup(self, cfg):
+        super().setup(cfg)
+        self.error_log.info("own")
+
+class Standalone(BaseApplication):
+    def load_config(self):
+        self.cfg.set("workers", 3)
+    def load(self):
+        return print
+
+alone = Standalone()
+assert (alone.cfg.workers, alone.cfg.timeout, alone.wsgi()) == (3, 30, print)
+OwnLogger(alone.cfg)
+CONFIG_DEFAULTS["root"]["level"] = "DEBUG"
+logconfig_dict = CONFIG_DEFAULTS
+worker_class = ThreadWorker
+def post_fork(server: Arbiter, worker: Worker) -> None:
+    pass
+def pre_request(worker: Worker, req: Request) -> None:
+    pass
+"""
+
+WITHOUT = """\
+import sys
+from pathlib import Path
+hidden = sys.argv[1] == "hidden"
+if hidden:
+    class Hides:  # gunicorn's own package, if it is installed
+        def find_spec(self, name, path=None, target=None):
+            if name == "gunicorn":
+                from importlib.machinery import PathFinder
+                return PathFinder.find_spec(name, [place for place in sys.path if "stand_ins" in place])
+    sys.meta_path.insert(0, Hides())
+from ostler.errors import ConfigFileError
+from ostler.osapi.imports import offer_stand_ins
+from ostler.settings.configfile import evaluate
+from ostler.settings.load import load
+offer_stand_ins()
+try:
+    file = evaluate("app.conf.py", Path.cwd())
+except ConfigFileError as error:
+    print(error)
+else:
+    import gunicorn
+    print(load({}, {}, file, lambda: 2).settings.worker_class, "stand_ins" in gunicorn.__file__)
+"""
+
+
+def _evaluated_without(folder: Path, source: str, how: str = "hidden") -> str:
+    (folder / "app.conf.py").write_text(source)
+    command = [sys.executable, "-c", WITHOUT, how]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=60)
+    assert done.stderr == ""
+    return done.stdout
+
+
+def test_names_of_gunicorn_are_ours_where_it_is_not_installed(tmp_path: Path) -> None:
+    """What files import from it is there, and worker classes are found by their names."""
+    assert _evaluated_without(tmp_path, NAMES) == "gthread True\n"
+
+
+def test_gunicorn_itself_comes_first(tmp_path: Path) -> None:
+    """Where it is installed, files get its own modules."""
+    pytest.importorskip("gunicorn", reason="gunicorn is not installed")
+    source = "from gunicorn.workers.sync import SyncWorker as worker_class\n"
+    assert _evaluated_without(tmp_path, source, "installed") == "sync False\n"
+
+
+@pytest.mark.parametrize("source", ["import gunicorn.pidfile\n", "from gunicorn.util import daemonize\n"])
+def test_a_name_of_gunicorn_that_is_not_ours(tmp_path: Path, source: str) -> None:
+    """One line says what to install."""
+    told = _evaluated_without(tmp_path, source)
+    assert told.startswith("config: app.conf.py line 1: ")
+    assert told.endswith("; install gunicorn beside Ostler, or remove the import\n")

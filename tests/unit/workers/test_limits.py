@@ -21,6 +21,7 @@ import pytest
 
 from ostler.http1.request import Rules
 from ostler.logs.limiter import FIRST
+from ostler.scoreboard.layout import RULES
 from ostler.settings.table import Settings
 from ostler.workers import sweeper as sweeper_module
 from ostler.workers import thread_engine as engine_module
@@ -39,6 +40,7 @@ from tests.unit.workers.rig import PATIENCE, Client, Rig, Serve
 Start = Callable[..., Any]
 BOTH = pytest.mark.parametrize("threads", [1, 4])
 SECOND = 1_000_000_000
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n"
 POST = b"POST /post HTTP/1.1\r\nHost: x\r\n"
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
 
@@ -256,19 +258,24 @@ def test_clients_that_send_nothing_are_closed(
 
 @BOTH
 @pytest.mark.parametrize(
-    ("request_", "status", "line"),
+    ("request_", "status", "line", "rule"),
     [
-        (POST + b"Content-Length: 1001\r\n\r\n", "413", "POST /post HTTP/1.1"),
-        (CHUNKED + b"3e9\r\n" + b"x" * 1001, "413", "POST /post HTTP/1.1"),
-        (b"GET /" + b"x" * 4000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", "414", "GET /xxx"),
-        (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 9000 + b"\r\n\r\n", "431", "GET / HTTP/1.1"),
-        (b"GET / HTTP/1.1\r\nHost: x\r\n" + b"a: b\r\n" * 11 + b"\r\n", "431", "GET / HTTP/1.1"),
-        (b"GET / HTTP/1.1\r\nHost: x\r\nExpect: everything\r\n\r\n", "417", "GET / HTTP/1.1"),
-        (b"what is this?\r\n\r\n", "400", "what is this?"),
+        (POST + b"Content-Length: 1001\r\n\r\n", "413", "POST /post HTTP/1.1", "limit_request_body"),
+        (CHUNKED + b"3e9\r\n" + b"x" * 1001, "413", "POST /post HTTP/1.1", "limit_request_body"),
+        (b"GET /" + b"x" * 4000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", "414", "GET /xxx", "limit_request_line"),
+        (GET + b"X: " + b"x" * 9000 + b"\r\n\r\n", "431", "GET / HTTP/1.1", "limit_request_field_size"),
+        (GET + b"a: b\r\n" * 11 + b"\r\n", "431", "GET / HTTP/1.1", "limit_request_fields"),
+        (GET + b"Expect: everything\r\n\r\n", "417", "GET / HTTP/1.1", "expect"),
+        (b"GET / HTTP/1.1\r\n\r\n", "400", "GET / HTTP/1.1", "missing_host"),
+        (b"what is this?\r\n\r\n", "400", "what is this?", "request_line"),
     ],
 )
-def test_what_is_refused(serve: Serve, threads: int, request_: bytes, status: str, line: str) -> None:
-    """The answer gives the reason and the connection ends cleanly; one count, one line in the access log."""
+def test_what_is_refused(
+    serve: Serve, threads: int, request_: bytes, status: str, line: str, rule: str
+) -> None:
+    """The answer gives the reason and the connection ends cleanly; one count, one line in the access log,
+    and one in the log that names the rule and the client.
+    """
     rig = serve(
         echo,
         threads=threads,
@@ -291,6 +298,12 @@ def test_what_is_refused(serve: Serve, threads: int, request_: bytes, status: st
     (logged,) = rig.access_log()
     assert logged.startswith(line)
     assert logged.endswith(f" {status} {len(answer.body)}")
+    assert {name: n for name, n in zip(RULES, counts.refused, strict=True) if n} == {rule: 1}
+    (event,) = map(json.loads, rig.log().splitlines())
+    assert (event["event"], event["level"], event["client"]) == ("request_refused", "info", "127.0.0.1")
+    assert (event["status"], event["rule"]) == (int(status), rule)
+    if rule == "missing_host":
+        assert event["reason"] == "Host is missing (RFC 9112 section 3.2)"
 
 
 @BOTH
@@ -480,8 +493,8 @@ def test_what_clients_cause_is_logged_a_few_times(
             client.rest()
         until(lambda number=number: rig.counts().closed == 2 * number + 2, "both have ended")  # type: ignore[misc]
     now = 100.0
-    until(lambda: rig.log().count("log_suppressed") == 2, "both are summed up")
-    for event in ("body_not_stored", "too_many_connections"):
+    until(lambda: rig.log().count("log_suppressed") == 3, "all are summed up")
+    for event in ("body_not_stored", "request_refused", "too_many_connections"):
         assert rig.log().count(f'"event": "{event}"') == FIRST
         (line,) = (line for line in rig.log().splitlines() if f'"of": "{event}"' in line)
         assert json.loads(line)["lines"] == 30 - FIRST
@@ -636,7 +649,8 @@ def test_a_streamed_body_with_a_mistake(serve: Serve, threads: int) -> None:
     assert rig.ended()
     assert rig.counts().statuses[2:6] == [1, 0, 1, 0]
     assert [line.split()[-2] for line in rig.access_log()] == ["400", "200"]
-    assert rig.log() == ""
+    (event,) = map(json.loads, rig.log().splitlines())
+    assert (event["event"], event["rule"]) == ("request_refused", "chunked")
 
 
 @BOTH

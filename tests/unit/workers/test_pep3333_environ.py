@@ -187,7 +187,8 @@ def test_chunks_and_trailers(serve: Serve, settings: dict[str, Any]) -> None:
         body=b"3;a=b\r\nabc\r\n2\r\nde\r\n0\r\nX-Late: 1\r\n\r\n",
     )
     assert environ["body"] == b"abcde"
-    assert environ["CONTENT_LENGTH"] == "5"
+    # The length is known before the app is called unless it reads while the body comes.
+    assert environ.get("CONTENT_LENGTH") == (None if settings.get("stream_request") else "5")
     assert not {"HTTP_X_LATE", "HTTP_TRANSFER_ENCODING", "HTTP_CONTENT_LENGTH"} & environ.keys()
     assert environ["wsgi.input_terminated"] is True
 

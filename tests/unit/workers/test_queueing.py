@@ -2,6 +2,7 @@
 and the answer to those that waited too long.
 """
 
+import json
 import socket
 import threading
 import time
@@ -275,7 +276,9 @@ def test_too_late(serve: Serve, protocol: str) -> None:
     until(lambda: any("/late" in line for line in rig.access_log()), "it is logged")
     (line,) = [line for line in rig.access_log() if "/late" in line]
     assert line == f"POST /late {protocol} 503 {len(answer.body)}"
-    assert rig.log() == ""
+    (event,) = map(json.loads, rig.log().splitlines())
+    assert (event["event"], event["rule"], event["status"]) == ("request_refused", "queue_timeout", 503)
+    assert rig.counts().refused[layout.RULES.index("queue_timeout")] == 1
 
 
 def test_in_time(serve: Serve) -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -294,7 +295,7 @@ def test_post_request_that_hangs(
         {"post_request": lambda _worker, req, _environ, _resp: hang() if req.path == "/post" else None},
         lambda _level, name, **_fields: logged.append(name),
     )
-    worker: Any = None
+    worker: Any = SimpleNamespace(retire_if_due=lambda: None)
     exchange = RequestHooks(calls, worker).exchange()
     options: dict[str, Any] = {"access": True, "exchange": exchange}
     rig = Rig(tmp_path, Shop(), **options) if main else serve(Shop(), **options)

@@ -27,9 +27,17 @@ def new_body() -> BufferedBody:
 LISTENER, PEER = ("127.0.0.1", 8000), ("192.0.2.7", 50123)
 
 
-def environ_of(raw: bytes, address: Any = LISTENER, peer: Any = PEER, multithread: bool = False) -> Environ:
+TRUSTING = Rules(secure_scheme_headers={b"x-forwarded-proto": b"https"})
+
+
+def environ_of(
+    raw: bytes,
+    address: Any = LISTENER,
+    peer: Any = PEER,
+    multithread: bool = False,
+) -> Environ:
     """The environ that an app gets for the bytes of one request."""
-    parser = RequestParser(Rules(), new_body)
+    parser = RequestParser(TRUSTING, new_body)
     parser.feed(raw)
     (request,) = parser.requests
     listener = listener_environ(worker_environ(multithread), address)
@@ -82,12 +90,34 @@ def test_multithread_and_errors_are_the_worker_s() -> None:
 
 
 def test_unix_sockets_have_no_addresses() -> None:
-    """PEP 3333 requires values for SERVER_NAME and SERVER_PORT nevertheless."""
+    """Without Host, SERVER_NAME and SERVER_PORT are gunicorn's: the path, and nothing."""
     environ = environ_of(b"GET / HTTP/1.0\r\n\r\n", address="/run/x.sock", peer="")
-    assert environ["SERVER_NAME"]
-    assert environ["SERVER_PORT"].isdigit()
+    assert (environ["SERVER_NAME"], environ["SERVER_PORT"]) == ("/run/x.sock", "")
+    assert environ_of(b"GET / HTTP/1.0\r\nHost: \r\n\r\n", address=b"\0x", peer="")["SERVER_NAME"] == "@x"
     assert environ["REMOTE_ADDR"] == ""
     assert environ["SERVER_PROTOCOL"] == "HTTP/1.0"
+
+
+@pytest.mark.parametrize(
+    ("host", "scheme", "name", "port"),
+    [
+        ("example.com", "http", "example.com", "80"),
+        ("example.com", "https", "example.com", "443"),
+        ("example.com:8443", "https", "example.com", "8443"),
+        ("example.com:", "http", "example.com", "80"),
+        ("[2001:db8::1]", "https", "[2001:db8::1]", "443"),
+        ("[2001:db8::1]:8000", "http", "[2001:db8::1]", "8000"),
+    ],
+)
+def test_unix_sockets_are_called_what_the_client_calls_them(
+    host: str, scheme: str, name: str, port: str
+) -> None:
+    """Behind a proxy that is trusted SERVER_NAME and SERVER_PORT are from Host and the scheme."""
+    wire = f"GET / HTTP/1.1\r\nHost: {host}\r\nX-Forwarded-Proto: {scheme}\r\n\r\n".encode()
+    environ = environ_of(wire, address="/run/x.sock", peer="")
+    assert (environ["SERVER_NAME"], environ["SERVER_PORT"]) == (name, port)
+    assert environ["wsgi.url_scheme"] == scheme
+    assert environ_of(wire)["SERVER_PORT"] == "8000", "a TCP listener has a port of its own"
 
 
 def test_ipv6_addresses() -> None:

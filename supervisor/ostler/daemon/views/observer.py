@@ -36,7 +36,7 @@ from ostler.fleet.model import Worker, WorkerState
 from ostler.osapi.backlog import accept_queue
 from ostler.scoreboard.cell_reader import Reading
 from ostler.scoreboard.counts import Counts
-from ostler.scoreboard.layout import percentile
+from ostler.scoreboard.layout import RULES, percentile
 from ostler.scoreboard.reader import Scoreboard
 from ostler.settings import capacity
 from ostler.settings.render import shown
@@ -227,6 +227,7 @@ class Observer:
             statuses=totals.statuses,
             open_connections=totals.connections,
             durations=coarse_histogram(totals.histogram),
+            refused=dict(zip(RULES, totals.refused, strict=True)),
             queue_waits=coarse_histogram(totals.queued, QUEUE_WAITS, self._unqueued),
             exits=self._ledger.counts,
             reloads=self.reloads.counts,

@@ -64,7 +64,7 @@ class HttpRows(FleetRows, frozen=True, kw_only=True):
         int,
         Setting(
             numbers.COUNT,
-            "Longest request line, in bytes; 0 is as long as a request's head may be at all.",
+            "Longest request line, in bytes; 0 is no limit, but for the 1 MiB that no line may exceed.",
             flags=("--limit-request-line",),
             worker_classes=classes.OWN_HTTP,
         ),
@@ -73,7 +73,7 @@ class HttpRows(FleetRows, frozen=True, kw_only=True):
         int,
         Setting(
             numbers.COUNT,
-            "Most header fields of a request; 0 is as many as fit into a request's head.",
+            "Most header fields of a request; 0 is no limit, but for the 32,768 that no request may exceed.",
             flags=("--limit-request-fields",),
             worker_classes=classes.OWN_HTTP,
         ),
@@ -82,7 +82,8 @@ class HttpRows(FleetRows, frozen=True, kw_only=True):
         int,
         Setting(
             numbers.COUNT,
-            "Longest header field, in bytes; 0 is as long as a request's head may be at all.",
+            "Longest header field, in bytes; 0 is no limit, but for the 16 MiB that all fields of a request "
+            "together may not exceed.",
             flags=("--limit-request-field-size", "--limit-request-field_size"),
             worker_classes=classes.OWN_HTTP,
         ),
@@ -151,7 +152,8 @@ class HttpRows(FleetRows, frozen=True, kw_only=True):
         bool,
         Setting(
             texts.SWITCH,
-            "Call the app when a request's head is there; it reads the body while it comes.",
+            "Call the app when a request's head is there; it reads the body while it comes. A chunked body "
+            "has no CONTENT_LENGTH then, without which Django and Bottle read nothing.",
             flags=("--stream-request",),
             worker_classes=classes.OWN_HTTP,
             gunicorn=None,

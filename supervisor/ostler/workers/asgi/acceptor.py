@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
+from ostler.http1.errors import RequestTimeout
 from ostler.logs.limiter import LimitedLog
 from ostler.logs.worker_log import Log
 from ostler.osapi.original import Socket
@@ -28,6 +29,7 @@ from ostler.workers.asgi import client_speed
 from ostler.workers.connection_limits import AddressCounts, most_connections, network_of
 from ostler.workers.eviction import IDLE, MIN_AGE_NS, MOVING, ONE_IN, SLOW, EvictionLog, lowest_ranked
 from ostler.workers.handoff import INVALID_RECEIVED, HandOff
+from ostler.workers.refusals import log_refused
 from ostler.workers.units import SECOND
 
 if TYPE_CHECKING:
@@ -280,14 +282,20 @@ class AsgiAcceptor:
         else:
             old = []
         for protocol in least:
-            self._refuse(protocol, at_once=True)
+            self._refuse(protocol, "worker_connections", at_once=True)
         closed = len(least) + len(old)
         self._eviction_log.add(number, closed, int(now * SECOND), reason)
         return closed
 
-    def _refuse(self, protocol: Any, at_once: bool = False) -> None:
+    def refused(self, protocol: Any, status: int, size: int, rule: str, reason: str) -> None:
+        """Count and log a request that was refused; see `refusals.Report`."""
+        self._slot.refused(status, size, rule)
+        log_refused(self._limited, protocol.client[0] if protocol.client else "", status, rule, reason)
+
+    def _refuse(self, protocol: Any, rule: str, at_once: bool = False) -> None:
         """End a connection, with 408 if a request has begun that is not answered.
 
+        `rule`: why, one of http1.errors.RULES.
         `at_once`: without waiting for the client's part of the end of TLS.
         """
         transport, cycle = protocol.transport, getattr(protocol, "cycle", None)
@@ -298,7 +306,8 @@ class AsgiAcceptor:
         begun = getattr(protocol, "got", 0) or (cycle is not None and not cycle.response_complete)
         if begun and protocol.stalled is None and (cycle is None or not cycle.response_started):
             transport.write(_TOO_SLOW)
-            self._slot.refused(408, 0)
+            text = "it makes room for others" if rule == "worker_connections" else RequestTimeout.text
+            self.refused(protocol, 408, 0, rule, RequestTimeout(text, rule).reason)
         if client_speed.unsent(transport) or (at_once and self._tls is not None):
             transport.abort()
         else:
@@ -309,9 +318,11 @@ class AsgiAcceptor:
         now, settings = self._loop.time(), self._settings
         for protocol in list(connections):
             if self._tls is not None and client_speed.lingers(protocol, now):
-                self._refuse(protocol, at_once=True)
+                self._refuse(protocol, "body_timeout", at_once=True)
             elif client_speed.is_late(protocol, now, settings):
-                self._refuse(protocol)
+                cycle = getattr(protocol, "cycle", None)
+                in_head = cycle is None or cycle.response_complete
+                self._refuse(protocol, "header_timeout" if in_head else "body_timeout")
 
     async def _connect(self, sock: socket.socket, protocol: Any, request_within: float) -> None:
         limits = {}

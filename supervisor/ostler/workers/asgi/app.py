@@ -32,7 +32,8 @@ class AsgiApp:
         accounting: the worker's; `thread_slot(0)` was made.
         loop: what the requests are served in.
         extend: `scope["ostler.extend_deadline"]`.
-        quota: after so many answers `on_quota` is called with their number; 0: never.
+        quota: after so many answers `on_quota` is called with their number, which returns after how many it
+            is to be called again; 0: never.
         flush_soon: called when there are lines in the access log's buffer.
 
     Attributes:
@@ -53,7 +54,7 @@ class AsgiApp:
         log: Log,
         access: AccessLog | None,
         quota: int,
-        on_quota: Callable[[int], None],
+        on_quota: Callable[[int], int | None],
         flush_soon: Callable[[], None],
     ) -> None:
         self.app = app
@@ -145,8 +146,7 @@ class AsgiApp:
         if self._quota:
             self._count += 1
             if self._count >= self._quota:
-                self._quota = 0
-                self._on_quota(self._count)
+                self._quota = self._on_quota(self._count) or 0
 
     def _left_unanswered(self, request: AsgiRequest) -> None:
         """The app returned before the last part of its answer: it has a defect, or its client is gone."""

@@ -9,9 +9,13 @@ from typing import Any
 
 from uvicorn.protocols.http.flow_control import FlowControl
 
-from ostler.http1.head import MAX_FIELDS, MAX_HEAD
+from ostler.workers.asgi.refusals import Report
 from ostler.workers.system_calls import READ_SIZE
 
+MOST_HEAD = 1024 * 1024
+"""Bytes of a head, its request line included: what a hundred fields of gunicorn's longest take, and more."""
+_MOST_FIELDS = 1000
+_MOST_TRAILERS = 64 * 1024
 # Bytes given to the parser at once; where a head ends, less. What is parsed behind a request that has no
 # answer yet is kept as objects that are far larger.
 _PIECE = 2048
@@ -36,8 +40,11 @@ class _Flow(FlowControl):
             super().resume_reading()
 
 
-def bounded(protocol: type[Any]) -> type[Any]:
-    """uvicorn's HTTP protocol, with bounds. The one that uses h11 has bounds of its own."""
+def bounded(protocol: type[Any], report: Report) -> type[Any]:
+    """uvicorn's HTTP protocol, with bounds. The one that uses h11 has bounds of its own.
+
+    report: called for each head that is refused.
+    """
     if not hasattr(protocol, "on_headers_complete"):
         return protocol
 
@@ -79,14 +86,24 @@ def bounded(protocol: type[Any]) -> type[Any]:
                 at = end
                 self._unparsed += len(piece)
                 super().data_received(piece)
-                if self._unparsed > MAX_HEAD and not self.transport.is_closing():
+                most = MOST_HEAD if self._in_head else _MOST_TRAILERS
+                if self._unparsed > most and not self.transport.is_closing():
                     self._refuse_head()
             self._kept = data[at:]
             self.flow.has_room = len(self._kept) < _MOST_KEPT
 
         def _refuse_head(self) -> None:
+            size = 0
             if self._in_head and (self.cycle is None or self.cycle.response_complete):
                 self.transport.write(_TOO_LARGE)
+                size = len(_TOO_LARGE.partition(b"\r\n\r\n")[2])
+            if not self._in_head:
+                rule, reason = "chunked", f"trailers of more than {_MOST_TRAILERS} bytes"
+            elif self._too_large:
+                rule, reason = "limit_request_fields", f"more than {_MOST_FIELDS} fields"
+            else:
+                rule, reason = "limit_request_field_size", f"a head of more than {MOST_HEAD} bytes"
+            report(self, 431, size, rule, reason)
             self.transport.close()
 
         def send_400_response(self, msg: str) -> None:
@@ -111,7 +128,7 @@ def bounded(protocol: type[Any]) -> type[Any]:
             if not self._in_head:
                 return  # a trailer, which must not pass for a field that a proxy has checked
             self._fields += 1
-            if self._fields > MAX_FIELDS:
+            if self._fields > _MOST_FIELDS:
                 self._too_large = True
                 raise ValueError("too many fields")
             super().on_header(name, value)

@@ -1,20 +1,19 @@
 """Worker classes that projects make from uvicorn's worker for gunicorn.
 
 Most of them only set `CONFIG_KWARGS = {...}`, arguments for uvicorn's configuration, and nothing else of them
-is used here. Importing one imports gunicorn. Where that is not installed, stand-ins for the two classes that
-uvicorn's worker mentions are there during the import.
+is used here. Importing one imports gunicorn. Where that is not installed, there are stand-ins
+(`stand_ins/gunicorn`).
 """
 
-import sys
 import warnings
-from importlib import import_module, util
-from types import ModuleType
+from importlib import import_module
 from typing import Any, cast
 
 from ostler.errors import SettingError
 from ostler.workers.asgi.worker import AsgiWorker
 
-_STAND_INS = {"gunicorn.arbiter": "Arbiter", "gunicorn.workers.base": "Worker"}
+# Whose code is not the project's own.
+_NOT_THEIRS = {"uvicorn", "uvicorn_worker", "gunicorn", "ostler", "abc", "builtins"}
 
 
 def from_gunicorns(name: str) -> type[AsgiWorker]:
@@ -24,8 +23,6 @@ def from_gunicorns(name: str) -> type[AsgiWorker]:
         SettingError: it can't be imported, or is none.
     """
     module, _, attribute = name.rpartition(".")
-    stand_ins = _stand_ins()
-    sys.modules.update(stand_ins)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # uvicorn's, of its module for gunicorn
@@ -33,9 +30,6 @@ def from_gunicorns(name: str) -> type[AsgiWorker]:
     except Exception as error:
         problem = f"there is no {name!r}, and no installed package brings it ({error})"
         raise SettingError("worker_class", problem) from error
-    finally:
-        for stand_in in stand_ins:
-            del sys.modules[stand_in]
     wanted = getattr(found, "CONFIG_KWARGS", None)
     if not isinstance(found, type) or not isinstance(wanted, dict):
         raise SettingError(
@@ -55,7 +49,7 @@ class _Derived(AsgiWorker):
         own = [
             name
             for kind in cls.original.__mro__
-            if kind.__module__.partition(".")[0] not in ("uvicorn", "uvicorn_worker", "gunicorn", "builtins")
+            if kind.__module__.partition(".")[0] not in _NOT_THEIRS
             for name, value in vars(kind).items()
             if callable(value) or isinstance(value, classmethod | staticmethod)
         ]
@@ -64,14 +58,3 @@ class _Derived(AsgiWorker):
             names = ", ".join(sorted(set(own)))
             remarks.append(f"worker_class: of {cls.__name__} only CONFIG_KWARGS counts, not its {names}")
         return remarks
-
-
-def _stand_ins() -> dict[str, ModuleType]:
-    if util.find_spec("gunicorn") is not None:
-        return {}
-    found = {}
-    for name in ("gunicorn", "gunicorn.workers", *_STAND_INS):
-        found[name] = ModuleType(name)
-    for name, attribute in _STAND_INS.items():
-        setattr(found[name], attribute, type(attribute, (), {"__module__": name, "WORKER_BOOT_ERROR": 3}))
-    return found

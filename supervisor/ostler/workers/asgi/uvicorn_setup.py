@@ -24,6 +24,8 @@ from ostler.text import trace_of
 from ostler.workers import app_kind
 from ostler.workers.asgi.app import AsgiApp
 from ostler.workers.asgi.interface import App
+from ostler.workers.asgi.memory_bounds import MOST_HEAD
+from ostler.workers.asgi.refusals import INVALID
 
 ServerState = uvicorn.server.ServerState
 # Arguments that a subclass of uvicorn's worker may set, but that we do by other means, or not at all.
@@ -55,6 +57,7 @@ def make_config(app: App, settings: Settings, wanted: dict[str, Any], unix: bool
         "root_path": settings.root_path,
         "timeout_keep_alive": settings.keepalive,
         "backlog": settings.backlog,
+        "h11_max_incomplete_event_size": MOST_HEAD,
         "forwarded_allow_ips": list(settings.forwarded_allow_ips),
         "log_config": None,
         # If uvicorn's access logger has handlers, its lines are wanted besides ours.
@@ -196,7 +199,7 @@ class UvicornLogHandler(logging.Handler):
         self._app = app
 
     def emit(self, record: logging.LogRecord) -> None:
-        if self._app.quitting:
+        if self._app.quitting or record.msg == INVALID:  # `request_refused` says more
             return
         fields = {}
         if record.exc_info and (error := record.exc_info[1]) is not None:

@@ -12,6 +12,7 @@ Python runs them in the main thread, which is the loop's, also while that waits.
 """
 
 import asyncio
+import os
 import socket
 import time
 from collections.abc import Callable, Coroutine
@@ -23,7 +24,7 @@ from ostler.logs.limiter import LimitedLog
 from ostler.osapi.files import open_files
 from ostler.settings.table import Settings
 from ostler.text import name_and_text, trace_of
-from ostler.workers.asgi import client_speed, memory_bounds, tls_reading, uvicorn_setup
+from ostler.workers.asgi import client_speed, memory_bounds, refusals, tls_reading, unix_server, uvicorn_setup
 from ostler.workers.asgi.acceptor import AsgiAcceptor
 from ostler.workers.asgi.app import AsgiApp
 from ostler.workers.asgi.soft_interrupt import AsgiSoftInterrupts
@@ -81,8 +82,12 @@ class AsgiWorker(BaseWorker):
         accounting = context.accounting
         loop_slot = accounting.thread_slot(0)
         self._soft_interrupts = AsgiSoftInterrupts(accounting, loop, self._call)
+        app = uvicorn_setup.as_asgi3(context.app)
+        unix = [listener for listener in context.listeners if listener.family == socket.AF_UNIX]
+        if unix:
+            app = unix_server.from_host(app, os.fsdecode(unix[0].getsockname()))
         self._app = AsgiApp(
-            uvicorn_setup.as_asgi3(context.app),
+            app,
             settings,
             accounting,
             loop,
@@ -93,8 +98,7 @@ class AsgiWorker(BaseWorker):
             context.on_quota,
             self._flush_soon,
         )
-        unix = any(listener.family == socket.AF_UNIX for listener in context.listeners)
-        self._config = uvicorn_setup.make_config(self._app, settings, self.config_kwargs, unix)
+        self._config = uvicorn_setup.make_config(self._app, settings, self.config_kwargs, bool(unix))
         self._state = uvicorn_setup.ServerState()
         self._lifespan = self._config.lifespan_class(self._config)
         self._limited = LimitedLog(context.log, loop.time)
@@ -110,7 +114,8 @@ class AsgiWorker(BaseWorker):
             self._protocol,
             self._state.connections,
         )
-        http = memory_bounds.bounded(self._config.http_protocol_class)
+        report = self._acceptor.refused
+        http = memory_bounds.bounded(refusals.reporting(self._config.http_protocol_class, report), report)
         self._http = client_speed.measured(uvicorn_setup.count_ends(http, self._acceptor.lost), settings)
         if self._config.ws_protocol_class is not None:
             websocket = memory_bounds.bounded_websocket(self._config.ws_protocol_class)

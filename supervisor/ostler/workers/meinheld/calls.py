@@ -10,6 +10,7 @@ import errno
 import fcntl
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterable
 from time import monotonic_ns
 from types import CodeType, FrameType, TracebackType
@@ -18,11 +19,13 @@ from urllib.parse import quote
 
 from meinheld import server
 
+from ostler.logs.limiter import LimitedLog
 from ostler.text import trace_of
 from ostler.workers.base import Context
 from ostler.workers.meinheld.peers import PeerAddresses
+from ostler.workers.refusals import log_refused
 from ostler.workers.soft_interrupt import SoftInterrupts
-from ostler.wsgi.environ import Environ, listener_environ
+from ostler.wsgi.environ import Environ, host_and_port, listener_environ
 from ostler.wsgi.interruption import DeadlineExceeded, QuitWorker
 
 _LATE = b"Gateway Timeout\n"
@@ -34,6 +37,20 @@ _GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ETIMEDOUT, errno.E
 # What RFC 3986 section 3.3 allows in a path.
 _PATH_SAFE = "/:@!$&'()*+,;=~"
 _OURS = "ostler."
+# By which rule the server refuses a request, as far as its status says so. It gives no reasons.
+_RULES = {
+    408: "header_timeout",
+    411: "content_length",
+    413: "limit_request_body",
+    414: "limit_request_line",
+    431: "limit_request_fields",
+    501: "method",
+    505: "version",
+}
+_REASONS = {
+    400: "meinheld gives no reason: malformed, a line or a field of more than 8 KB, or more than 129 fields",
+    413: "the body is too large (the setting limit_request_body)",
+}
 
 # The codes of all `serve` functions, by which the frames that have called the app are known.
 _SERVE: set[CodeType] = set()
@@ -69,6 +86,7 @@ class MeinheldCalls:
         serving: Environ | None = None
         answered = 0
         message_waits = flushing = False
+        limited = LimitedLog(log, time.monotonic)
         name, port = _server_name(context.listeners)
         peers = PeerAddresses(context.listeners)
         correct_peer = peers.correct if peers.needed else None
@@ -81,6 +99,10 @@ class MeinheldCalls:
             nonlocal serving
             environ["SERVER_NAME"] = name
             environ["SERVER_PORT"] = port
+            if not port and "HTTP_HOST" in environ:  # a Unix socket
+                https = environ["wsgi.url_scheme"] == "https"
+                if (server_names := host_and_port(environ["HTTP_HOST"], https)) is not None:
+                    environ["SERVER_NAME"], environ["SERVER_PORT"] = server_names
             environ["ostler.extend_deadline"] = extend
             environ["wsgi.errors"] = errors
             if correct_peer is not None and not correct_peer(environ):
@@ -123,7 +145,7 @@ class MeinheldCalls:
             return start
 
         def access(environ: Environ) -> None:
-            nonlocal serving, answered
+            nonlocal serving, answered, quota
             if environ is not serving:
                 other(environ)
             else:
@@ -140,7 +162,7 @@ class MeinheldCalls:
                 if quota:
                     answered += 1
                     if answered == quota:
-                        on_quota(answered)
+                        quota = on_quota(answered) or 0
             if message_waits:
                 read_message()
 
@@ -156,7 +178,7 @@ class MeinheldCalls:
                 # The server has made this environ for the log, and never frees it.
                 ctypes.pythonapi.Py_DecRef(ctypes.py_object(environ))
             elif not look():
-                refused(status, 0)
+                report(environ, status)
                 if access_log is not None:
                     if correct_peer is not None:
                         environ["REMOTE_ADDR"] = ""  # not certainly this client's
@@ -164,6 +186,13 @@ class MeinheldCalls:
                     flush_soon()
                 # As above, but it may be one that is freed.
                 environ.clear()
+
+        def report(environ: Environ, status: int) -> None:
+            rule = _RULES.get(status, "other")
+            refused(status, 0, rule)
+            # As below: elsewhere the address is not certainly this client's.
+            client = str(environ.get("REMOTE_ADDR", "")) if correct_peer is None else "?"
+            log_refused(limited, client, status, rule, _REASONS.get(status, "meinheld gives no reason"))
 
         def write(environ: Environ, took: int) -> None:
             target = quote(environ["PATH_INFO"], _PATH_SAFE, "latin-1")
@@ -205,6 +234,7 @@ class MeinheldCalls:
         def settle() -> None:
             # This runs although a request is in the app: its app lets others run, and so it does not hang.
             leave_app()
+            limited.report()
 
         def failed(_kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
             if isinstance(error, (DeadlineExceeded, QuitWorker)):

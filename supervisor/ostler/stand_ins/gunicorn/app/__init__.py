@@ -1,0 +1,1 @@
+"""gunicorn's applications, which run a server from Python."""

@@ -1,0 +1,1 @@
+"""`req` and `resp` of hooks."""

@@ -1,0 +1,3 @@
+from ostler.hooks.requests import HookRequest as Request
+
+__all__ = ["Request"]

@@ -1,0 +1,3 @@
+from ostler.hooks.requests import HookResponse as Response
+
+__all__ = ["Response"]

@@ -1,0 +1,7 @@
+from ostler.workers.thread_engine import Engine
+
+from .base import Worker
+
+
+class SyncWorker(Worker, Engine):
+    """Ostler's own, by gunicorn's name."""
