@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
+from ostler import __version__
 from ostler.settings.table import Settings
 from ostler.workers.app_kind import is_factory, mismatch
 from ostler.workers.load_errors import AppLoadError, raised
@@ -30,7 +31,13 @@ def enter(settings: Settings) -> None:
 
 
 def set_environment(settings: Settings) -> None:
-    """Set the variables of `raw_env`."""
+    """Set SERVER_SOFTWARE and the variables of `raw_env`, which may set it, too.
+
+    As in gunicorn, to be called when the configuration was evaluated, before user code sets up logs or is the
+    app: code looks for `gunicorn` in the variable to find out under which server it runs. The environ of
+    requests has Ostler's own name.
+    """
+    os.environ["SERVER_SOFTWARE"] = f"gunicorn (ostler/{__version__})"
     for pair in settings.raw_env:
         name, _, value = pair.partition("=")
         os.environ[name] = value
