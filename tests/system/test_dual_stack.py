@@ -49,8 +49,8 @@ def test_every_worker_class_answers_both(place: Place, worker_class: str) -> Non
 
 
 def test_reloads_and_upgrades_keep_ipv4(place: Place) -> None:
-    """Adding 0.0.0.0 beside [::], removing it again, and upgrades in place: both versions are answered, and the
-    log and the API show the sockets that there are.
+    """Adding 0.0.0.0 beside [::], removing it again, and upgrades in place: both versions are answered, and
+    the log and the API show the sockets that there are.
     """
     port = free_port()
     both, alone = [f"[::]:{port}", f"0.0.0.0:{port}"], [f"[::]:{port}"]

@@ -169,6 +169,8 @@ class Daemon:
         if finish.traceback:
             stderr.write(terminal.lines(finish.traceback))
         stderr.write(f"ostler: error: {terminal.one_line(str(finish.reason))}")
+        if finish.invalid:
+            return ExitCode.USAGE
         return ExitCode.BOOT if finish.app_failed else ExitCode.FAILED
 
     async def _close(self) -> None:

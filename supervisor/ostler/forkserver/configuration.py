@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from ostler.errors import SettingError
+from ostler.errors import InvalidValue
 from ostler.forkserver.config_source import (
     Decision,
     override,
@@ -53,13 +53,17 @@ def read_configuration(
 
         loaded, file = read_paste(loaded, given, variables, file, folder, warnings)
     elif not loaded.settings.wsgi_app:
-        raise SettingError("wsgi_app", "no app given; write ostler MODULE:APP, or try ostler --demo")
+        raise InvalidValue("wsgi_app", "no app given; write ostler MODULE:APP, or try ostler --demo")
     warnings += loaded.warnings
     if loaded.settings.spew:
         warnings.append(
             "spew: each line that the app runs is logged, which is slow; use it for debugging only"
         )
-    compile_format(loaded.settings.access_log_format)
+    try:
+        compile_format(loaded.settings.access_log_format)
+    except InvalidValue as error:
+        where = loaded.origins["access_log_format"]
+        raise InvalidValue(error.setting, error.problem, where) from None
     if unknown := unknown_atoms(loaded.settings.access_log_format):
         warnings.append(f"access_log_format: there is no {', '.join(unknown)}; it is always -")
     return msgspec.structs.replace(loaded, config=name), warnings, file

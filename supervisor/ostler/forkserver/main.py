@@ -41,7 +41,8 @@ def main(channel_fd: int, lowered: int) -> None:
     if generation is None or preparation.sinks is None:
         return
     lowered = preparation.lowered
-    inheritance = Forking(channel, generation, preparation.sinks).run(messages.AppLoaded())
+    loaded = messages.AppLoaded(remark=preparation.remark)
+    inheritance = Forking(channel, generation, preparation.sinks).run(loaded)
     while inheritance is not None:
         zygote = boot.run(inheritance, lowered)
         lowered = lower_priority()

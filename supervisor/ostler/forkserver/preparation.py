@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ostler.errors import OstlerError, SettingError
+from ostler.errors import InvalidValue, OstlerError, SettingError
 from ostler.forkserver.checks import check_folder, check_logs, new_logs
 from ostler.forkserver.config_source import (
     decide,
@@ -70,11 +70,13 @@ class Preparation:
 
     Attributes:
         lowered: how the priority was lowered, as far as that can be undone.
+        remark: about the app that was loaded; empty if there is none.
     """
 
     def __init__(self, channel: Channel[Asked], lowered: int) -> None:
         self._channel = channel
         self.lowered = lowered
+        self.remark = ""
         self._number = 0
         self._loaded: Loaded | None = None
         # Before the configuration was evaluated.
@@ -104,7 +106,7 @@ class Preparation:
     def _configure(self, ask: messages.Configure) -> bool:
         self._number = ask.generation
         set_title(f"ostler: fork server gen {ask.generation} loading")
-        loaded, problem = None, ""
+        loaded, problem, invalid = None, "", False
         warnings: list[str] = []
         try:
             if ask.version != messages.VERSION:
@@ -136,14 +138,14 @@ class Preparation:
 
                 self._development = Development(self._channel.send)
         except (OstlerError, AppLoadError) as error:
-            problem = str(error)
+            problem, invalid = str(error), isinstance(error, InvalidValue)
             if loaded is None or ask.cause != "check":
-                self._channel.send(messages.LoadFailed(line(problem), None))
+                self._channel.send(messages.LoadFailed(line(problem), None, invalid))
                 return False
         self._loaded = loaded
         hooks = self._hooks.names if self._hooks is not None else []
         warnings = lines(warnings, messages.MOST_LINES)
-        self._channel.send(messages.Configured(loaded, warnings, hooks, line(problem)))
+        self._channel.send(messages.Configured(loaded, warnings, hooks, line(problem), invalid))
         if self._development is not None:
             self._development.report_configuration(loaded.config, ask, loaded.settings)
         return True
@@ -294,8 +296,11 @@ class Preparation:
         settings = self._loaded.settings
         self._worker_class.prepare(settings)
         if self._development is not None:
-            return self._development.load(settings, self._worker_class, self._number)
-        return load_app(settings, self._worker_class.interface)
+            return self._development.load(settings, self._worker_class, self._number, self._report)
+        return load_app(settings, self._worker_class.interface, self._report)
+
+    def _report(self, remark: str) -> None:
+        self.remark = line(remark)
 
     def _load(self, ask: messages.Load, descriptors: list[int]) -> WorkerGeneration | None:
         assert self._loaded is not None
@@ -342,4 +347,4 @@ def _with_origin(loaded: Loaded) -> Iterator[None]:
         yield
     except SettingError as error:
         where = error.where or loaded.origins.get(error.setting, "")
-        raise SettingError(error.setting, error.problem, where) from error
+        raise type(error)(error.setting, error.problem, where) from error

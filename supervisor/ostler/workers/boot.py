@@ -207,7 +207,8 @@ class WorkerProcess:
         self._title(f"worker {self._inherited.slot} gen {self._generation.number}")
         if not self._inherited.urgent:
             restore_priority(self._lowered)
-        self._send(messages.Ready(self._app_boot.standard_modules[: messages.MOST_NAMES]))
+        boot = self._app_boot
+        self._send(messages.Ready(boot.standard_modules[: messages.MOST_NAMES], boot.remark))
         engine.run()
         return 0
 

@@ -4,7 +4,7 @@ from difflib import get_close_matches
 from importlib import import_module, metadata
 from typing import cast
 
-from ostler.errors import SettingError
+from ostler.errors import InvalidValue, SettingError
 from ostler.settings.classes import names
 from ostler.settings.table import Settings
 from ostler.workers.base import BaseWorker
@@ -46,7 +46,7 @@ def worker_class(settings: Settings) -> type[BaseWorker]:
     known = [*names(), *(entry.name for entry in entries)]
     similar = get_close_matches(name.lower(), known, n=1)
     problem = f"there is no {name!r}; did you mean {similar[0]}?" if similar else f"there is no {name!r}"
-    raise SettingError("worker_class", f"{problem} (there are: {', '.join(dict.fromkeys(known))})")
+    raise InvalidValue("worker_class", f"{problem} (there are: {', '.join(dict.fromkeys(known))})")
 
 
 def built_in(found: type[BaseWorker], settings: Settings) -> str | None:
@@ -94,4 +94,4 @@ def _by_path(path: str) -> type[BaseWorker]:
 def _checked(found: object, path: str) -> type[BaseWorker]:
     if isinstance(found, type) and issubclass(found, BaseWorker):
         return found
-    raise SettingError("worker_class", f"{path} is no subclass of ostler.workers.base.BaseWorker")
+    raise InvalidValue("worker_class", f"{path} is no subclass of ostler.workers.base.BaseWorker")

@@ -26,7 +26,7 @@ from ostler.fleet.model import ExitStatus
 from ostler.ipc import messages
 from ostler.osapi.needed import with_remedy
 from ostler.settings.confine import confine
-from ostler.settings.load import Loaded
+from ostler.settings.load import COMMAND_LINE, Loaded
 from ostler.settings.opening_rights import rights_for
 
 
@@ -166,11 +166,14 @@ class ForkServerManager:
             self._configured(handle, message)
         elif isinstance(message, messages.AppLoaded):
             record.wants_log_lines = message.loggers
+            self._workers.report_remark(generation, message.remark)
             self._hooks.loaded(handle, record.cause)
             self._ports.submit(events.AppLoaded(generation))
         elif isinstance(message, messages.LoadFailed):
             app_failed = generation in self._configurations
-            failure = events.GenerationFailed(generation, message.reason, message.traceback, app_failed)
+            failure = events.GenerationFailed(
+                generation, message.reason, message.traceback, app_failed, message.invalid and not app_failed
+            )
             self._ports.submit(failure)
         elif isinstance(message, messages.ForkFailed):
             self._workers.fork_failed(handle, message)
@@ -191,7 +194,7 @@ class ForkServerManager:
             self._warn([*message.warnings, *warnings])
             handle.record.listener_keys = self._bind(loaded)
         except SettingError as error:
-            self._ports.submit(events.GenerationFailed(generation, str(error)))
+            self._ports.submit(events.GenerationFailed(generation, _with_place(error, message.loaded)))
             return
         except Exception as error:  # noqa: BLE001 - our own error must fail this generation, not hang it
             self._ports.submit(events.GenerationFailed(generation, str(error), traceback.format_exc()))
@@ -342,6 +345,13 @@ class ForkServerManager:
         self.watch(zygote)
         self._hooks.zygote_promoted(old, zygote, worker)
         self._workers.forget_unforked(action.generation)
+
+
+def _with_place(error: SettingError, loaded: Loaded) -> str:
+    """The error's text, with the file and the line that its setting is from."""
+    where = error.where or loaded.origins.get(error.setting, "")
+    known = where in ("", "default", COMMAND_LINE)
+    return str(error if known else SettingError(error.setting, error.problem, where))
 
 
 def _is_decided(setting: str) -> bool:

@@ -13,9 +13,7 @@ Bound = tuple[socket.socket, FileIdentity | None]
 """A socket that listens, and the file of a Unix socket that has one."""
 
 
-def listen(
-    address: Address, backlog: int, access: Access, reuse_port: bool, only_v6: bool = False
-) -> Bound:
+def listen(address: Address, backlog: int, access: Access, reuse_port: bool, only_v6: bool = False) -> Bound:
     """A socket that listens on an address, and does not block.
 
     reuse_port: other programs may listen there, too (SO_REUSEPORT in socket(7)); only_v6: if it is `[::]`, it

@@ -1,9 +1,10 @@
 """Listening sockets: bound here, inherited by every worker, closed when no generation names them.
 
 `[::]:PORT` takes IPv4 connections as well, as in gunicorn. If all IPv4 addresses (`0.0.0.0:PORT`) are bound
-beside it, it is IPv6-only. Which of both a socket is can't be changed later, so where a reload adds or removes
-`0.0.0.0:PORT`, and after an upgrade from a version whose `[::]` was IPv6-only, sockets are used as they are:
-one that takes both versions stands for both addresses, and an IPv6-only one has a socket for IPv4 beside it.
+beside it, it is IPv6-only. Which of both a socket is can't be changed later. So where a reload adds or
+removes `0.0.0.0:PORT`, and after an upgrade from a version whose `[::]` was IPv6-only, sockets are used as
+they are: one that takes both versions stands for both addresses, and an IPv6-only one has a socket for IPv4
+beside it.
 """
 
 import errno
@@ -71,8 +72,8 @@ class Listeners:
     ) -> list[str]:
         """Make sure that all `addresses` are bound; returns the keys for `fileno`, in their order.
 
-        The keys are the addresses. Without `0.0.0.0:PORT` if a socket bound to `[::]:PORT` takes IPv4; with it,
-        if that socket does not.
+        The keys are the addresses; `0.0.0.0:PORT` may be missing if a socket bound to `[::]:PORT` takes IPv4,
+        and is added if that socket does not.
 
         Args:
             addresses: as in the setting `bind`.

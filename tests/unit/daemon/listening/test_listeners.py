@@ -420,7 +420,7 @@ def test_ipv6_only_of_an_older_version(listeners: Listeners) -> None:
 
 @pytest.mark.parametrize("first", [4, 6])
 def test_one_ipv4_address_beside_all_of_ipv6(listeners: Listeners, first: int) -> None:
-    """A single IPv4 address with the same port overlaps with [::]: one line says why, and nothing is bound."""
+    """A single IPv4 address with the same port overlaps with [::]: one line says why; nothing is bound."""
     port = free_port()
     addresses = [f"127.0.0.1:{port}", f"[::]:{port}"][:: 1 if first == 4 else -1]
     problem = problem_of(listeners.bind, tuple(addresses), 5)
