@@ -24,7 +24,7 @@ VARIABLES = ("OSTLER_CMD_ARGS", "GUNICORN_CMD_ARGS")
 _EPILOG = (
     "The variables OSTLER_CMD_ARGS and GUNICORN_CMD_ARGS may hold more arguments. See also: ctl --help (the "
     "same as ostler ctl --help), which drives a running daemon.\n\n"
-    "Exit codes: 0 stopped, or the check has found nothing; 1 something can't be used as it is now, such as a "
+    "Exit codes: 0 stopped, or the check has found nothing; 1 something can't be used as it is now, e.g. a "
     "file, an address or an account; 2 a flag or a value is wrong, wherever it is from; 3 the app can't be "
     "loaded, or no worker has booted."
 )
