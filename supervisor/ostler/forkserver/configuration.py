@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,13 +22,16 @@ from ostler.osapi.cpus import usable_cpus
 from ostler.osapi.files import read_file
 from ostler.osapi.memfile import memory_file
 from ostler.settings import configfile
+from ostler.settings.classes import canonical
 from ostler.settings.load import Loaded, load
 
 
 def read_configuration(
-    ask: messages.Configure, folder: Path, decision: Decision
+    ask: messages.Configure, folder: Path, decision: Decision, before: Callable[[str], object]
 ) -> tuple[Loaded, list[str], configfile.ConfigFile | None]:
     """The settings, warnings, and the configuration file.
+
+    before: called with the name of the worker class before the file is evaluated, if that is known by then.
 
     With `ask.known` the file is evaluated only for what else it does: workers of a generation have one
     configuration, whatever was written into its file meanwhile.
@@ -39,6 +43,8 @@ def read_configuration(
     beside = name is not None and imports.may_come_from(str(folder))
     if beside:
         sys.path.insert(0, str(folder))
+    if (kind := _worker_class(ask, folder, decision)) is not None:
+        before(kind)
     if name is not None and not decision.skipped:
         file = configfile.evaluate(name, folder, decision.source)
         if file.unrecognised:
@@ -67,6 +73,17 @@ def read_configuration(
     if unknown := unknown_atoms(loaded.settings.access_log_format):
         warnings.append(f"access_log_format: there is no {', '.join(unknown)}; it is always -")
     return msgspec.structs.replace(loaded, config=name), warnings, file
+
+
+def _worker_class(ask: messages.Configure, folder: Path, decision: Decision) -> str | None:
+    """The name of the worker class, if it is known before the file is evaluated."""
+    given = ask.command_line.get("worker_class")
+    if given is None and decision.config is not None and not decision.skipped:
+        given = configfile.literal(decision.config, folder, "worker_class", decision.source)
+    try:
+        return canonical(given) if given is not None else None
+    except ValueError:
+        return None  # an error that is reported when the settings are parsed
 
 
 def others_name_certificates(loaded: Loaded) -> bool:

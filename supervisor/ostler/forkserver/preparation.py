@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,11 +42,12 @@ from ostler.osapi.account import Account, find_account
 from ostler.osapi.priority import keep_way_forward
 from ostler.osapi.process import set_title
 from ostler.settings import configfile
+from ostler.settings.classes import PATCHING
 from ostler.settings.load import Loaded
 from ostler.settings.opening_rights import others_logs, rights_for
 from ostler.settings.table import Settings, without_effect
 from ostler.workers.base import BaseWorker
-from ostler.workers.classes import built_in, worker_class
+from ostler.workers.classes import built_in, of_ours, worker_class
 from ostler.workers.inheritance import WorkerGeneration
 from ostler.workers.load_errors import AppLoadError
 from ostler.workers.loader import enter, extend_path, set_environment
@@ -61,6 +62,10 @@ if TYPE_CHECKING:
     from ostler.workers.development import Development
 
 
+_PATCH_EARLIER = (
+    "(It patches before the configuration file is evaluated if -k names the worker class, or the file "
+    "does so in one plain assignment.)"
+)
 # Hooks that not every worker class can call.
 _OF_REQUESTS = ("pre_request", "post_request")
 
@@ -78,6 +83,8 @@ class Preparation:
         self.lowered = lowered
         self.remark = ""
         self._number = 0
+        self._prepared = False
+        self._patched_late: list[str] = []
         self._loaded: Loaded | None = None
         # Before the configuration was evaluated.
         self._given_up = False
@@ -118,9 +125,10 @@ class Preparation:
                 enter(loaded.settings)
             with _with_origin(loaded), new_logs(loaded.settings, keep=ask.cause != "check"):
                 warnings += self._set_up(loaded, file, ask)
+                self._worker_class = worker_class(loaded.settings)
+                self._prepare_process(self._worker_class)
                 functions = configfile.imported_hooks(file) if file is not None else {}
                 self._set_up_logs(loaded.settings, file)
-                self._worker_class = worker_class(loaded.settings)
                 remarks = self._worker_class.check(loaded.settings)
                 self._check_tls(loaded)
                 kind = built_in(self._worker_class, loaded.settings)
@@ -165,7 +173,7 @@ class Preparation:
         decision = decide(ask, folder)
         config, warnings = decision.config, list(decision.warnings)
         if decision.account is None:
-            loaded, more, file = read_configuration(ask, folder, decision)
+            loaded, more, file = read_configuration(ask, folder, decision, self._prepare_early)
             self._channel.send(messages.Decided(config, loaded, warnings=warnings))
             return loaded, more, file
         user, group = decision.user, decision.group
@@ -175,10 +183,22 @@ class Preparation:
         self._certificates = copy_certificates(ask, decision.account)
         more += self._give_up_rights(decision.account, user, group)
         self._given_up = True
-        loaded, others, file = read_configuration(ask, folder, decision)
+        loaded, others, file = read_configuration(ask, folder, decision, self._prepare_early)
         if ask.known is None:
             refuse_other_account(decision, file)
         return loaded, more + others, file
+
+    def _prepare_early(self, name: str) -> None:
+        """Before the file is evaluated. name: of the worker class; only ours are code that can be run now."""
+        if name in PATCHING:
+            with suppress(SettingError):  # it is reported when all settings are known
+                self._prepare_process(of_ours(name))
+
+    def _prepare_process(self, found: type[BaseWorker]) -> None:
+        """Call `prepare_process`, once."""
+        if not self._prepared:
+            self._prepared = True
+            self._patched_late = found.prepare_process()
 
     def _give_up_rights(
         self, account: Account, user: str | None, group: str | None, trial: bool = False
@@ -272,6 +292,9 @@ class Preparation:
         self.sinks = LogSinks(settings, self._log_format, fields_of(self._number))
         bridge.set_up(settings.loglevel, access=bool(settings.accesslog))
         logconfig.apply(settings, file.values.get("logconfig_dict") if file is not None else None)
+        if self._patched_late:
+            problem = f"{' '.join(self._patched_late)} {_PATCH_EARLIER}"
+            self.sinks.log.warning("patched_late", problem=problem)
 
     def _set_up_hooks(
         self, settings: Settings, functions: Mapping[str, Callable[..., Any]], cause: Cause

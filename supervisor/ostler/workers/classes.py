@@ -36,7 +36,7 @@ def worker_class(settings: Settings) -> type[BaseWorker]:
     """
     name = settings.worker_class
     if name in _OURS:
-        return _ours(name)
+        return of_ours(name)
     entries = metadata.entry_points(group=GROUP)
     for entry in entries:
         if entry.name == name:
@@ -57,7 +57,8 @@ def built_in(found: type[BaseWorker], settings: Settings) -> str | None:
     return next((name for name, place in _OURS.items() if place in made_from), None)
 
 
-def _ours(name: str) -> type[BaseWorker]:
+def of_ours(name: str) -> type[BaseWorker]:
+    """One of our own classes. Raises SettingError if its packages are missing."""
     module, attribute = _OURS[name]
     try:
         return cast("type[BaseWorker]", getattr(import_module(module), attribute))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ostler.errors import ConfigFileError
-from ostler.settings.configfile import HOOKS, ConfigFile, evaluate, find, imported_hooks
+from ostler.settings.configfile import HOOKS, ConfigFile, evaluate, find, imported_hooks, literal
 
 Write = Callable[[str], ConfigFile]
 
@@ -208,3 +208,30 @@ def test_lines_of_functions_and_imports(tmp_path: Path) -> None:
     assert file.origin("ssl_context") == "app.conf.py line 4"
     assert file.origin("workers") == "app.conf.py line 1"
     assert file.origin("timeout") == "app.conf.py"
+
+
+@pytest.mark.parametrize(
+    ("source", "value"),
+    [
+        ("worker_class = 'gevent'\n", "gevent"),
+        ("import os\nbind = ':80'\nworker_class = 'gevent'\nraise SystemExit\n", "gevent"),
+        ("worker_class = os.environ['X']\n", None),
+        ("worker_class = 'sync'\nworker_class = 'gevent'\n", None),
+        ("if True:\n    worker_class = 'gevent'\n", None),
+        ("worker_class = 'sync'\ndef f():\n    global worker_class\n    worker_class = 'gevent'\n", None),
+        ("worker_class = other = 'gevent'\n", None),
+        ("worker_class = 5\n", None),
+        ("print(worker_class)\nworker_class = 'gevent'\n", "gevent"),
+        ("worker_class = (\n", None),
+        ("", None),
+    ],
+)
+def test_a_plain_assignment_is_read_without_evaluating(
+    tmp_path: Path, source: str, value: str | None
+) -> None:
+    """Only what can't be otherwise: one assignment of a text, at the top level of the file."""
+    (tmp_path / "conf.py").write_text(source)
+    assert literal("conf.py", tmp_path, "worker_class") == value
+    assert literal("file:conf.py", tmp_path, "worker_class", source.encode()) == value
+    for config in ("python:conf", "conf.toml", "no_such_file.py"):
+        assert literal(config, tmp_path, "worker_class") is None
