@@ -14,7 +14,8 @@ from ostler.forkserver.config_source import (
     override,
 )
 from ostler.ipc import messages
-from ostler.logs.access_format import compile_format, unknown_atoms
+from ostler.logs.access import renderer
+from ostler.logs.access_format import unknown_atoms
 from ostler.logs.opening import make_for_sharer, share_with
 from ostler.osapi import imports, trust
 from ostler.osapi.account import Account
@@ -66,7 +67,7 @@ def read_configuration(
             "spew: each line that the app runs is logged, which is slow; use it for debugging only"
         )
     try:
-        compile_format(loaded.settings.access_log_format)
+        renderer(loaded.settings.access_log_format)
     except InvalidValue as error:
         where = loaded.origins["access_log_format"]
         raise InvalidValue(error.setting, error.problem, where) from None

@@ -28,6 +28,7 @@ from ostler.forkserver.configuration import (
     read_configuration,
 )
 from ostler.forkserver.forking import Asked, fields_of
+from ostler.forkserver.log_lines import pass_on
 from ostler.forkserver.rights import become_account, leave_terminal, set_umask
 from ostler.hooks.calling import HookFailed
 from ostler.hooks.generation import Cause, Hooks
@@ -106,6 +107,8 @@ class Preparation:
                     return None
             elif isinstance(message, messages.Load):
                 return self._load(message, descriptors)
+            elif isinstance(message, messages.LogLine):
+                pass_on(self._channel, message)
             elif isinstance(message, messages.ReopenLogs) and self.sinks is not None:
                 self.sinks.reopen()
         return None
@@ -153,7 +156,9 @@ class Preparation:
         self._loaded = loaded
         hooks = self._hooks.names if self._hooks is not None else []
         warnings = lines(warnings, messages.MOST_LINES)
-        self._channel.send(messages.Configured(loaded, warnings, hooks, line(problem), invalid))
+        self._channel.send(
+            messages.Configured(loaded, warnings, hooks, line(problem), invalid, bridge.diverted())
+        )
         if self._development is not None:
             self._development.report_configuration(loaded.config, ask, loaded.settings)
         return True
@@ -290,7 +295,7 @@ class Preparation:
         if settings.capture_output and settings.errorlog != "-":
             write_at_once()
         self.sinks = LogSinks(settings, self._log_format, fields_of(self._number))
-        bridge.set_up(settings.loglevel, access=bool(settings.accesslog))
+        bridge.set_up(settings.loglevel, bool(settings.accesslog), settings.log_format)
         logconfig.apply(settings, file.values.get("logconfig_dict") if file is not None else None)
         if self._patched_late:
             problem = f"{' '.join(self._patched_late)} {_PATCH_EARLIER}"

@@ -154,7 +154,7 @@ class Configured(_Message, frozen=True):
     """The configuration can be used.
 
     warnings: for the log; hooks: names of those that the configuration file defines; problem: what would
-    prevent the start, only if the cause is a check; invalid: as in `LoadFailed`.
+    prevent the start, only if the cause is a check; invalid: as in `LoadFailed`; loggers: as in `AppLoaded`.
     """
 
     loaded: Loaded
@@ -162,6 +162,7 @@ class Configured(_Message, frozen=True):
     hooks: Names = []
     problem: Line = ""
     invalid: bool = False
+    loggers: bool = False
 
 
 class AppLoaded(_Message, frozen=True):

@@ -97,7 +97,7 @@ def _text(value: Any) -> str:
         return "-"
 
 
-def _user(environ: dict[str, Any]) -> str:
+def user_of(environ: dict[str, Any]) -> str:
     """The user that the app has set, else the one of basic authentication (RFC 7617)."""
     if user := environ.get("REMOTE_USER"):
         return _text(user)
@@ -139,7 +139,7 @@ _NAMES: dict[str, Any] = {
     "response_header": _response_header,
     "stamp": _Stamp(),
     "time": time.time,
-    "user": _user,
+    "user": user_of,
     "variable": _variable,
     "PLAIN": _PLAIN,
 }

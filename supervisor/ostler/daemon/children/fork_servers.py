@@ -35,16 +35,19 @@ class ForkServerCallbacks:
     """What fork servers report that concerns other parts of the daemon.
 
     on_configured: called with each generation's settings before its listeners are bound; may raise
-    SettingError; on_files: called with a generation and what one of its processes has reported about the
-    app's files; on_log_taken: called with the number of a log line that a fork server has passed to its
-    loggers; when_lines_taken: takes a callback, which is called when all log lines that were sent have been
-    passed on, or after a short time-out.
+    SettingError; on_listening: called with a generation whose listeners are bound; on_files: called with a
+    generation and what one of its processes has reported about the app's files; on_log_taken: called with the
+    number of a log line that a fork server has passed to its loggers; when_lines_taken: takes a callback,
+    which is called when all log lines that were sent have been passed on, or after a short time-out;
+    before_last_line: called while the daemon stops, before the fork server that gets the log lines is ended.
     """
 
     on_configured: Callable[[Loaded], None]
+    on_listening: Callable[[int], None]
     on_files: Callable[[int, messages.Watch | messages.AppBroken], None]
     on_log_taken: Callable[[int], None]
     when_lines_taken: Callable[[Callable[[], None]], None]
+    before_last_line: Callable[[], None]
 
 
 class ForkServerManager:
@@ -163,6 +166,7 @@ class ForkServerManager:
                 record.decision = message
                 self._warn(message.warnings)
         elif isinstance(message, messages.Configured):
+            record.wants_log_lines = message.loggers
             self._configured(handle, message)
         elif isinstance(message, messages.AppLoaded):
             record.wants_log_lines = message.loggers
@@ -204,6 +208,7 @@ class ForkServerManager:
         name = self.instance_name or settings.proc_name or settings.wsgi_app or settings.paste
         self.instance_name = name or ""
         self._configurations.add(generation, loaded)
+        self._callbacks.on_listening(generation)
         current = self._children.fork_servers.get(self._ports.state().current)
         listened = set(current.record.listener_keys) if current is not None else set()
         closes = not listened <= set(handle.record.listener_keys)
@@ -300,6 +305,9 @@ class ForkServerManager:
 
     def hang_up(self, handle: ForkServerHandle) -> None:
         """Close its channel once it has the lines it was sent. That ends it, also while it runs user code."""
+        state = self._ports.state()
+        if state.stopping and handle is self._children.fork_servers.get(state.current):
+            self._callbacks.before_last_line()
         handle.record.wants_log_lines = False
         self._callbacks.when_lines_taken(lambda: self._close_channel(handle))
 
