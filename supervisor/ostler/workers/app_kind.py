@@ -83,8 +83,10 @@ def kinds(app: Any) -> frozenset[str]:
         # ASGI 2's scope has no default.
         return frozenset(kind for kind in ("wsgi", "asgi3") if takes(app, _ARGUMENTS[kind]))
     found = frozenset(kind for kind, arguments in _ARGUMENTS.items() if takes(app, arguments) is not False)
+    if found - {"asgi2"} or not _wrapper_takes_anything(app) or _takes_scope(app):
+        return found
     # A decorator may give what it has decorated other arguments: Request.application of Werkzeug does.
-    return found if found - {"asgi2"} or not _wrapper_takes_anything(app) else frozenset(_ARGUMENTS)
+    return frozenset(_ARGUMENTS)
 
 
 def judge(app: Any, interface: str, spec: str) -> Judgement:
@@ -160,9 +162,9 @@ def _problem(app: Any, interface: str, spec: str) -> str | None:
     if not found:
         return f"takes {_needed(app)}, as no app does; if it makes the app, write {_call_of(spec, app)}"
     if interface == "wsgi" and "wsgi" not in found:
-        return f"is an ASGI app; {_ASGI_ADVICE}"
+        return f"is an ASGI app{_of_class(app)}; {_ASGI_ADVICE}"
     if interface == "asgi" and found == {"wsgi"}:
-        return f"is a WSGI app; {_WSGI_ADVICE}"
+        return f"is a WSGI app{_of_class(app)}; {_WSGI_ADVICE}"
     return None
 
 
@@ -242,6 +244,11 @@ def _required(app: Any) -> list[str]:
     ]
 
 
+def _takes_scope(app: Any) -> bool:
+    """Whether the first parameter that is needed has the name of an ASGI app's."""
+    return any(_OF_ASGI.match(name) for name in _required(app)[:1])
+
+
 def _takes_anything(app: Any) -> bool:
     """Whether it takes any number of positional arguments, as wrappers do."""
     return any(one.kind is one.VAR_POSITIONAL for one in _parameters(app))
@@ -282,6 +289,14 @@ def _call_of(spec: str, app: Any) -> str:
         if one.name in _required(app)
     ]
     return f"'{spec}({', '.join(values)})' with literal values"
+
+
+def _of_class(app: Any) -> str:
+    """The class of an object that is an app, in brackets; nothing for functions and classes."""
+    kind = type(app)
+    if inspect.isroutine(app) or inspect.isclass(app) or kind.__module__ in ("builtins", "functools"):
+        return ""
+    return f" ({kind.__module__}.{kind.__qualname__})"
 
 
 def _kind_of_callable(app: Any) -> str:

@@ -110,6 +110,23 @@ def test_a_decorator_that_changes_the_arguments() -> None:
     assert judge(app, "wsgi", f"{__name__}:app") == (False, None, "")
 
 
+def test_a_decorated_app_of_asgi_2() -> None:
+    """A wrapper with any arguments around an app that takes only scope is still of ASGI 2."""
+
+    @functools.wraps(asgi2)
+    def app(*args: Any) -> Any: ...
+
+    assert kinds(app) == {"asgi2"}
+
+
+def test_the_class_of_an_object_is_named() -> None:
+    """FastAPI's app under a WSGI worker, say: the class says more than that it is ASGI."""
+    problem = judge(AsgiObject(), "wsgi", f"{__name__}:app").problem
+    assert problem == f"is an ASGI app ({__name__}.AsgiObject); serve it with -k asgi"
+    problem = judge(WsgiObject(), "asgi", f"{__name__}:app").problem
+    assert problem == f"is a WSGI app ({__name__}.WsgiObject); serve it with -k sync, gthread or gevent"
+
+
 # -- factories -----------------------------------------------------------------------------------------------
 
 
