@@ -173,9 +173,9 @@ class WorkerManager:
         record = handle.record
         check_worker(record, message, self._configurations.get(handle.generation))
         if isinstance(message, messages.Ready):
+            self.report_remark(handle.generation, message.remark)
             self._ports.submit(events.WorkerReady(handle.worker_id))
             self._send_modules(handle.generation, message.modules)
-            self.report_remark(handle.generation, message.remark)
         elif isinstance(message, messages.BootFailed):
             self._ports.submit(events.WorkerBootFailed(handle.worker_id, message.reason, message.traceback))
         elif isinstance(message, messages.ZygoteAudited):
