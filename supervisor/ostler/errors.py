@@ -8,11 +8,11 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """Exit codes of `ostler` and `ctl`."""
+    """Exit codes of `ostler` and `ctl`, which contrib/docs/settings.md documents."""
 
     OK = 0
-    FAILED = 1  # configuration, bind, a refused or failed command
-    USAGE = 2  # the command line itself (click's own code for it)
+    FAILED = 1  # a file, an address or an account can't be used; a refused or failed command
+    USAGE = 2  # a wrong flag (click's own code for it), or a wrong value, wherever it is from
     BOOT = 3  # no worker of the very first generation ever booted (gunicorn's code for it)
 
 
@@ -40,6 +40,18 @@ class SettingError(OstlerError):
     def __str__(self) -> str:
         place = f" ({self.where})" if self.where else ""
         return f"{self.setting}{place}: {self.problem}"
+
+
+class UsageProblem(OstlerError):
+    """What a user has written is wrong in itself; another process has found out what it is."""
+
+    exit_code = ExitCode.USAGE
+
+
+class InvalidValue(SettingError):
+    """A setting's value is wrong in itself, on every machine; only another value helps."""
+
+    exit_code = ExitCode.USAGE
 
 
 class ConfigFileError(OstlerError):

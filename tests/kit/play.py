@@ -485,9 +485,10 @@ class Play(World):
         reason: str = "bad",
         traceback: str | None = None,
         app_failed: bool = False,
+        invalid: bool = False,
     ) -> Self:
         number = generation or max(self.fork_servers)
-        return self.on(events.GenerationFailed(number, reason, traceback, app_failed))
+        return self.on(events.GenerationFailed(number, reason, traceback, app_failed, invalid))
 
     def fork_server_exits(self, generation: int | None = None, signal: int = 9) -> Self:
         self.end_fork_server(generation or max(self.fork_servers), ExitStatus(signal=signal))

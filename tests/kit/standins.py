@@ -122,9 +122,11 @@ class ShellHarness:
             self.ledger,
             Callbacks(
                 on_configured=nothing,
+                on_listening=nothing,
                 on_files=lambda *reported: self.watched.append(reported),
                 on_log_taken=self.taken.append,
                 when_lines_taken=lambda callback: callback(),
+                before_last_line=lambda: None,
                 serving=nothing,
                 stopping=nothing,
                 reload_ended=self.ended_reloads.append,

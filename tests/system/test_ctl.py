@@ -94,6 +94,18 @@ def test_scale(daemon: Daemon) -> None:
         assert {worker.state for worker in workers} == {"ready"}
 
 
+def test_scale_below_one(daemon: Daemon) -> None:
+    """A decrease that would leave no worker stops at one, and command and log say so."""
+    assert daemon.ctl("scale", "3").code == 0
+    done = daemon.ctl("scale", "-9")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith("3 -> 1 workers, all ready (")
+    assert "; -9 stopped at 1, the least" in done.out
+    note = daemon.event("scale", before=3, workers=1)["note"]
+    assert note == "stopped at 1, the least"
+    assert daemon.ctl("scale", "auto").code == 0
+
+
 @pytest.mark.parametrize("amount", ["many", "1.5", "+", "1000000", "0"])
 def test_scale_to_nonsense(daemon: Daemon, amount: str) -> None:
     """One line says what was wrong, exit code 1 or 2, and nothing has changed."""

@@ -59,9 +59,9 @@ def test_app_that_ends_the_process(place: Place, how: str, preload: tuple[str, .
 
 
 def test_no_app(place: Place) -> None:
-    """No app at all: the line says how to name one."""
+    """No app at all: the line says how to name one, exit code 2."""
     done = place.run(*LOCAL)
-    assert done.code == 1
+    assert done.code == 2
     assert "ostler MODULE:APP" in done.error
 
 
@@ -107,26 +107,42 @@ def test_bad_command_line(place: Place, args: list[str], words: str) -> None:
 
 
 def test_bad_web_concurrency(place: Place) -> None:
-    """An invalid value from the environment: the line names the variable."""
+    """An invalid value from the environment: the line names the variable, exit code 2 as for a flag."""
     done = place.run(*LOCAL, "plain:app", WEB_CONCURRENCY="lots")
-    assert done.code == 1
+    assert done.code == 2
     assert "workers (environment WEB_CONCURRENCY): expected a whole number" in done.error
 
 
 @pytest.mark.parametrize(
-    ("source", "words"),
+    ("source", "code", "words"),
     [
-        ("workers = 'many'\n", "workers (conf.py line 1): expected a whole number"),
-        ("x = 1\nimport no_such_module\n", "config: conf.py line 2: ModuleNotFoundError"),
-        ("import sys\nsys.exit(0)\n", "config: conf.py line 2: SystemExit"),
-        ("workers = (\n", "config: conf.py line 1: "),
+        ("workers = 'many'\n", 2, "workers (conf.py line 1): expected a whole number"),
+        ("timeout = -1\n", 2, "timeout (conf.py line 1): "),
+        (
+            "worker_class = 'gevnt'\n",
+            2,
+            "worker_class (conf.py line 1): there is no 'gevnt'; did you mean",
+        ),
+        ("access_log_format = '%(h)'\n", 2, "access_log_format (conf.py line 1): can't read '%(h)'"),
+        ("wsgi_app = './plain.py:app'\n", 2, "wsgi_app (conf.py line 1): expected MODULE:NAME"),
+        ("keyfile = 'key.pem'\n", 2, "keyfile (conf.py line 1): needs certfile as well"),
+        ("chdir = '/no/such/folder'\n", 1, "chdir (conf.py line 1): can't enter"),
+        ("x = 1\nimport no_such_module\n", 1, "config: conf.py line 2: ModuleNotFoundError"),
+        ("import sys\nsys.exit(0)\n", 1, "config: conf.py line 2: SystemExit"),
+        ("workers = (\n", 1, "config: conf.py line 1: "),
     ],
 )
-def test_bad_configuration_file(place: Place, source: str, words: str) -> None:
-    """A mistake in the file: one line with file, line and setting, exit code 1."""
+@pytest.mark.parametrize("check", tiers({"start": (), "check": ("--check-config",)}.items(), ["start"]))
+def test_bad_configuration_file(
+    place: Place, source: str, code: int, words: str, check: tuple[str, ...]
+) -> None:
+    """A mistake in the file: one line with file, line and setting. A bad value has exit code 2, as the same
+    value of a flag has; a file that can't be used has 1.
+    """
     place.add("conf.py", source)
-    done = place.run(*LOCAL, "-c", "conf.py", "plain:app")
-    assert done.code == 1
+    app = () if "wsgi_app" in source else ("plain:app",)
+    done = place.run(*LOCAL, *check, "-c", "conf.py", *app)
+    assert done.code == code, done.err
     assert words in done.error
 
 
@@ -143,7 +159,7 @@ def test_chdir_missing(place: Place) -> None:
     """--chdir to a folder that does not exist."""
     done = place.run(*LOCAL, "--chdir", "/nowhere", "plain:app")
     assert done.code == 1
-    assert "chdir: can't enter '/nowhere'" in done.error
+    assert "chdir (command line): can't enter '/nowhere'" in done.error
 
 
 def test_error_log_folder_missing(place: Place) -> None:

@@ -442,10 +442,59 @@ def test_a_file_that_patches(place: Place, patch: str, kind: str, preload: bool)
     assert daemon.stop() == 0
 
 
+FILE = """
+import ssl
+import time
+{more}
+import urllib3
+context = urllib3.util.ssl_.create_urllib3_context()
+context.minimum_version = ssl.TLSVersion.TLSv1_2
+context.options |= ssl.OP_NO_COMPRESSION
+with open("seen", "w") as file:
+    file.write(time.sleep.__module__)
+"""
+DYNAMIC = "import os\nworker_class = os.environ.get('KIND', '{kind}')"
+
+
+@BOTH
+@pytest.mark.parametrize("where", ["flag", *thorough("file"), "variable"])
+def test_patched_before_the_file_is_evaluated(green: Place, kind: str, where: str) -> None:
+    """Where the class is named by a flag, a variable with arguments, or one plain assignment of the file,
+    what the file imports is patched: ssl, and the libraries that use it, work, and nothing is reported.
+    """
+    green.add("tls.conf.py", FILE.format(more=f"worker_class = {kind!r}" if where == "file" else ""))
+    flags = ["-k", kind] if where == "flag" else []
+    variables = {"GUNICORN_CMD_ARGS": f"--worker-class {kind}"} if where == "variable" else {}
+    daemon = green.start(*flags, "-c", "tls.conf.py", "green:app", **variables)
+    assert (green.app_folder / "seen").read_text().startswith(kind)
+    assert daemon.status().worker_class == kind
+    assert json.loads(daemon.get("/patched").text)[0].startswith(kind)
+    assert daemon.ctl("reload").code == 0
+    assert daemon.get().text == "one"
+    assert daemon.events("patched_late") == []
+
+
+@pytest.mark.parametrize("preload", tiers({"lazy": [], "preload": ["--preload"]}.items(), ["lazy"]))
+def test_patched_too_late(green: Place, preload: list[str]) -> None:
+    """A file that computes the class is evaluated before; what it has imported is named in one warning,
+    whatever it has frozen, and however many workers there are.
+    """
+    more = DYNAMIC.format(kind="gevent") + "\nimport gc\ngc.freeze()"
+    green.add("late.conf.py", FILE.format(more=more))
+    daemon = green.start("-w", "3", *preload, "-c", "late.conf.py", "green:app")
+    daemon.settled(3)
+    (event,) = daemon.events("patched_late")
+    assert "urllib3.util" in event["problem"]
+    assert "if -k names the worker class" in event["problem"]
+    done = green.run("--check-config", "-c", "late.conf.py", "green:app")
+    assert done.code == 0
+    assert "patched_late" in done.err
+
+
 @BOTH
 def test_a_package_that_is_missing(place: Place, kind: str) -> None:
     """The error is one line that names what to install."""
     place.add(f"{kind}.py", f"raise ModuleNotFoundError(\"No module named '{kind}'\")")
-    done = place.run("-k", kind, "plain:app")
+    done = place.run("-k", kind, "plain:app", PYTHONPATH=str(place.app_folder))
     assert done.code == 1
     assert f"pip install 'ostler[{kind}]'" in done.error

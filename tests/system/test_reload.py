@@ -119,9 +119,9 @@ def test_crash_at_import_leaves_its_stack(place: Place) -> None:
         *thorough(("workers = (\n", "config: conf.py line 1: ")),
         *thorough(("import sys\nsys.exit(1)\n", "config: conf.py line 2: SystemExit")),
         ("import os\nos._exit(1)\n", "exit code 1"),
-        *thorough(("chdir = '/nowhere'\n", "chdir: can't enter '/nowhere'")),
+        *thorough(("chdir = '/nowhere'\n", ": can't enter '/nowhere'")),
         ("accesslog = '/nowhere/access.log'\n", "accesslog (conf.py line 1): can't open '/nowhere/"),
-        ("bind = ['127.0.0.1:0', '192.0.2.1:80']\n", "bind: 192.0.2.1:80: this machine has no such address"),
+        ("bind = ['127.0.0.1:0', '192.0.2.1:80']\n", ": 192.0.2.1:80: this machine has no such address"),
         (None, "config: can't read 'conf.py'"),
     ],
 )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ostler.cli.flag_hints import for_one_dash, for_unknown
 from ostler.settings.ignored import IGNORED, Ignored
 from ostler.settings.kinds.kind import Kind
 from ostler.settings.table import Setting, not_in_gunicorn, rows
@@ -22,7 +23,10 @@ VARIABLES = ("OSTLER_CMD_ARGS", "GUNICORN_CMD_ARGS")
 
 _EPILOG = (
     "The variables OSTLER_CMD_ARGS and GUNICORN_CMD_ARGS may hold more arguments. See also: ctl --help (the "
-    "same as ostler ctl --help), which drives a running daemon."
+    "same as ostler ctl --help), which drives a running daemon.\n\n"
+    "Exit codes: 0 stopped, or the check has found nothing; 1 something can't be used as it is now, e.g. a "
+    "file, an address or an account; 2 a flag or a value is wrong, wherever it is from; 3 the app can't be "
+    "loaded, or no worker has booted."
 )
 
 
@@ -111,7 +115,20 @@ class _Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         params = [param for param in self.get_params(ctx) if isinstance(param, click.Option)]
-        return super().parse_args(ctx, _spelled_out(args, {flag: p for p in params for flag in p.opts}))
+        options = {flag: param for param in params for flag in param.opts}
+        typed = list(args)
+        try:
+            return super().parse_args(ctx, _spelled_out(args, options))
+        except click.NoSuchOption as error:
+            hint = for_unknown(error.option_name, typed, options)
+            raise _with_hint(f"No such option '{error.option_name}'", hint, ctx) from None
+        except click.UsageError as error:
+            hint = for_one_dash(typed, options)
+            raise _with_hint(error.format_message(), hint, ctx) if hint else error from None
+
+
+def _with_hint(message: str, hint: str, ctx: click.Context) -> click.UsageError:
+    return click.UsageError(f"{message}; {hint}" if hint else message, ctx)
 
 
 def _spelled_out(args: list[str], options: Mapping[str, click.Option]) -> list[str]:

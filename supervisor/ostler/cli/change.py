@@ -51,6 +51,8 @@ def scale(target: Target, amount: str, timeout: float, no_wait: bool) -> None:
         print_json(after)
         return
     outcome = "asked" if no_wait else f"all ready ({duration(time.monotonic() - began)})"
+    if ask.delta is not None and before + ask.delta < after.wanted == 1:
+        outcome += f"; {ask.delta} stopped at 1, the least (ctl stop ends the daemon)"
     print_line(f"{before} -> {after.wanted} workers, {outcome}")
 
 

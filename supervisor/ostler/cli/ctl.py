@@ -23,6 +23,8 @@ INTERRUPTED = 130  # 128 + SIGINT, as in shells
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: 0 the wanted outcome was reached (with --no-wait: it was asked for); 1 it was not, "
+    "or no daemon can be reached; 2 the command line is wrong; 130 interrupted, what was asked for goes on.",
     no_args_is_help=False,  # click 8.1 exits with 0 then, later versions raise an error of their own
 )
 @click.version_option(__version__, message="ctl of Ostler %(version)s")

@@ -20,7 +20,7 @@ import msgspec
 
 from ostler.daemon import upgrade_state
 from ostler.daemon.children.handles import ForkServerHandle
-from ostler.errors import BootError, ExitCode, OstlerError, SettingError
+from ostler.errors import BootError, ExitCode, OstlerError, SettingError, UsageProblem
 from ostler.ipc import messages
 from ostler.ipc.channel import BadMessage
 from ostler.logs.setup import get_logger, set_up
@@ -69,14 +69,16 @@ def check(ask: messages.Configure, *, show: bool, load_app: bool, strict: bool =
         if show:
             print(print_config(configured.loaded))
         if configured.problem:
-            raise OstlerError(configured.problem)
+            raise _error(configured.problem, configured.invalid, OstlerError)
         if load_app:
             look_ahead(configured.loaded)
             giving, taking = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with giving, taking:
                 descriptors = [giving.fileno(), taking.fileno()]
                 server.channel.send(messages.Load([], "check"), descriptors)
-            _receive(server, messages.AppLoaded, warned, BootError)
+            loaded = _receive(server, messages.AppLoaded, warned, BootError)
+            if loaded.remark:
+                get_logger().info("factory_called", note=loaded.remark)
     finally:
         server.close()
         _wait_for_end(server)
@@ -173,11 +175,16 @@ def _receive(
     if isinstance(message, messages.LoadFailed):
         if message.traceback:
             print(lines(message.traceback), file=sys.stderr)
-        raise failure(message.reason)
+        raise _error(message.reason, message.invalid, failure)
     if not isinstance(message, kind):
         what = type(message).__name__
         raise BootError(f"the configuration or the app broke the fork server: it sent {what} too early")
     return message
+
+
+def _error(reason: str, invalid: bool, other: type[OstlerError]) -> OstlerError:
+    """The exception for a problem. invalid: it is a wrong value; else it is an `other`."""
+    return UsageProblem(reason) if invalid else other(reason)
 
 
 def _wait_for_end(server: ForkServerHandle) -> None:

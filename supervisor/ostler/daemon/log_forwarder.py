@@ -29,8 +29,7 @@ from ostler.settings.table import Settings
 
 # Seconds in which a fork server takes an event, and after which an event counts as not taken.
 _TAKEN_WITHIN, _OVERDUE = 1.0, 1.5
-# Seconds that a fork server which is to end gets for the events that it was sent.
-_LAST_LINES = 0.1
+_SOON = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +102,9 @@ class LogForwarder:
         except (OSError, ValueError, msgspec.MsgspecError):
             return False  # it has ended, or does not read
         self._number = number
+        if not self._sent:
+            # The chores do it too, but not before the daemon serves.
+            self._ports.loop.call_later(_OVERDUE + _SOON, self.write_overdue)
         self._sent.append(_Sent(number, now, line))
         return True
 
@@ -119,7 +121,8 @@ class LogForwarder:
         """Call back when all that was sent is taken, or after a short time."""
         self._waiting.append(callback)
         if self._sent:
-            self._ports.loop.call_later(_LAST_LINES, self._call_back)
+            # Then they are logged by the fork server or here, but not by both.
+            self._ports.loop.call_later(_OVERDUE, self._call_back)
         else:
             self._call_back()
 

@@ -19,6 +19,7 @@ from ostler.daemon import upgrade_state
 from ostler.daemon.chores import Chores
 from ostler.daemon.control_server import ControlStarter
 from ostler.daemon.file_watching.file_watcher import FileWatcher
+from ostler.daemon.first_and_last import FirstAndLast
 from ostler.daemon.listening.listeners import Listeners
 from ostler.daemon.listening.systemd import systemd_listeners
 from ostler.daemon.log_forwarder import LogForwarder
@@ -91,9 +92,11 @@ class Daemon:
             self._ledger,
             Callbacks(
                 on_configured=self._on_configured,
+                on_listening=lambda generation: self._first_and_last.loading(generation),
                 on_files=self._on_files,
                 on_log_taken=self._on_log_taken,
                 when_lines_taken=lambda callback: self._forwarder.when_taken(callback),
+                before_last_line=lambda: self._first_and_last.stopped(),
                 serving=self._on_serving,
                 stopping=self._on_stopping,
                 reload_ended=self._on_reload_ended,
@@ -122,6 +125,7 @@ class Daemon:
             lambda: shell.name,
             self._deadlines.timeout,
         )
+        self._first_and_last = FirstAndLast(shell, self._observer, self._journal)
         self._control = ControlServer(self._observer, get_logger())
         before = carried.control if carried else ControlState()
         self._control_starter = ControlStarter(self._control, self._journal, request.any_control_port, before)
@@ -163,14 +167,15 @@ class Daemon:
             if self.must_detach:
                 return ExitCode.OK
             if not finish.failed:
-                uptime = round(self._observer.status().uptime, 1)
-                self._journal.record("info", "stopped", {"uptime": uptime})
+                self._first_and_last.stopped()
                 return ExitCode.OK
         # Not print: perhaps nothing reads standard error, and the end must neither wait for that nor fail.
         stderr = LogFile("-", 2)
         if finish.traceback:
             stderr.write(terminal.lines(finish.traceback))
         stderr.write(f"ostler: error: {terminal.one_line(str(finish.reason))}")
+        if finish.invalid:
+            return ExitCode.USAGE
         return ExitCode.BOOT if finish.app_failed else ExitCode.FAILED
 
     async def _close(self) -> None:
@@ -290,7 +295,14 @@ class Daemon:
 
     def _upgrade_soon(self) -> None:
         # Not while the event that led to it is handled: its other actions are performed before.
-        self._start_task(self._upgrader.run())
+        self._start_task(self._upgrade())
+
+    async def _upgrade(self) -> None:
+        # Lines that loggers have not confirmed would be in the supervisor's own log as well.
+        taken = asyncio.Event()
+        self._forwarder.when_taken(taken.set)
+        await taken.wait()
+        await self._upgrader.run()
 
     def _before_exec(self) -> None:
         self._forwarder.write_all()

@@ -170,13 +170,14 @@ class Finish:
 
     Fork servers that run background work are killed now.
 
-    reason, traceback: why the daemon failed, if it did.
+    app_failed, reason, traceback, invalid: why the daemon failed, if it did; as in `events.GenerationFailed`.
     """
 
     failed: bool = False
     app_failed: bool = False
     reason: str | None = None
     traceback: str | None = None
+    invalid: bool = False
 
 
 Action = (

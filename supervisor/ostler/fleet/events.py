@@ -37,13 +37,14 @@ class GenerationFailed:
     """The configuration, a listener or the app of a generation can't be loaded.
 
     reason: one line; traceback: the app's, or None if the reason says all; app_failed: the app can't be
-    loaded, not the configuration.
+    loaded, not the configuration; invalid: a value in the configuration is wrong in itself.
     """
 
     generation: int
     reason: str
     traceback: str | None = None
     app_failed: bool = False
+    invalid: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ def loaded(step: FleetStep, event: events.AppLoaded) -> None:
 
 
 def failed(step: FleetStep, event: events.GenerationFailed) -> None:
-    fail(step, event.generation, event.reason, event.traceback, event.app_failed)
+    fail(step, event.generation, event.reason, event.traceback, event.app_failed, invalid=event.invalid)
 
 
 def exited(step: FleetStep, event: events.ForkServerExited) -> None:
@@ -64,11 +64,13 @@ def fail(
     traceback: str | None = None,
     app_failed: bool = False,
     has_exited: bool = False,
+    invalid: bool = False,
 ) -> None:
     """A generation's fork server can't load, makes no progress, or has ended.
 
     What follows depends on what there is to preserve: a reload fails, the start fails and the daemon ends, or
-    the fork server is started again after a while. `has_exited`: there is no process left to kill.
+    the fork server is started again after a while. `has_exited`: there is no process left to kill;
+    `app_failed`, `invalid`: as in `events.GenerationFailed`.
     """
     state = step.state
     generation = state.generations.get(number)
@@ -89,7 +91,7 @@ def fail(
         return
     again = app_failed and stopping.start_is_tried_again(step, generation)
     if not (state.ever_ready or again):
-        stopping.fail_start(step, reason, traceback, app_failed)
+        stopping.fail_start(step, reason, traceback, app_failed, invalid)
         return
     # It could load once. Workers serve on, and it is tried again.
     if generation.up_since is not None and step.now - generation.up_since >= _SETTLED:

@@ -18,6 +18,7 @@ def resize(step: FleetStep, event: events.ResizeAsked) -> None:
     if state.stopping or state.policy is None or fewer_than_none:
         return
     state.paused = False
+    target = None
     if event.workers is None and event.delta is None:
         state.override = None
     else:
@@ -28,6 +29,8 @@ def resize(step: FleetStep, event: events.ResizeAsked) -> None:
     fields = {"workers": state.wanted, "before": before, "by": event.by}
     if state.override is None:
         fields["note"] = "the configuration's own number counts again"
+    elif target != state.override:
+        fields["note"] = f"stopped at {state.override}, the {'least' if state.override == 1 else 'most'}"
     step.report("info", "scale", fields)
 
 

@@ -56,9 +56,11 @@ def start_is_tried_again(step: FleetStep, generation: Generation) -> bool:
     return True
 
 
-def fail_start(step: FleetStep, reason: str, traceback: str | None, app_failed: bool) -> None:
+def fail_start(
+    step: FleetStep, reason: str, traceback: str | None, app_failed: bool, invalid: bool = False
+) -> None:
     """No worker was ever ready, so there is nothing to keep: the daemon ends and says why."""
-    step.state.finish = actions.Finish(True, app_failed, reason, traceback)
+    step.state.finish = actions.Finish(True, app_failed, reason, traceback, invalid)
     _stop(step, "quick")
 
 

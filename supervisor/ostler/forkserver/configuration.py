@@ -2,18 +2,20 @@
 
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
-from ostler.errors import SettingError
+from ostler.errors import InvalidValue
 from ostler.forkserver.config_source import (
     Decision,
     override,
 )
 from ostler.ipc import messages
-from ostler.logs.access_format import compile_format, unknown_atoms
+from ostler.logs.access import renderer
+from ostler.logs.access_format import unknown_atoms
 from ostler.logs.opening import make_for_sharer, share_with
 from ostler.osapi import imports, trust
 from ostler.osapi.account import Account
@@ -21,13 +23,16 @@ from ostler.osapi.cpus import usable_cpus
 from ostler.osapi.files import read_file
 from ostler.osapi.memfile import memory_file
 from ostler.settings import configfile
+from ostler.settings.classes import canonical
 from ostler.settings.load import Loaded, load
 
 
 def read_configuration(
-    ask: messages.Configure, folder: Path, decision: Decision
+    ask: messages.Configure, folder: Path, decision: Decision, before: Callable[[str], object]
 ) -> tuple[Loaded, list[str], configfile.ConfigFile | None]:
     """The settings, warnings, and the configuration file.
+
+    before: called with the name of the worker class before the file is evaluated, if that is known by then.
 
     With `ask.known` the file is evaluated only for what else it does: workers of a generation have one
     configuration, whatever was written into its file meanwhile.
@@ -40,6 +45,8 @@ def read_configuration(
     if beside:
         sys.path.insert(0, str(folder))
     imports.offer_stand_ins()
+    if (kind := _worker_class(ask, folder, decision)) is not None:
+        before(kind)
     if name is not None and not decision.skipped:
         if (path := configfile.path_of(name, folder)) is not None:
             os.environ[configfile.FILE_VARIABLE] = str(path)
@@ -56,16 +63,31 @@ def read_configuration(
 
         loaded, file = read_paste(loaded, given, variables, file, folder, warnings)
     elif not loaded.settings.wsgi_app:
-        raise SettingError("wsgi_app", "no app given; write ostler MODULE:APP, or try ostler --demo")
+        raise InvalidValue("wsgi_app", "no app given; write ostler MODULE:APP, or try ostler --demo")
     warnings += loaded.warnings
     if loaded.settings.spew:
         warnings.append(
             "spew: each line that the app runs is logged, which is slow; use it for debugging only"
         )
-    compile_format(loaded.settings.access_log_format)
+    try:
+        renderer(loaded.settings.access_log_format)
+    except InvalidValue as error:
+        where = loaded.origins["access_log_format"]
+        raise InvalidValue(error.setting, error.problem, where) from None
     if unknown := unknown_atoms(loaded.settings.access_log_format):
         warnings.append(f"access_log_format: there is no {', '.join(unknown)}; it is always -")
     return msgspec.structs.replace(loaded, config=name), warnings, file
+
+
+def _worker_class(ask: messages.Configure, folder: Path, decision: Decision) -> str | None:
+    """The name of the worker class, if it is known before the file is evaluated."""
+    given = ask.command_line.get("worker_class")
+    if given is None and decision.config is not None and not decision.skipped:
+        given = configfile.literal(decision.config, folder, "worker_class", decision.source)
+    try:
+        return canonical(given) if given is not None else None
+    except ValueError:
+        return None  # an error that is reported when the settings are parsed
 
 
 def others_name_certificates(loaded: Loaded) -> bool:

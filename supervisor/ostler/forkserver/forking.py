@@ -12,13 +12,13 @@ import importlib
 import os
 import signal
 import struct
-import sys
 import threading
-import time
 from pathlib import Path
+from typing import NoReturn
 
 from msgspec import structs
 
+from ostler.forkserver.log_lines import flush_all, pass_on
 from ostler.ipc import messages
 from ostler.ipc.channel import Channel
 from ostler.logs import bridge
@@ -74,7 +74,7 @@ class Forking:
                 elif isinstance(message, messages.ImportModules):
                     _import_modules(message.modules)
                 elif isinstance(message, messages.LogLine):
-                    self._log_line(message)
+                    pass_on(self._channel, message)
                 elif isinstance(message, messages.ReopenLogs):
                     self._sinks.reopen()
                 elif isinstance(message, messages.Drain) and not message.zygote:
@@ -82,12 +82,6 @@ class Forking:
         except (BrokenPipeError, ConnectionResetError):
             pass  # the supervisor has ended while it was answered
         return None
-
-    def _log_line(self, line: messages.LogLine) -> None:
-        """Pass an event of the supervisor to the loggers, unless it is too old by now."""
-        in_time = time.monotonic() < line.until
-        if in_time and bridge.take_event(line.level, line.name, line.fields, line.pid):
-            self._channel.send(messages.LogTaken(line.number))
 
     def _retire(self) -> bool:
         """Close what is shared with other processes; whether anything runs that hooks have started."""
@@ -102,6 +96,7 @@ class Forking:
         """Fork a worker; in the worker, returns what it inherits."""
         channel_fd, stacks_fd, cell_fd = descriptors
         hook_worker = self._generation.hooks.about_to_fork(ask)
+        flush_all()  # what hooks have printed
         read_fd, write_fd = os.pipe()
         gc.freeze()  # what came since the last time; see `_tidy_up`
         # Blocked until the worker has handlers of its own: otherwise a signal for it would be lost.
@@ -152,12 +147,18 @@ class Forking:
 def take_over(zygote: Zygote) -> Forking:
     """The fork server that a worker has become."""
     # Without its supervisor it ends, like any fork server.
-    signals.on_hang_up(zygote.channel_fd, lambda: os._exit(0))
+    signals.on_hang_up(zygote.channel_fd, leave)
     channel: Channel[Asked] = Channel(original.Socket(fileno=zygote.channel_fd), Asked)
     generation = zygote.generation
     sinks = LogSinks(generation.settings, generation.log_format, fields_of(generation.number))
     generation.hooks.taken_over(sinks.log.event)
     return Forking(channel, generation, sinks)
+
+
+def leave() -> NoReturn:
+    """End a fork server at once; may be called by a signal handler."""
+    flush_all()
+    os._exit(0)
 
 
 def fields_of(generation: int) -> dict[str, int]:
@@ -167,11 +168,7 @@ def fields_of(generation: int) -> dict[str, int]:
 
 def _tidy_up() -> None:
     """Leave nothing that workers would inherit without need, or write a second time."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError, AttributeError):
-            pass  # closed, full, or not there at all: a fork makes nothing worse
+    flush_all()
     # What exists now lives as long as this process: hidden from the collector it is never written to again,
     # so workers share its pages. What was hidden before may have become garbage.
     gc.unfreeze()

@@ -7,10 +7,9 @@ Every process that is forked from it continues in `main`: each worker, and the f
 become at its end.
 """
 
-import os
 import random
 
-from ostler.forkserver.forking import Asked, Forking, take_over
+from ostler.forkserver.forking import Asked, Forking, leave, take_over
 from ostler.forkserver.preparation import Preparation
 from ostler.ipc import messages
 from ostler.ipc.channel import Channel
@@ -31,7 +30,7 @@ def main(channel_fd: int, lowered: int) -> None:
     app_forks.register()
     random.seed()
     # Without its supervisor it ends, also while an app is being loaded.
-    signals.on_hang_up(channel_fd, lambda: os._exit(0))
+    signals.on_hang_up(channel_fd, leave)
     channel: Channel[Asked] = Channel.from_fd(channel_fd, Asked)
     try:
         preparation = Preparation(channel, lowered)
@@ -41,9 +40,10 @@ def main(channel_fd: int, lowered: int) -> None:
     if generation is None or preparation.sinks is None:
         return
     lowered = preparation.lowered
-    inheritance = Forking(channel, generation, preparation.sinks).run(messages.AppLoaded())
+    loaded = messages.AppLoaded(remark=preparation.remark)
+    inheritance = Forking(channel, generation, preparation.sinks).run(loaded)
     while inheritance is not None:
         zygote = boot.run(inheritance, lowered)
         lowered = lower_priority()
         inheritance = take_over(zygote).run(messages.ZygoteReady())
-    os._exit(0)
+    leave()

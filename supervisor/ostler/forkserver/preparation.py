@@ -7,13 +7,13 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ostler.errors import OstlerError, SettingError
+from ostler.errors import InvalidValue, OstlerError, SettingError
 from ostler.forkserver.checks import check_folder, check_logs, new_logs
 from ostler.forkserver.config_source import (
     decide,
@@ -28,6 +28,7 @@ from ostler.forkserver.configuration import (
     read_configuration,
 )
 from ostler.forkserver.forking import Asked, fields_of
+from ostler.forkserver.log_lines import pass_on
 from ostler.forkserver.rights import become_account, leave_terminal, set_umask
 from ostler.hooks.calling import HookFailed
 from ostler.hooks.generation import Cause, Hooks
@@ -42,11 +43,12 @@ from ostler.osapi.account import Account, find_account
 from ostler.osapi.priority import keep_way_forward
 from ostler.osapi.process import set_title
 from ostler.settings import configfile
+from ostler.settings.classes import PATCHING
 from ostler.settings.load import Loaded
 from ostler.settings.opening_rights import others_logs, rights_for
 from ostler.settings.table import Settings, without_effect
 from ostler.workers.base import BaseWorker
-from ostler.workers.classes import built_in, worker_class
+from ostler.workers.classes import built_in, of_ours, worker_class
 from ostler.workers.inheritance import WorkerGeneration
 from ostler.workers.load_errors import AppLoadError
 from ostler.workers.loader import enter, extend_path, set_environment
@@ -61,6 +63,10 @@ if TYPE_CHECKING:
     from ostler.workers.development import Development
 
 
+_PATCH_EARLIER = (
+    "(It patches before the configuration file is evaluated if -k names the worker class, or the file "
+    "does so in one plain assignment.)"
+)
 # Hooks that not every worker class can call.
 _OF_REQUESTS = ("pre_request", "post_request")
 
@@ -70,12 +76,16 @@ class Preparation:
 
     Attributes:
         lowered: how the priority was lowered, as far as that can be undone.
+        remark: about the app that was loaded; empty if there is none.
     """
 
     def __init__(self, channel: Channel[Asked], lowered: int) -> None:
         self._channel = channel
         self.lowered = lowered
+        self.remark = ""
         self._number = 0
+        self._prepared = False
+        self._patched_late: list[str] = []
         self._loaded: Loaded | None = None
         # Before the configuration was evaluated.
         self._given_up = False
@@ -97,6 +107,8 @@ class Preparation:
                     return None
             elif isinstance(message, messages.Load):
                 return self._load(message, descriptors)
+            elif isinstance(message, messages.LogLine):
+                pass_on(self._channel, message)
             elif isinstance(message, messages.ReopenLogs) and self.sinks is not None:
                 self.sinks.reopen()
         return None
@@ -104,7 +116,7 @@ class Preparation:
     def _configure(self, ask: messages.Configure) -> bool:
         self._number = ask.generation
         set_title(f"ostler: fork server gen {ask.generation} loading", always=True)
-        loaded, problem = None, ""
+        loaded, problem, invalid = None, "", False
         warnings: list[str] = []
         try:
             if ask.version != messages.VERSION:
@@ -116,9 +128,10 @@ class Preparation:
                 enter(loaded.settings)
             with _with_origin(loaded), new_logs(loaded.settings, keep=ask.cause != "check"):
                 warnings += self._set_up(loaded, file, ask)
+                self._worker_class = worker_class(loaded.settings)
+                self._prepare_process(self._worker_class)
                 functions = configfile.imported_hooks(file) if file is not None else {}
                 self._set_up_logs(loaded.settings, file)
-                self._worker_class = worker_class(loaded.settings)
                 remarks = self._worker_class.check(loaded.settings)
                 self._check_tls(loaded)
                 kind = built_in(self._worker_class, loaded.settings)
@@ -136,14 +149,16 @@ class Preparation:
 
                 self._development = Development(self._channel.send)
         except (OstlerError, AppLoadError) as error:
-            problem = str(error)
+            problem, invalid = str(error), isinstance(error, InvalidValue)
             if loaded is None or ask.cause != "check":
-                self._channel.send(messages.LoadFailed(line(problem), None))
+                self._channel.send(messages.LoadFailed(line(problem), None, invalid))
                 return False
         self._loaded = loaded
         hooks = self._hooks.names if self._hooks is not None else []
         warnings = lines(warnings, messages.MOST_LINES)
-        self._channel.send(messages.Configured(loaded, warnings, hooks, line(problem)))
+        self._channel.send(
+            messages.Configured(loaded, warnings, hooks, line(problem), invalid, bridge.diverted())
+        )
         if self._development is not None:
             self._development.report_configuration(loaded.config, ask, loaded.settings)
         return True
@@ -163,7 +178,7 @@ class Preparation:
         decision = decide(ask, folder)
         config, warnings = decision.config, list(decision.warnings)
         if decision.account is None:
-            loaded, more, file = read_configuration(ask, folder, decision)
+            loaded, more, file = read_configuration(ask, folder, decision, self._prepare_early)
             self._channel.send(messages.Decided(config, loaded, warnings=warnings))
             return loaded, more, file
         user, group = decision.user, decision.group
@@ -173,10 +188,22 @@ class Preparation:
         self._certificates = copy_certificates(ask, decision.account)
         more += self._give_up_rights(decision.account, user, group)
         self._given_up = True
-        loaded, others, file = read_configuration(ask, folder, decision)
+        loaded, others, file = read_configuration(ask, folder, decision, self._prepare_early)
         if ask.known is None:
             refuse_other_account(decision, file)
         return loaded, more + others, file
+
+    def _prepare_early(self, name: str) -> None:
+        """Before the file is evaluated. name: of the worker class; only ours are code that can be run now."""
+        if name in PATCHING:
+            with suppress(SettingError):  # it is reported when all settings are known
+                self._prepare_process(of_ours(name))
+
+    def _prepare_process(self, found: type[BaseWorker]) -> None:
+        """Call `prepare_process`, once."""
+        if not self._prepared:
+            self._prepared = True
+            self._patched_late = found.prepare_process()
 
     def _give_up_rights(
         self, account: Account, user: str | None, group: str | None, trial: bool = False
@@ -269,8 +296,11 @@ class Preparation:
         if settings.capture_output and settings.errorlog != "-":
             write_at_once()
         self.sinks = LogSinks(settings, self._log_format, fields_of(self._number))
-        bridge.set_up(settings.loglevel, access=bool(settings.accesslog))
+        bridge.set_up(settings.loglevel, bool(settings.accesslog), settings.log_format)
         logconfig.apply(settings, file.values.get("logconfig_dict") if file is not None else None)
+        if self._patched_late:
+            problem = f"{' '.join(self._patched_late)} {_PATCH_EARLIER}"
+            self.sinks.log.warning("patched_late", problem=problem)
 
     def _set_up_hooks(
         self, settings: Settings, functions: Mapping[str, Callable[..., Any]], cause: Cause
@@ -295,8 +325,11 @@ class Preparation:
         settings = self._loaded.settings
         self._worker_class.prepare(settings)
         if self._development is not None:
-            return self._development.load(settings, self._worker_class, self._number)
-        return load_app(settings, self._worker_class.interface)
+            return self._development.load(settings, self._worker_class, self._number, self._report)
+        return load_app(settings, self._worker_class.interface, self._report)
+
+    def _report(self, remark: str) -> None:
+        self.remark = line(remark)
 
     def _load(self, ask: messages.Load, descriptors: list[int]) -> WorkerGeneration | None:
         assert self._loaded is not None
@@ -343,4 +376,4 @@ def _with_origin(loaded: Loaded) -> Iterator[None]:
         yield
     except SettingError as error:
         where = error.where or loaded.origins.get(error.setting, "")
-        raise SettingError(error.setting, error.problem, where) from error
+        raise type(error)(error.setting, error.problem, where) from error

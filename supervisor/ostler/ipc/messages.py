@@ -15,7 +15,7 @@ import msgspec
 from ostler.ipc.channel import LINE_LIMIT, TRACEBACK_LIMIT
 from ostler.settings.load import Loaded
 
-VERSION = 10
+VERSION = 11
 
 MOST_LINES = 100
 MOST_NAMES = 2000
@@ -154,26 +154,36 @@ class Configured(_Message, frozen=True):
     """The configuration can be used.
 
     warnings: for the log; hooks: names of those that the configuration file defines; problem: what would
-    prevent the start, only if the cause is a check.
+    prevent the start, only if the cause is a check; invalid: as in `LoadFailed`; loggers: as in `AppLoaded`.
     """
 
     loaded: Loaded
     warnings: Lines
     hooks: Names = []
     problem: Line = ""
-
-
-class AppLoaded(_Message, frozen=True):
-    """Ready to spawn; with `preload_app` the app is loaded. `loggers`: it wants `LogLine`s."""
-
+    invalid: bool = False
     loggers: bool = False
 
 
+class AppLoaded(_Message, frozen=True):
+    """Ready to spawn; with `preload_app` the app is loaded.
+
+    loggers: it wants `LogLine`s; remark: for the log, about the app that was loaded.
+    """
+
+    loggers: bool = False
+    remark: Line = ""
+
+
 class LoadFailed(_Message, frozen=True):
-    """The configuration or the app can't be used. `traceback` only for what is the app's own fault."""
+    """The configuration or the app can't be used.
+
+    traceback: only for what is the app's own fault; invalid: a setting's value is wrong in itself.
+    """
 
     reason: Line
     traceback: Trace | None
+    invalid: bool = False
 
 
 class LogTaken(_Message, frozen=True):
@@ -270,9 +280,13 @@ ToWorker = Boot | Drain | AuditZygote | ReopenLogs
 
 
 class Ready(_Message, frozen=True):
-    """The app is loaded and connections are accepted. `modules`: standard modules that it imported."""
+    """The app is loaded and connections are accepted.
+
+    modules: standard modules that it imported; remark: as in `AppLoaded`.
+    """
 
     modules: Names
+    remark: Line = ""
 
 
 class BootFailed(_Message, frozen=True):

@@ -7,11 +7,21 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ostler.logs.access_format import Answered, compile_format
+from ostler.logs.access_json import is_json, json_answered
 from ostler.logs.logfile import LogFile
 from ostler.logs.worker_log import Log
 
 # Bytes of the request line of a refused request.
 _MOST_OF_A_REFUSED_LINE = 4096
+
+
+def renderer(format: str, use: Callable[[bytes], Any] = bytes) -> Answered:  # noqa: A002
+    """A function that renders a request as `access_log_format` says, with its line end, for `use`.
+
+    Raises:
+        InvalidValue: that is no format.
+    """
+    return json_answered(use) if is_json(format) else compile_format(format, use)
 
 
 class AccessLog:
@@ -41,7 +51,7 @@ class AccessLog:
     ) -> None:
         self._file = file
         line_sinks = [*([file.gather] if file is not None else []), *lines]
-        sinks = [*([compile_format(format, _all(line_sinks))] if line_sinks else []), *requests]
+        sinks = [*([renderer(format, _all(line_sinks))] if line_sinks else []), *requests]
         self.answered: Answered = _all(sinks)
         self.flush: Callable[[], object] = _all([*([file.flush] if file is not None else []), *flushes])
         if log is not None and file is not None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 from urllib.parse import unquote
 
-from ostler.errors import SettingError
+from ostler.errors import InvalidValue
 
 _ATOM = re.compile(
     r"%(?:%|\((?:\{(?P<key>[^}]*)\}(?P<kind>[ioeIOE])|(?P<atom>[^()]*))\)"
@@ -97,7 +97,7 @@ def _text(value: Any) -> str:
         return "-"
 
 
-def _user(environ: dict[str, Any]) -> str:
+def user_of(environ: dict[str, Any]) -> str:
     """The user that the app has set, else the one of basic authentication (RFC 7617)."""
     if user := environ.get("REMOTE_USER"):
         return _text(user)
@@ -139,7 +139,7 @@ _NAMES: dict[str, Any] = {
     "response_header": _response_header,
     "stamp": _Stamp(),
     "time": time.time,
-    "user": _user,
+    "user": user_of,
     "variable": _variable,
     "PLAIN": _PLAIN,
 }
@@ -190,7 +190,7 @@ def compile_format(text: str, use: Callable[[bytes], Any] = bytes) -> Answered:
     An unknown atom is `-`, as in gunicorn; see `unknown_atoms`.
 
     Raises:
-        SettingError: an atom with an impossible conversion, or a text that is no format.
+        InvalidValue: an atom with an impossible conversion, or a text that is no format.
     """
     template, literal = "", ""
     values: list[str] = []
@@ -234,7 +234,7 @@ def _literal(text: str, start: int, end: int) -> str:
     """The text between two atoms."""
     literal = text[start:end]
     if "%(" in literal:
-        raise SettingError(
+        raise InvalidValue(
             "access_log_format", f"can't read {text!r}; atoms look like %(h)s or %({{host}}i)s"
         )
     return literal
@@ -258,7 +258,7 @@ def _value(match: re.Match[str]) -> tuple[str, bool]:
     try:
         f"%{how}" % (0 if atom in _NUMBER_ATOMS else "")
     except (TypeError, ValueError):
-        raise SettingError("access_log_format", f"{match.group()} is no number; use s") from None
+        raise InvalidValue("access_log_format", f"{match.group()} is no number; use s") from None
     return f"'%{how}' % (({value}),)", unsafe
 
 

@@ -17,7 +17,10 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
+from ostler.logs import gunicorn_format
 from ostler.logs.access_format import Answered, all_atoms
+from ostler.logs.access_json import FORMAT as JSON
+from ostler.logs.access_json import is_json, json_of
 from ostler.logs.logfile import LogFile
 from ostler.logs.render import LEVELS, indented, plain_text, traceback_of
 from ostler.logs.worker_log import Log
@@ -55,11 +58,13 @@ class ErrorHandler(_OwnHandler):
                 log.write_text(self.format(record))
                 return
             level = next((name for number, name in _NAMES if record.levelno >= number), "debug")
-            own = getattr(record, "ostler", None)
-            if own is not None:
-                log.write(level, *own)  # the sinks have it already
+            own = getattr(record, "ostler", ())
+            if own is None:
+                return  # a further record of an event
+            if own:
+                log.write(level, own[0], own[1], record.process)  # the sinks have it already
             else:
-                log.take(level, *_as_event(record))
+                log.take_message(level, *_as_event(record))
         except Exception:  # noqa: BLE001 - as every handler of logging does
             self.handleError(record)
 
@@ -80,11 +85,16 @@ class AccessHandler(_OwnHandler):
 _error_handler, _access_handler = ErrorHandler(), AccessHandler()
 
 
-def set_up(level: str, access: bool) -> None:
+_as_gunicorn = False
+
+
+def set_up(level: str, access: bool, log_format: str = "") -> None:
     """Make the loggers, as gunicorn does: with a handler each, for the access log if there is one.
 
-    Handlers that they have already stay.
+    Handlers that they have already stay. log_format: `gunicorn` makes events gunicorn's lines.
     """
+    global _as_gunicorn
+    _as_gunicorn = log_format == gunicorn_format.FORMAT
     _error.propagate = _access.propagate = False
     _error.setLevel(LEVELS[level])
     _access.setLevel(logging.INFO)
@@ -132,10 +142,10 @@ def take_event(level: str, name: str, fields: dict[str, Any], supervisor: int | 
         return False
     if _error.isEnabledFor(LEVELS[level]):
         try:
-            record = _event_record(level, name, fields)
-            if supervisor is not None:
-                record.process, record.processName = supervisor, "supervisor"
-            _error.handle(record)
+            for record in _event_records(level, name, fields, supervisor or os.getpid()):
+                if supervisor is not None:
+                    record.processName = "supervisor"
+                _error.handle(record)
         except Exception:  # noqa: BLE001 - raised by a handler or a filter; the event must not be lost
             _report_failure(ERROR)
             return False
@@ -143,14 +153,21 @@ def take_event(level: str, name: str, fields: dict[str, Any], supervisor: int | 
 
 
 def access_to_logger(format: str, file: Answered | None) -> Answered:  # noqa: A002
-    """A function that passes requests to `gunicorn.access`; `file`: takes them if that fails."""
+    """A function that passes requests to `gunicorn.access`; `file`: takes them if that fails.
+
+    Also with the format `json` the atoms are the record's arguments; its message is then the line.
+    """
+    as_json = is_json(format)
 
     def answered(*request: Any) -> None:
         if not _access.isEnabledFor(logging.INFO):
             return
         try:
             atoms = all_atoms(*request)
-            record = _access.makeRecord(ACCESS, logging.INFO, "ostler", 0, format, (atoms,), None)
+            message = format
+            if as_json:
+                message, atoms[JSON] = f"%({JSON})s", json_of(*request)
+            record = _access.makeRecord(ACCESS, logging.INFO, "ostler", 0, message, (atoms,), None)
             _access.handle(record)
         except Exception:  # noqa: BLE001 - as above
             _report_failure(ACCESS)
@@ -217,17 +234,35 @@ def write_errors(own: Callable[[str], object]) -> Callable[[str], None]:
 # -- records ---------------------------------------------------------------------------------------------
 
 
-def _event_record(level: str, name: str, fields: dict[str, Any]) -> logging.LogRecord:
-    """An event as a record: its text as message, each field as an attribute, a traceback as `exc_text`."""
+def _event_records(level: str, name: str, fields: dict[str, Any], pid: int) -> list[logging.LogRecord]:
+    """An event as a record: its text as message, each field as an attribute, a traceback as `exc_text`.
+
+    A hook's message is the message of its record, unchanged. In gunicorn's format there may be several
+    records, or none. pid: of the process whose event it is.
+    """
     plain = {key: value for key, value in fields.items() if key not in ("traceback", "stack")}
-    record = _error.makeRecord(ERROR, LEVELS[level], "ostler", 0, plain_text(name, plain), (), None)
-    if trace := traceback_of(fields):
-        record.exc_text = indented(trace)
-    for key, value in plain.items():
-        if key not in _RESERVED:
-            setattr(record, key, value)
-    record.ostler = (name, fields)
-    return record
+    if name == "hook":
+        found = [(level, str(fields.get("message")))]
+    elif _as_gunicorn:
+        found = [(text.level, text.text) for text in gunicorn_format.texts(level, name, fields, pid)]
+    else:
+        found = [(level, plain_text(name, plain))]
+    records = []
+    for record_level, text in found:
+        record = _error.makeRecord(ERROR, LEVELS[record_level], "ostler", 0, text, (), None)
+        for key, value in plain.items():
+            if key not in _RESERVED:
+                setattr(record, key, value)
+        record.process = pid
+        records.append(record)
+    if records:
+        # Once, for the handlers of this module, which write an event and not a text.
+        records[0].ostler = (name, fields)
+        for record in records[1:]:
+            record.ostler = None
+        if trace := traceback_of(fields):
+            records[-1].exc_text = indented(trace)
+    return records
 
 
 def _as_event(record: logging.LogRecord) -> tuple[str, dict[str, Any]]:

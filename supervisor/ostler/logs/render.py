@@ -29,7 +29,7 @@ def plain_text(event: str, fields: Mapping[str, Any]) -> str:
 
     A traceback follows on its own lines.
     """
-    event, more = _split(event, fields)
+    event, more = split_message(event, fields)
     text = " ".join([event, *(f"{one_line(name)}={_value(value)}" for name, value in _pairs(fields))])
     return f"{text}\n{more}" if more else text
 
@@ -39,7 +39,7 @@ def traceback_of(fields: Mapping[str, Any]) -> str:
     return str(fields.get("traceback") or fields.get("stack") or "")
 
 
-def _split(event: str, fields: Mapping[str, Any]) -> tuple[str, str]:
+def split_message(event: str, fields: Mapping[str, Any]) -> tuple[str, str]:
     """The first line of an event, and the text below it: messages of apps may have several lines."""
     first, _, rest = event.partition("\n")
     more = "\n".join(indented(text) for text in (rest, traceback_of(fields)) if text)
@@ -57,7 +57,7 @@ def _pairs(fields: Mapping[str, Any]) -> list[tuple[str, Any]]:
 def console_line(at: float, level: str, event: str, fields: Mapping[str, Any], colour: bool) -> str:
     """Local time, level, event, `name=value` pairs; a traceback follows on lines of its own."""
     stamp = datetime.fromtimestamp(at).strftime("%H:%M:%S.%f")[:-3]  # noqa: DTZ006 - people want local time
-    event, more = _split(event, fields)
+    event, more = split_message(event, fields)
     pairs = " ".join(
         f"{_DIM if colour else ''}{one_line(name)}={_PLAIN if colour else ''}{_value(value)}"
         for name, value in _pairs(fields)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ostler.errors import SettingError
+from ostler.logs import gunicorn_format
 from ostler.logs.logfile import LogFile
 from ostler.logs.render import LEVELS, console_line, json_line
 from ostler.logs.worker_log import resolve_format, wants_colour
@@ -38,20 +39,22 @@ _handler: LineHandler | None = None
 class _Line:
     """The last structlog processor: formats the event as a line."""
 
-    def __init__(self, console: bool, colour: bool, shown: str) -> None:
-        self._console = console
+    def __init__(self, format: str, colour: bool, shown: str) -> None:  # noqa: A002
+        self._format = format
         self._colour = colour
         self._shown = LEVELS[shown]
 
     def __call__(self, _logger: WrappedLogger, method: str, event_dict: EventDict) -> str:
         fields: dict[str, Any] = dict(event_dict)
         event = str(fields.pop("event", ""))
-        if self._console:
+        if self._format == "console":
             line = console_line(time.time(), method, event, fields, self._colour)
+        elif self._format == gunicorn_format.FORMAT:
+            line = gunicorn_format.line(time.time(), method, event, fields)
         else:
             line = json_line(time.time(), method, event, fields)
         handled = _handler is not None and _handler(method, event, fields, line)
-        if handled or LEVELS[method] < self._shown:
+        if handled or not line or LEVELS[method] < self._shown:
             raise structlog.DropEvent
         return line
 
@@ -81,12 +84,12 @@ def set_up(errorlog: str, log_format: str, level: str, shown: str = "debug") -> 
         file = LogFile(errorlog, 2, reader_timeout=0.0, kept=_KEPT)
     except OSError as error:
         raise SettingError("errorlog", f"can't open {errorlog!r}: {error.strerror}") from None
-    console = resolve_format(log_format, file.is_terminal) == "console"
+    format_ = resolve_format(log_format, file.is_terminal)
     structlog.configure(
         processors=[
             structlog.processors.format_exc_info,
             _rename_exception,
-            _Line(console, wants_colour(file), shown),
+            _Line(format_, wants_colour(file), shown),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
         logger_factory=lambda *_args: _Writer(file),

@@ -4,8 +4,8 @@ import sys
 from typing import Any
 
 from ostler.logs import bridge, logconfig
-from ostler.logs.access import AccessLog
-from ostler.logs.access_format import Answered, compile_format
+from ostler.logs.access import AccessLog, renderer
+from ostler.logs.access_format import Answered
 from ostler.logs.error_stream import ErrorStream
 from ostler.logs.logfile import LogFile
 from ostler.logs.standard_streams import capture
@@ -20,7 +20,7 @@ class LogSinks:
 
     Args:
         settings: of the generation.
-        log_format: `console` or `json`.
+        log_format: `console`, `json` or `gunicorn`.
         fields: fields of every event.
 
     Attributes:
@@ -57,7 +57,7 @@ class LogSinks:
         requests: list[Answered] = [statsd.answered] if statsd is not None else []
         flushes = [statsd.flush] if statsd is not None else []
         if diverted:
-            fallback = None if file is None else compile_format(settings.access_log_format, file.gather)
+            fallback = None if file is None else renderer(settings.access_log_format, file.gather)
             requests.append(bridge.access_to_logger(settings.access_log_format, fallback))
             if file is not None:
                 flushes.append(file.flush)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ostler.logs import gunicorn_format
 from ostler.logs.error_stream import ErrorStream
 from ostler.logs.logfile import LogFile
 from ostler.logs.render import LEVELS, console_line, json_line
@@ -23,7 +24,7 @@ class Log:
 
     Args:
         file: where lines go.
-        format: `console` or `json`.
+        format: `console`, `json` or `gunicorn`.
         level: the least important level to write.
         fields: fields of every event.
 
@@ -39,7 +40,7 @@ class Log:
 
     def __init__(self, file: LogFile, format: str, level: str, fields: dict[str, Any]) -> None:  # noqa: A002
         self._file = file
-        self._console = format == "console"
+        self._format = format
         self._colour = wants_colour(file)
         self._least = LEVELS[level]
         self._fields = fields
@@ -57,13 +58,24 @@ class Log:
         self.write(level, name, fields)
         self._to_sinks(level, name, fields)
 
-    def write(self, level: str, name: str, fields: dict[str, Any]) -> None:
-        """Write an event that has all its fields, only to the file."""
-        if self._console:
+    def take_message(self, level: str, message: str, fields: dict[str, Any]) -> None:
+        """Write a message of an app, of any level. In formats that do not distinguish them it is an event."""
+        if self._format != gunicorn_format.FORMAT:
+            self.take(level, message, fields)
+            return
+        self._file.write(gunicorn_format.message_line(time.time(), level, message, fields))
+        self._to_sinks(level, message, self._fields | fields)
+
+    def write(self, level: str, name: str, fields: dict[str, Any], pid: int | None = None) -> None:
+        """Write an event that has all its fields, only to the file. pid: of its process, if not this one."""
+        if self._format == "console":
             line = console_line(time.time(), level, name, fields, self._colour)
+        elif self._format == gunicorn_format.FORMAT:
+            line = gunicorn_format.line(time.time(), level, name, fields, pid)
         else:
             line = json_line(time.time(), level, name, fields)
-        self._file.write(line)
+        if line:
+            self._file.write(line)
 
     def write_text(self, text: str) -> None:
         """Write lines that are formatted already."""

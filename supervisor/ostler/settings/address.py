@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Literal
 
 
@@ -25,6 +26,20 @@ class Address:
             return f"fd://{self.fd}"
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
+
+    @property
+    def all_interfaces(self) -> Literal[4, 6] | None:
+        """The IP version if it stands for all addresses of the machine; None if it does not.
+
+        A socket of version 6 takes IPv4 connections as well, unless it is made IPv6-only (ipv6(7)).
+        """
+        if self.kind != "tcp":
+            return None
+        try:
+            address = ip_address(self.host or "0.0.0.0")  # noqa: S104 - as the user wrote it
+        except ValueError:
+            return None
+        return address.version if address.is_unspecified else None
 
 
 def parse_address(text: str) -> Address:

@@ -5,6 +5,9 @@ from typing import Any
 # What runs in a worker, by name; other names are looked up in the entry-point group `ostler.workers`.
 BUILT_IN = ("sync", "gthread", "gevent", "eventlet", "meinheld", "asgi")
 
+# Those that replace what waits in the standard library.
+PATCHING = frozenset({"gevent", "eventlet"})
+
 # Groups of them, for the settings that only some worker classes use (`Setting.worker_classes`).
 THREADED = frozenset({"sync", "gthread"})
 OWN_HTTP = THREADED | {"gevent", "eventlet"}  # Ostler's own code reads requests and writes answers

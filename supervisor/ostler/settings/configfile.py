@@ -151,6 +151,30 @@ def _new_module(path: str) -> ModuleType:
     return module
 
 
+def literal(config: str, folder: Path, name: str, source: bytes | None = None) -> str | None:
+    """The text that a Python file gives a setting, if it says so in one plain assignment; evaluates nothing.
+
+    Args:
+        config, folder, source: as for `evaluate`.
+    """
+    path = path_of(config, folder)
+    if path is None or path.suffix == ".toml":
+        return None
+    try:
+        source = read_file(path) if source is None else source
+        tree = ast.parse(source, str(path))
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        return None  # `evaluate` reports it
+    stored = [n for n in ast.walk(tree) if isinstance(n, ast.Name) and n.id == name and not _is_read(n)]
+    plain = [node for node in tree.body if isinstance(node, ast.Assign) and node.targets == stored]
+    value = plain[0].value if plain else None
+    return value.value if isinstance(value, ast.Constant) and isinstance(value.value, str) else None
+
+
+def _is_read(name: ast.Name) -> bool:
+    return isinstance(name.ctx, ast.Load)
+
+
 def cant_read(config: str, error: OSError) -> ConfigFileError:
     return ConfigFileError(f"config: can't read {config.removeprefix('file:')!r}: {error.strerror}")
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ostler.errors import SettingError
+from ostler.errors import InvalidValue
 from ostler.settings.kinds.kind import shown
 
 
@@ -57,7 +57,7 @@ def find(given: Mapping[str, Any], origins: Mapping[str, str]) -> dict[str, str]
     for name, ignored in IGNORED.items():
         if name in given and ignored.matters(given[name]):
             if _text(given[name]) in ignored.refused:
-                raise SettingError(name, f"{ignored.advice}; got {shown(given[name])}", origins.get(name, ""))
+                raise InvalidValue(name, f"{ignored.advice}; got {shown(given[name])}", origins.get(name, ""))
             found[name] = shown(given[name])
     return found
 

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from ostler.errors import SettingError
+from ostler.errors import InvalidValue, SettingError
 from ostler.settings import ignored
 from ostler.settings.classes import MOST_THREADS
 from ostler.settings.configfile import ConfigFile
@@ -140,7 +140,7 @@ def load(
         values["worker_class"] = "gthread"
         origins["worker_class"] = f"threads = {values['threads']}"
     if not values["bind"]:
-        raise SettingError("bind", "give at least one address", origins["bind"])
+        raise InvalidValue("bind", "give at least one address", origins["bind"])
     settings = Settings(**values)
     _check_tls(settings, origins)
     hooks = {name: file.origin(name) for name in file.hooks} if file else {}
@@ -153,10 +153,10 @@ def _parsed(row: Setting, given: _RawValue) -> Any:
     except ValueError as error:
         if given.value is None:
             return row.default  # in files None means that nothing is set
-        raise SettingError(row.name, str(error), given.origin) from None
+        raise InvalidValue(row.name, str(error), given.origin) from None
     except Exception as error:  # noqa: BLE001 - an object of the file's own, whose methods fail
         problem = f"{shown(given.value)} can't be read ({name_of(error)})"
-        raise SettingError(row.name, problem, given.origin) from None
+        raise InvalidValue(row.name, problem, given.origin) from None
 
 
 def _other_names(sources: _Sources, values: dict[str, Any], origins: dict[str, str]) -> dict[str, str]:
@@ -207,4 +207,4 @@ def _check_tls(settings: Settings, origins: Mapping[str, str]) -> None:
 
 
 def _refuse(name: str, problem: str, origins: Mapping[str, str]) -> NoReturn:
-    raise SettingError(name, problem, origins[name])
+    raise InvalidValue(name, problem, origins[name])

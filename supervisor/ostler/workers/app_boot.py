@@ -35,6 +35,7 @@ class AppBoot:
 
     Attributes:
         standard_modules: names of modules of the standard library that the app has imported.
+        remark: about the app that was loaded; empty if there is none.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class AppBoot:
         self._quit_if_asked = quit_if_asked
         self._development: Development | None = None
         self.standard_modules: list[str] = []
+        self.remark = ""
 
     def run(self) -> App | None:
         """The app; None if it can't be loaded, which is reported to the supervisor."""
@@ -103,9 +105,9 @@ class AppBoot:
             self._spew()
         if app is None:
             app = (
-                development.load(settings, generation.worker_class, generation.number)
+                development.load(settings, generation.worker_class, generation.number, self._remember)
                 if development is not None
-                else load(settings, interface)
+                else load(settings, interface, self._remember)
             )
         broken = development is not None and development.is_error_page(app)
         app = cast("App", self._hooks.loaded(app))
@@ -113,6 +115,9 @@ class AppBoot:
             listener = generation.listeners[0].getsockname() if generation.listeners else None
             warm_up(app, settings, self._log, generation.tls, listener)
         return app
+
+    def _remember(self, remark: str) -> None:
+        self.remark = line(remark)
 
     def _make_development(self) -> "Development":
         # Imported only here, as below: without the setting its module takes no memory.

@@ -30,8 +30,9 @@ It may do this:
 - Serve TLS (`serves_tls`).
 
 Signal handlers run in the main thread, and between any two steps of `run` if that is where it runs. The order
-of calls is `check`, `prepare`, the app is imported, `create`, `add_reader`, `start`, `start_threads`, `run`,
-`close`. `check` is called in the fork server, and `prepare` as well if it loads the app.
+of calls is `prepare_process`, `check`, `prepare`, the app is imported, `create`, `add_reader`, `start`,
+`start_threads`, `run`, `close`. The first two are called in the fork server, and `prepare` as well if it
+loads the app.
 
 A complete one is in tests/system/apps/reference.py. `ostler.scoreboard.accounting` documents the accounting.
 """
@@ -108,6 +109,18 @@ class BaseWorker(ABC):
     calls_request_hooks: ClassVar[bool] = False
     serves_tls: ClassVar[bool] = False
     draining: bool = False
+
+    @classmethod
+    def prepare_process(cls) -> list[str]:
+        """Get the fork server ready for code of others, e.g. by monkey-patching; workers inherit that.
+
+        It is called once: before the configuration file is evaluated if the command line names the class, or
+        the file does so in a way that can be read without evaluating it; else right after the file.
+
+        Returns:
+            Why it comes too late for something that was imported before, for the log.
+        """
+        return []
 
     @classmethod
     def prepare(cls, settings: Settings) -> None:

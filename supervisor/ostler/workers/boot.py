@@ -21,6 +21,7 @@ from typing import NoReturn
 from ostler.hooks.worker import WorkerHooks
 from ostler.ipc import messages
 from ostler.ipc.channel import Channel
+from ostler.logs import gunicorn_format
 from ostler.logs.sinks import LogSinks
 from ostler.osapi import original
 from ostler.osapi.needed import LIMITS
@@ -78,6 +79,7 @@ class WorkerProcess:
         self._accounting: Accounting | None = None
         self._promotion = Promotion()
         self._must_leave = False
+        self._reported: set[str] = set()
         self._app_boot = AppBoot(generation, self._hooks, self._log, self._send, self._quit_if_asked)
 
     def run(self) -> int:
@@ -94,6 +96,7 @@ class WorkerProcess:
         if not self._wait_for_boot():
             return 0
         signals.on_hang_up(self._channel.fileno(), self._lose_supervisor, self._on_message_signal)
+        self._report_as_gunicorn("worker_booting")
         app = self._app_boot.run()
         self._quit_if_asked()
         if app is None:
@@ -103,6 +106,7 @@ class WorkerProcess:
     def end(self) -> None:
         """Call the configuration file's hook for the end of a worker."""
         with suppress(QuitWorker):
+            self._report_as_gunicorn("worker_exiting")
             self._hooks.ended()
 
     def become_zygote(self) -> Zygote | None:
@@ -119,6 +123,7 @@ class WorkerProcess:
         # Requests that did not end in time end with this process.
         if (problem := self._promotion.running_requests(self._is_busy())) is None:
             engine.close()
+            self._report_as_gunicorn("worker_exiting")
             self._hooks.ended()  # before the audit, which need not find what the hook closes
             problem = self._promotion.drained_problem(self._own_descriptors())
         if problem is not None:
@@ -207,7 +212,8 @@ class WorkerProcess:
         self._title(f"worker {self._inherited.slot} gen {self._generation.number}")
         if not self._inherited.urgent:
             restore_priority(self._lowered)
-        self._send(messages.Ready(self._app_boot.standard_modules[: messages.MOST_NAMES]))
+        boot = self._app_boot
+        self._send(messages.Ready(boot.standard_modules[: messages.MOST_NAMES], boot.remark))
         engine.run()
         return 0
 
@@ -345,6 +351,12 @@ class WorkerProcess:
         except OSError as error:
             # The supervisor is gone or does not read: neither is a reason to stop serving.
             self._log.warning("supervisor_unreachable", reason=error.strerror)
+
+    def _report_as_gunicorn(self, event: str) -> None:
+        """Log, once, what only gunicorn logs in a worker, if the log is to look like gunicorn's."""
+        if self._generation.log_format == gunicorn_format.FORMAT and event not in self._reported:
+            self._reported.add(event)
+            self._log.info(event)
 
     def _report_signal(self, signum: int) -> None:
         """Report the signal to the supervisor: the exit code will be 0, which does not show it."""

@@ -4,7 +4,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
-from ostler.errors import SettingError
+from ostler.errors import InvalidValue, SettingError
 from ostler.settings.classes import names
 from ostler.settings.table import Settings
 from ostler.workers.base import BaseWorker
@@ -39,7 +39,7 @@ def worker_class(settings: Settings) -> type[BaseWorker]:
     """
     name = settings.worker_class
     if name in _OURS:
-        return _ours(name)
+        return of_ours(name)
     # Imported here: it takes a tenth of a fork server's start, which our own classes do without.
     from importlib import metadata
 
@@ -52,7 +52,7 @@ def worker_class(settings: Settings) -> type[BaseWorker]:
     known = [*names(), *(entry.name for entry in entries)]
     similar = get_close_matches(name.lower(), known, n=1)
     problem = f"there is no {name!r}; did you mean {similar[0]}?" if similar else f"there is no {name!r}"
-    raise SettingError("worker_class", f"{problem} (there are: {', '.join(dict.fromkeys(known))})")
+    raise InvalidValue("worker_class", f"{problem} (there are: {', '.join(dict.fromkeys(known))})")
 
 
 def built_in(found: type[BaseWorker], settings: Settings) -> str | None:
@@ -63,7 +63,8 @@ def built_in(found: type[BaseWorker], settings: Settings) -> str | None:
     return next((name for name, place in _OURS.items() if place in made_from), None)
 
 
-def _ours(name: str) -> type[BaseWorker]:
+def of_ours(name: str) -> type[BaseWorker]:
+    """One of our own classes. Raises SettingError if its packages are missing."""
     module, attribute = _OURS[name]
     try:
         return cast("type[BaseWorker]", getattr(import_module(module), attribute))
@@ -102,4 +103,4 @@ def _checked(found: object, path: str) -> type[BaseWorker]:
         if missing := sorted(getattr(found, "__abstractmethods__", ())):
             raise SettingError("worker_class", f"{path} serves nothing: it has no {', '.join(missing)}")
         return found
-    raise SettingError("worker_class", f"{path} is no subclass of ostler.workers.base.BaseWorker")
+    raise InvalidValue("worker_class", f"{path} is no subclass of ostler.workers.base.BaseWorker")

@@ -39,10 +39,19 @@ class Development:
             files.append(file_name(settings.paste))
         self._reporter.report(os.path.abspath(file) for file in files)  # noqa: PTH100
 
-    def load(self, settings: Settings, worker_class: type[BaseWorker], generation: int) -> App:
-        """The app, or an error page in its place; reports the loaded files, or those of the failure."""
+    def load(
+        self,
+        settings: Settings,
+        worker_class: type[BaseWorker],
+        generation: int,
+        report: Callable[[str], object],
+    ) -> App:
+        """The app, or an error page in its place; reports the loaded files, or those of the failure.
+
+        report: as for `loader.load`.
+        """
         try:
-            app = load(settings, worker_class.interface)
+            app = load(settings, worker_class.interface, report)
         except AppLoadError as error:
             trace = shorten(error.trace) if error.trace else None
             self._send(messages.AppBroken(line(error.reason), trace))

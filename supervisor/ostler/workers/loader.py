@@ -4,13 +4,16 @@ import ast
 import importlib
 import os
 import sys
+from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
+from ostler import __version__
+from ostler.errors import SettingError
 from ostler.settings.table import Settings
-from ostler.workers.app_kind import is_factory, mismatch
+from ostler.workers import app_kind
 from ostler.workers.load_errors import AppLoadError, raised
 from ostler.wsgi.exchange import App
 from ostler.wsgi.interruption import QuitWorker
@@ -20,17 +23,23 @@ def enter(settings: Settings) -> None:
     """Change to the app's folder.
 
     Raises:
-        AppLoadError: the folder does not exist.
+        SettingError: the folder does not exist.
     """
     if settings.chdir:
         try:
             os.chdir(settings.chdir)
         except OSError as error:
-            raise AppLoadError(f"chdir: can't enter {settings.chdir!r}: {error.strerror}") from None
+            raise SettingError("chdir", f"can't enter {settings.chdir!r}: {error.strerror}") from None
 
 
 def set_environment(settings: Settings) -> None:
-    """Set the variables of `raw_env`."""
+    """Set SERVER_SOFTWARE and the variables of `raw_env`, which may set it, too.
+
+    As in gunicorn, to be called when the configuration was evaluated, before user code sets up logs or is the
+    app: code looks for `gunicorn` in the variable to find out under which server it runs. The environ of
+    requests has Ostler's own name.
+    """
+    os.environ["SERVER_SOFTWARE"] = f"gunicorn (ostler/{__version__})"
     for pair in settings.raw_env:
         name, _, value = pair.partition("=")
         os.environ[name] = value
@@ -60,8 +69,14 @@ def _here() -> str:
         return "the working folder, which was removed"
 
 
-def load(settings: Settings, interface: str = "wsgi") -> App:
+def _nothing(_remark: str) -> None:
+    """For callers that do not report what was found out about the app."""
+
+
+def load(settings: Settings, interface: str = "wsgi", report: Callable[[str], object] = _nothing) -> App:
     """Import the app of the settings, which must have the wanted interface: `wsgi` or `asgi`.
+
+    report: called with one line if the named object is not the app itself, but was called to make it.
 
     Raises:
         AppLoadError: with the app's traceback if its code raised.
@@ -71,15 +86,16 @@ def load(settings: Settings, interface: str = "wsgi") -> App:
         from ostler.workers.paste import load_paste
 
         return load_paste(settings)
-    return load_app(settings.wsgi_app or "", interface)
+    return load_app(settings.wsgi_app or "", interface, report)
 
 
-def load_app(spec: str, interface: str = "wsgi") -> App:
+def load_app(spec: str, interface: str = "wsgi", report: Callable[[str], object] = _nothing) -> App:
     """Import the app.
 
     Args:
         spec: as in the module's docstring.
         interface: the wanted one, `wsgi` or `asgi`.
+        report: as for `load`.
 
     Raises:
         AppLoadError: with the app's traceback if its code raised.
@@ -91,27 +107,50 @@ def load_app(spec: str, interface: str = "wsgi") -> App:
         # No traceback is needed if the module itself, or a package that it is in, is missing.
         missing = error.name if isinstance(error.name, str) else ""
         if module_name == missing or module_name.startswith(f"{missing}."):
-            reason = f"no module named {missing!r} in {_here()} (see --chdir and --pythonpath)"
+            reason = f"no module named {missing!r} in {_here()}; {_module_advice(module_name, expression)}"
             raise AppLoadError(f"wsgi_app: can't load {spec!r}: {reason}") from None
         raise raised(spec, error) from error
     except QuitWorker:
         raise
     except BaseException as error:
         raise raised(spec, error) from error
-    found = _resolve(spec, sys.modules[module_name], expression or "application")
-    if interface == "asgi" and is_factory(found):
-        # uvicorn's command line also calls it.
-        found = _made(spec, found)
-    if problem := mismatch(found, interface):
-        raise AppLoadError(f"wsgi_app: {spec!r} {problem}")
+    found, made = _resolve(spec, sys.modules[module_name], expression or _DEFAULT_NAME)
+    name = f"{module_name}:{expression or _DEFAULT_NAME}"
+    if not made:
+        judgement = app_kind.judge(found, interface, name)
+        if judgement.problem:
+            raise AppLoadError(f"wsgi_app: {spec!r} {judgement.problem}")
+        if judgement.makes_app:
+            found, made = _made(spec, found), True
+            name += "()"
+            report(f"{spec!r} is {judgement.what}: it was called to make the app; {name!r} says so")
+    if made and (problem := app_kind.judge_made(found, interface, name)):
+        raise AppLoadError(f"wsgi_app: {name!r} {problem}")
     return cast("App", found)
 
 
-def _resolve(spec: str, module: Any, expression: str) -> Any:
+_DEFAULT_NAME = "application"
+_SPELLINGS = "write MODULE:NAME or MODULE:FACTORY()"
+
+
+def _module_advice(module_name: str, expression: str) -> str:
+    """What to write instead of the name of a module that is not there."""
+    stem, _, last = module_name.rpartition(".")
+    parent = sys.modules.get(stem)
+    if stem and last == "py":
+        name = expression or (app_kind.suggestion(parent) if parent is not None else "") or "app"
+        return f"it is named without its ending: {stem}:{name}"
+    if parent is not None and not expression and callable(getattr(parent, last, None)):
+        return f"{last} is a name in {stem}: write {stem}:{last}"
+    return "see --chdir and --pythonpath"
+
+
+def _resolve(spec: str, module: Any, expression: str) -> tuple[Any, bool]:
+    """What the expression names, and whether that is what a factory has made, as the expression says."""
     try:
         node = ast.parse(expression, mode="eval").body
     except SyntaxError:
-        raise AppLoadError(f"wsgi_app: can't read {spec!r}; write MODULE:NAME or MODULE:FACTORY()") from None
+        raise AppLoadError(f"wsgi_app: can't read {spec!r}; {_SPELLINGS}") from None
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
     call = isinstance(node, ast.Call)
@@ -127,18 +166,27 @@ def _resolve(spec: str, module: Any, expression: str) -> Any:
         names.insert(0, node.attr)
         node = node.value
     if not isinstance(node, ast.Name):
-        raise AppLoadError(f"wsgi_app: can't read {spec!r}; write MODULE:NAME or MODULE:FACTORY()")
+        raise AppLoadError(f"wsgi_app: can't read {spec!r}; {_SPELLINGS}")
     found: Any = module
     for name in (node.id, *names):
         try:
             found = getattr(found, name)
         except AttributeError:
-            raise AppLoadError(f"wsgi_app: {spec!r}: {module.__name__} has no {name!r}") from None
+            raise AppLoadError(
+                f"wsgi_app: {spec!r}: {module.__name__} has no {name!r}{_perhaps(module)}"
+            ) from None
     if call:
-        found = _made(spec, found, *args, **kwargs)
+        return _made(spec, found, *args, **kwargs), True
     if not callable(found):
-        raise AppLoadError(f"wsgi_app: {spec!r} is no callable but {type(found).__name__}")
-    return found
+        inner = app_kind.inner_app(found)
+        advice = f"; write {module.__name__}:{expression}.{inner}" if inner else _perhaps(module)
+        raise AppLoadError(f"wsgi_app: {spec!r} is no callable but {type(found).__name__}{advice}")
+    return found, False
+
+
+def _perhaps(module: ModuleType) -> str:
+    name = app_kind.suggestion(module)
+    return f"; did you mean {module.__name__}:{name}?" if name else ""
 
 
 def _made(spec: str, factory: Any, *args: Any, **kwargs: Any) -> Any:

@@ -60,7 +60,9 @@ def listener_environ(shared: Environ, address: Any) -> Environ:
     replaces both by what `Host` says.
     """
     if isinstance(address, tuple):
-        host = f"[{address[0]}]" if ":" in address[0] else address[0]  # RFC 3875 section 4.1.14
+        # An IPv6 socket names an IPv4 address that a client has reached by the prefix of RFC 4291, 2.5.5.2.
+        host = address[0].removeprefix("::ffff:")
+        host = f"[{host}]" if ":" in host else host  # RFC 3875 section 4.1.14
         return shared | {"SERVER_NAME": host, "SERVER_PORT": str(address[1])}
     name = os.fsencode(address).decode("latin-1")
     # An abstract one (unix(7)) begins with NUL, for which tools write @.

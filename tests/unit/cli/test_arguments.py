@@ -257,3 +257,56 @@ def test_read_as_by_gunicorns_parser(written: list[list[str]], app_at: int) -> N
     if "pythonpath" in values:
         values["pythonpath"] = values["pythonpath"][-1:]
     assert (values, taken[0].config, taken[0].app) == (expected, config, "a:a")
+
+
+# -- hints ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--worker", "3"], "write --workers 3 (--worker-class, --worker-connections begin so, too)"),
+        (["--worker=3"], "write --workers 3"),
+        (["--worker"], "it could be --workers or --worker-class or --worker-connections"),
+        (["--worker-c", "gevent"], "write --worker-class gevent"),
+        (["-workers", "3"], "did you mean --workers, with two dashes?"),
+        (["--wokers", "3"], "did you mean --workers?"),
+        (["--port", "80"], "write -b 127.0.0.1:80"),
+        (["--host", "::", "--port", "80"], "write -b [::]:80"),
+        (["--host=0.0.0.0"], "write -b 0.0.0.0:8000"),
+        (["--listen", "*:80"], "write -b *:80"),
+        (["--factory"], "write MODULE:FACTORY() as the app"),
+        (["--timeout-keep-alive", "5"], "write --keep-alive SECONDS"),
+        (["--no-such-flag-at-all"], "No such option '--no-such-flag-at-all'"),
+    ],
+)
+def test_hints(given: Any, args: list[str], words: str) -> None:
+    """An unknown flag: what is meant, with the value that was given."""
+    for place in (0, 1):  # before and behind the app
+        with pytest.raises(click.UsageError) as caught:
+            given(*([*args, "a:a"] if place == 0 else ["a:a", *args]))
+        message = caught.value.format_message()
+        if args == ["--worker"] and place == 0:
+            assert "it could be" in message  # a:a is the value, which is no number
+        else:
+            assert words in message, message
+
+
+def test_flags_in_hints() -> None:
+    """Every flag that a hint names is one of ours, and no hint stands in for a flag of ours."""
+    import re
+
+    from ostler.cli.flag_hints import _INSTEAD
+
+    flags = {flag for param in command(lambda _: None).params for flag in param.opts}
+    named = {flag for text in _INSTEAD.values() for flag in re.findall(r"(?<!\S)--?[a-z][-a-z]*", text)}
+    assert named - flags == set()
+    assert set(_INSTEAD) & flags == set()
+
+
+def test_help_has_the_exit_codes() -> None:
+    """`--help` ends with them."""
+    made = command(lambda _: None)
+    text = " ".join(made.get_help(click.Context(made, info_name="ostler")).split())
+    assert "Exit codes: 0 stopped" in text
+    assert "3 the app can't be loaded" in text

@@ -102,6 +102,15 @@ def test_one_that_hangs(rig: Rig) -> None:
     assert rig.own == ["first"]
 
 
+def test_while_the_app_loads(rig: Rig) -> None:
+    """Before the daemon serves no chore asks for what is overdue: a timer does."""
+    assert rig.take("line")
+    ((delay, write_overdue),) = rig.timers
+    rig.now += delay
+    write_overdue()
+    assert rig.own == ["line"]
+
+
 @pytest.mark.parametrize("error", [BrokenPipeError(), BlockingIOError()])
 def test_one_that_is_gone_or_full(rig: Rig, error: OSError) -> None:
     """Lines that can't be sent are written by the supervisor; those under way follow in time."""
@@ -114,7 +123,7 @@ def test_one_that_is_gone_or_full(rig: Rig, error: OSError) -> None:
 
 
 def test_before_it_is_asked_to_end(rig: Rig) -> None:
-    """It gets a moment for the lines that were sent, and no more."""
+    """It gets as long for the lines that were sent as it may still log them, so that none is logged twice."""
     gone: list[int] = []
     rig.forwarder.when_taken(lambda: gone.append(0))
     assert gone == [0]
@@ -126,7 +135,8 @@ def test_before_it_is_asked_to_end(rig: Rig) -> None:
     rig.take("later")
     rig.forwarder.when_taken(lambda: gone.append(2))
     delay, late = rig.timers[-1]
-    assert delay <= 0.2
+    (first,) = (sent.until for sent in rig.channel.sent[:1])
+    assert first - rig.now < delay <= 2.0
     late()
     assert gone == [0, 1, 2]
     rig.forwarder.close()

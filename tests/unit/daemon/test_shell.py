@@ -224,3 +224,15 @@ async def test_before_the_first_configuration_is_known(second: events.Event) -> 
             assert harness.finished
         assert harness.events("internal_error") == []
         assert harness.errors == []
+
+
+async def test_a_remark_on_the_app_is_logged_once() -> None:
+    """Every worker that has called the factory says so; the log has one line for a generation."""
+    with ShellHarness(workers=2) as harness:
+        await harness.start().play()
+        manager = harness.shell.workers
+        for remark in ("called", "called again", ""):
+            manager.report_remark(1, remark)
+        manager.report_remark(99, "of a generation that is gone")
+        assert [event["note"] for event in harness.events("factory_called")] == ["called"]
+        await harness.stopped()

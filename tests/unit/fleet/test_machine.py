@@ -55,6 +55,12 @@ def test_configuration_of_the_start_fails() -> None:
     assert play.finished == [actions.Finish(True, False, "bind: bad", None)]
 
 
+def test_a_wrong_value_at_the_start() -> None:
+    """A value that is wrong in itself stays distinguishable to the end: it has an exit code of its own."""
+    play = Play().start().generation_failed(reason="workers: bad", invalid=True).fork_server_exits(signal=15)
+    assert play.finished == [actions.Finish(True, False, "workers: bad", None, invalid=True)]
+
+
 def test_preloaded_app_of_the_start_fails() -> None:
     """With preload_app the fork server itself reports that the app can't be loaded."""
     play = Play().start().configured()
@@ -240,11 +246,13 @@ def test_scale_down_with_a_lost_signal() -> None:
 
 
 def test_never_below_one() -> None:
-    """TTOU, and a number from the API, never go below one worker."""
+    """TTOU, and a number from the API, never go below one worker; the report says where it stopped."""
     play = running(workers=1)
     assert play.scale_by(-1).fleet.state.wanted == 1
+    play.reported("scale", workers=1, note="stopped at 1, the least")
     assert play.scale(0).fleet.state.wanted == 1
     play.then()
+    assert play.scale_by(10_000).reported("scale", note="stopped at 512, the most").fleet.state.wanted == 512
 
 
 def test_scale_up_again_while_draining() -> None:

@@ -59,7 +59,13 @@ def test_which_fork_servers_get_the_supervisors_lines(folder: Path) -> None:
     with Keeper(folder, wsgi_app="app:app") as keeper:
         assert not configured(keeper).receive(messages.AppLoaded).loggers
         (folder / "gunicorn.conf.py").write_text(LOGGERS)
-        server = configured(keeper)
+        server = keeper.start()
+        keeper.configure(server)
+        assert server.receive(messages.Configured).loggers
+        server.send_message(line("loading", 7))  # before the app is loaded
+        assert server.receive(messages.LogTaken).number == 7
+        (folder / "mine.log").write_text("")
+        keeper.ask_to_load(server)
         assert server.receive(messages.AppLoaded).loggers
         server.send_message(line("late", 1, until=0.0))
         server.send_message(line("worker_exited", 2))

@@ -272,3 +272,50 @@ def test_wsgi_errors_go_where_the_lines_go(log: Log) -> None:
     ERROR.handlers = [logging.StreamHandler(stream), logging.StreamHandler(closed)]
     write("two\n")
     assert (own, stream.getvalue()) == (["one\n"], "two\n")
+
+
+# -- messages ------------------------------------------------------------------------------------------------
+
+
+def test_a_hook_s_message_is_unchanged(log: Log, path: Path) -> None:
+    """What a hook logs arrives at other handlers once and verbatim, with the fields as attributes."""
+    kept = Kept()
+    ERROR.handlers = [kept]
+    text = "two\n  lines, 100% of 'it' \x1b[1m \"q\"\n"
+    log.info("hook", message=text, traceback=None)
+    (record,) = kept.records
+    assert record.getMessage() == text
+    assert (record.slot, record.exc_text) == (3, None)  # type: ignore[attr-defined]
+    assert path.read_text() == ""
+
+
+def test_gunicorn_s_lines_for_other_handlers(log: Log, path: Path) -> None:
+    """With log_format = gunicorn records have gunicorn's messages: several, or none, for an event."""
+    kept = Kept()
+    ERROR.handlers = [kept]
+    bridge.set_up("info", access=False, log_format="gunicorn")
+    ERROR.handlers = [kept]
+    try:
+        fields = {"listeners": "http://127.0.0.1:1", "worker_class": "sync", "pid": 4}
+        assert bridge.take_event("info", "loading", fields, supervisor=4)
+        assert bridge.take_event("info", "serving", {}, supervisor=4)
+        log.info("worker_booting")
+    finally:
+        bridge.set_up("info", access=False)
+    texts = [record.getMessage() for record in kept.records]
+    assert texts[1:3] == ["Listening at: http://127.0.0.1:1 (4)", "Using worker: sync"]
+    assert texts[3].startswith("Booting worker with pid: ")
+    assert {record.process for record in kept.records[:3]} == {4}
+
+
+def test_an_event_of_several_records_is_one_event(log: Log, path: Path) -> None:
+    """Our own handler beside another one writes the event, not each of its records."""
+    kept = Kept()
+    bridge.set_up("info", access=False, log_format="gunicorn")
+    ERROR.handlers = [bridge._error_handler, kept]
+    try:
+        bridge.take_event("info", "loading", {"listeners": "x", "worker_class": "sync"}, supervisor=4)
+    finally:
+        bridge.set_up("info", access=False)
+    assert len(kept.records) == 3
+    assert [event["event"] for event in events(path)] == ["loading"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ostler.errors import ConfigFileError
-from ostler.settings.configfile import HOOKS, ConfigFile, evaluate, find, imported_hooks
+from ostler.settings.configfile import HOOKS, ConfigFile, evaluate, find, imported_hooks, literal
 
 Write = Callable[[str], ConfigFile]
 
@@ -393,3 +393,30 @@ def test_a_name_of_gunicorn_that_is_not_ours(tmp_path: Path, source: str) -> Non
     told = _evaluated_without(tmp_path, source)
     assert told.startswith("config: app.conf.py line 1: ")
     assert told.endswith("; install gunicorn beside Ostler, or remove the import\n")
+
+
+@pytest.mark.parametrize(
+    ("source", "value"),
+    [
+        ("worker_class = 'gevent'\n", "gevent"),
+        ("import os\nbind = ':80'\nworker_class = 'gevent'\nraise SystemExit\n", "gevent"),
+        ("worker_class = os.environ['X']\n", None),
+        ("worker_class = 'sync'\nworker_class = 'gevent'\n", None),
+        ("if True:\n    worker_class = 'gevent'\n", None),
+        ("worker_class = 'sync'\ndef f():\n    global worker_class\n    worker_class = 'gevent'\n", None),
+        ("worker_class = other = 'gevent'\n", None),
+        ("worker_class = 5\n", None),
+        ("print(worker_class)\nworker_class = 'gevent'\n", "gevent"),
+        ("worker_class = (\n", None),
+        ("", None),
+    ],
+)
+def test_a_plain_assignment_is_read_without_evaluating(
+    tmp_path: Path, source: str, value: str | None
+) -> None:
+    """Only what can't be otherwise: one assignment of a text, at the top level of the file."""
+    (tmp_path / "conf.py").write_text(source)
+    assert literal("conf.py", tmp_path, "worker_class") == value
+    assert literal("file:conf.py", tmp_path, "worker_class", source.encode()) == value
+    for config in ("python:conf", "conf.toml", "no_such_file.py"):
+        assert literal(config, tmp_path, "worker_class") is None

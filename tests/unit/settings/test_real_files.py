@@ -136,7 +136,7 @@ def test_helpers_that_are_called_like_settings_of_ours(tmp_path: Path) -> None:
     source = "log_format = '%(asctime)s'\nlogconfig_dict = {'formatters': {'f': {'format': log_format}}}\n"
     values, warnings, _ = settings(tmp_path, source)
     assert set(values) == {"logconfig_dict"}
-    words = "expected one of auto, console, json, got '%(asctime)s'; without effect"
+    words = "expected one of auto, console, json, gunicorn, got '%(asctime)s'; without effect"
     assert warnings == [f"log_format (gunicorn.conf.py line 1): {words}"]
     assert settings(tmp_path, "max_age = 60\nprint(max_age)\n") == ({"max_age": 60.0}, [], ())
     with pytest.raises(OstlerError, match=r"^log_format \(gunicorn\.conf\.py line 1\): expected one of"):

@@ -126,6 +126,16 @@ def test_ipv6_addresses() -> None:
     assert (environ["SERVER_NAME"], environ["REMOTE_ADDR"]) == ("[::1]", "2001:db8::1")
 
 
+def test_ipv4_through_an_ipv6_socket() -> None:
+    """The server is named by the IPv4 address that was reached; the client by what the kernel and gunicorn
+    call it.
+    """
+    environ = environ_of(
+        b"GET / HTTP/1.0\r\n\r\n", ("::ffff:127.0.0.1", 80, 0, 0), ("::ffff:127.0.0.2", 4, 0, 0)
+    )
+    assert (environ["SERVER_NAME"], environ["REMOTE_ADDR"]) == ("127.0.0.1", "::ffff:127.0.0.2")
+
+
 def test_requests_do_not_share_an_environ() -> None:
     """Changes of an app to its environ do not appear in the next request of the connection."""
     parser = RequestParser(Rules(), new_body)

@@ -26,7 +26,7 @@ from ostler.fleet.model import ExitStatus
 from ostler.ipc import messages
 from ostler.osapi.needed import with_remedy
 from ostler.settings.confine import confine
-from ostler.settings.load import Loaded
+from ostler.settings.load import COMMAND_LINE, Loaded
 from ostler.settings.opening_rights import rights_for
 
 
@@ -35,16 +35,19 @@ class ForkServerCallbacks:
     """What fork servers report that concerns other parts of the daemon.
 
     on_configured: called with each generation's settings before its listeners are bound; may raise
-    SettingError; on_files: called with a generation and what one of its processes has reported about the
-    app's files; on_log_taken: called with the number of a log line that a fork server has passed to its
-    loggers; when_lines_taken: takes a callback, which is called when all log lines that were sent have been
-    passed on, or after a short time-out.
+    SettingError; on_listening: called with a generation whose listeners are bound; on_files: called with a
+    generation and what one of its processes has reported about the app's files; on_log_taken: called with the
+    number of a log line that a fork server has passed to its loggers; when_lines_taken: takes a callback,
+    which is called when all log lines that were sent have been passed on, or after a short time-out;
+    before_last_line: called while the daemon stops, before the fork server that gets the log lines is ended.
     """
 
     on_configured: Callable[[Loaded], None]
+    on_listening: Callable[[int], None]
     on_files: Callable[[int, messages.Watch | messages.AppBroken], None]
     on_log_taken: Callable[[int], None]
     when_lines_taken: Callable[[Callable[[], None]], None]
+    before_last_line: Callable[[], None]
 
 
 class ForkServerManager:
@@ -163,14 +166,18 @@ class ForkServerManager:
                 record.decision = message
                 self._warn(message.warnings)
         elif isinstance(message, messages.Configured):
+            record.wants_log_lines = message.loggers
             self._configured(handle, message)
         elif isinstance(message, messages.AppLoaded):
             record.wants_log_lines = message.loggers
+            self._workers.report_remark(generation, message.remark)
             self._hooks.loaded(handle, record.cause)
             self._ports.submit(events.AppLoaded(generation))
         elif isinstance(message, messages.LoadFailed):
             app_failed = generation in self._configurations
-            failure = events.GenerationFailed(generation, message.reason, message.traceback, app_failed)
+            failure = events.GenerationFailed(
+                generation, message.reason, message.traceback, app_failed, message.invalid and not app_failed
+            )
             self._ports.submit(failure)
         elif isinstance(message, messages.ForkFailed):
             self._workers.fork_failed(handle, message)
@@ -191,7 +198,7 @@ class ForkServerManager:
             self._warn([*message.warnings, *warnings])
             handle.record.listener_keys = self._bind(loaded)
         except SettingError as error:
-            self._ports.submit(events.GenerationFailed(generation, str(error)))
+            self._ports.submit(events.GenerationFailed(generation, _with_place(error, message.loaded)))
             return
         except Exception as error:  # noqa: BLE001 - our own error must fail this generation, not hang it
             self._ports.submit(events.GenerationFailed(generation, str(error), traceback.format_exc()))
@@ -201,6 +208,7 @@ class ForkServerManager:
         name = self.instance_name or settings.proc_name or settings.wsgi_app or settings.paste
         self.instance_name = name or ""
         self._configurations.add(generation, loaded)
+        self._callbacks.on_listening(generation)
         current = self._children.fork_servers.get(self._ports.state().current)
         listened = set(current.record.listener_keys) if current is not None else set()
         closes = not listened <= set(handle.record.listener_keys)
@@ -297,6 +305,9 @@ class ForkServerManager:
 
     def hang_up(self, handle: ForkServerHandle) -> None:
         """Close its channel once it has the lines it was sent. That ends it, also while it runs user code."""
+        state = self._ports.state()
+        if state.stopping and handle is self._children.fork_servers.get(state.current):
+            self._callbacks.before_last_line()
         handle.record.wants_log_lines = False
         self._callbacks.when_lines_taken(lambda: self._close_channel(handle))
 
@@ -342,6 +353,13 @@ class ForkServerManager:
         self.watch(zygote)
         self._hooks.zygote_promoted(old, zygote, worker)
         self._workers.forget_unforked(action.generation)
+
+
+def _with_place(error: SettingError, loaded: Loaded) -> str:
+    """The error's text, with the file and the line that its setting is from."""
+    where = error.where or loaded.origins.get(error.setting, "")
+    known = where in ("", "default", COMMAND_LINE)
+    return str(error if known else SettingError(error.setting, error.problem, where))
 
 
 def _is_decided(setting: str) -> bool:

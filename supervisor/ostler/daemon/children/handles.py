@@ -213,6 +213,7 @@ class ForkServerHandle(Child):
             pid=before.pid,
             phase=ChildPhase.FORKING,
             modules_sent=True,  # it has all that the app's workers import
+            remarked=True,
             wants_log_lines=before.wants_log_lines,
         )
         handle = cls(record, Channel.from_fd(worker.channel.detach(), messages.FromForkServer))

@@ -41,12 +41,16 @@ WORKER: _Table = {
 FORK_SERVER: _Table = {
     ChildPhase.CONFIGURING: {messages.Decided: ChildPhase.DECIDED, messages.LoadFailed: ChildPhase.FAILED},
     ChildPhase.DECIDED: {messages.Configured: ChildPhase.CONFIGURED, messages.LoadFailed: ChildPhase.FAILED},
-    ChildPhase.CONFIGURED: {messages.Watch: ChildPhase.CONFIGURED},
+    ChildPhase.CONFIGURED: {
+        messages.Watch: ChildPhase.CONFIGURED,
+        messages.LogTaken: ChildPhase.CONFIGURED,
+    },
     ChildPhase.LOADING: {
         messages.AppLoaded: ChildPhase.FORKING,
         messages.LoadFailed: ChildPhase.FAILED,
         messages.Watch: ChildPhase.LOADING,
         messages.AppBroken: ChildPhase.LOADING,
+        messages.LogTaken: ChildPhase.LOADING,
     },
     ChildPhase.FORKING: {
         messages.Forked: ChildPhase.FORKING,

@@ -64,6 +64,7 @@ class ForkServerRecord(ChildRecord, kw_only=True):
         decision: what it reported before it ran anything that the app's user can write. Later messages of
             that kind are ignored.
         modules_sent: it was sent the names of the modules that its workers need.
+        remarked: what one of its processes has remarked on the app was logged.
         wants_log_lines: it wants the supervisor's log lines, for loggers of its own.
         hooks: names of the hooks in its configuration file.
         can_call_hooks: it has loaded, and calls the hooks that it is sent.
@@ -82,6 +83,7 @@ class ForkServerRecord(ChildRecord, kw_only=True):
     listener_keys: list[str] = []
     decision: messages.Decided | None = None
     modules_sent: bool = False
+    remarked: bool = False
     wants_log_lines: bool = False
     hooks: list[str] = []
     can_call_hooks: bool = False

@@ -173,6 +173,7 @@ class WorkerManager:
         record = handle.record
         check_worker(record, message, self._configurations.get(handle.generation))
         if isinstance(message, messages.Ready):
+            self.report_remark(handle.generation, message.remark)
             self._ports.submit(events.WorkerReady(handle.worker_id))
             self._send_modules(handle.generation, message.modules)
         elif isinstance(message, messages.BootFailed):
@@ -199,6 +200,13 @@ class WorkerManager:
         if fork_server is not None and not fork_server.record.modules_sent and modules:
             fork_server.record.modules_sent = True
             fork_server.send(messages.ImportModules(modules))
+
+    def report_remark(self, generation: int, remark: str) -> None:
+        """Log, once for a generation, what one of its processes has found out about the app."""
+        fork_server = self._children.fork_servers.get(generation)
+        if remark and fork_server is not None and not fork_server.record.remarked:
+            fork_server.record.remarked = True
+            self._ports.journal.record("info", "factory_called", {"note": remark})
 
     # -- ends -----------------------------------------------------------------------------------------------
 

@@ -13,10 +13,11 @@ Bound = tuple[socket.socket, FileIdentity | None]
 """A socket that listens, and the file of a Unix socket that has one."""
 
 
-def listen(address: Address, backlog: int, access: Access, reuse_port: bool) -> Bound:
+def listen(address: Address, backlog: int, access: Access, reuse_port: bool, only_v6: bool = False) -> Bound:
     """A socket that listens on an address, and does not block.
 
-    reuse_port: other programs may listen there, too (SO_REUSEPORT in socket(7)).
+    reuse_port: other programs may listen there, too (SO_REUSEPORT in socket(7)); only_v6: if it is `[::]`, it
+    takes no IPv4 connections (IPV6_V6ONLY in ipv6(7)).
 
     Raises:
         SettingError: it can't be bound.
@@ -43,7 +44,7 @@ def listen(address: Address, backlog: int, access: Access, reuse_port: bool) -> 
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         send_at_once(sock)
         if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only_v6)
         sock.bind(name)
         sock.listen(backlog)
     except OSError as error:
@@ -66,6 +67,11 @@ def _adopt(fd: int) -> socket.socket:
     sock.setblocking(False)
     send_at_once(sock)
     return sock
+
+
+def takes_v4(sock: socket.socket) -> bool:
+    """Whether an IPv6 socket takes IPv4 connections as well."""
+    return not sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
 
 
 def send_at_once(sock: socket.socket) -> None:

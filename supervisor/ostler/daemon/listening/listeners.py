@@ -1,12 +1,20 @@
-"""Listening sockets: bound here, inherited by every worker, closed when no generation names them."""
+"""Listening sockets: bound here, inherited by every worker, closed when no generation names them.
+
+`[::]:PORT` takes IPv4 connections as well, as in gunicorn. If all IPv4 addresses (`0.0.0.0:PORT`) are bound
+beside it, it is IPv6-only. Which of both a socket is can't be changed later. So where a reload adds or
+removes `0.0.0.0:PORT`, and after an upgrade from a version whose `[::]` was IPv6-only, sockets are used as
+they are: one that takes both versions stands for both addresses, and an IPv6-only one has a socket for IPv4
+beside it.
+"""
 
 import errno
 import os
 import socket
+from collections.abc import Iterable
 
 import msgspec
 
-from ostler.daemon.listening.binding import Bound, listen, send_at_once
+from ostler.daemon.listening.binding import Bound, listen, send_at_once, takes_v4
 from ostler.daemon.listening.unix import Access, give, hold, ids, mode_of, reason_unix
 from ostler.errors import SettingError
 from ostler.osapi.unix_sockets import identity_of, remove_own
@@ -64,6 +72,9 @@ class Listeners:
     ) -> list[str]:
         """Make sure that all `addresses` are bound; returns the keys for `fileno`, in their order.
 
+        The keys are the addresses; `0.0.0.0:PORT` may be missing if a socket bound to `[::]:PORT` takes IPv4,
+        and is added if that socket does not.
+
         Args:
             addresses: as in the setting `bind`.
             backlog: see listen(2).
@@ -84,13 +95,16 @@ class Listeners:
                 keys.append(key)
             return keys
         fresh: list[str] = []
+        wanted = self._wanted(addresses)
         try:
-            for text in dict.fromkeys(addresses):
+            for text in wanted:
                 if text in self._sockets:
                     self._sockets[text].listen(backlog)  # it may have changed
                     self._change_access(text, access)
                 else:
-                    sock, file = self._listen(parse_address(text), backlog, access, reuse_port)
+                    address = parse_address(text)
+                    only_v6 = address.all_interfaces == 6 and _all_v4(wanted, address.port) is not None
+                    sock, file = self._listen(address, backlog, access, reuse_port, only_v6, fresh)
                     self._sockets[text] = sock
                     self._access[text] = access
                     fresh.append(text)
@@ -100,12 +114,40 @@ class Listeners:
             for text in fresh:
                 self._close(text)
             raise
-        return list(dict.fromkeys(addresses))
+        return wanted
 
-    def _listen(self, address: Address, backlog: int, access: Access, reuse_port: bool) -> Bound:
-        """As `binding.listen`; if this daemon itself has the port, the error says so."""
+    def _wanted(self, addresses: tuple[str, ...]) -> list[str]:
+        """The keys of the sockets that serve all `addresses`."""
+        wanted = list(dict.fromkeys(addresses))
+        for text in tuple(wanted):
+            address = parse_address(text)
+            if address.all_interfaces != 6 or address.port == 0:
+                continue
+            named = _all_v4(wanted, address.port)
+            v4 = named or _all_v4(self._sockets, address.port)
+            bound = self._sockets.get(text)
+            if bound is not None and takes_v4(bound):
+                if named is not None and named not in self._sockets:
+                    wanted.remove(named)
+            elif named is None and (bound is not None or v4 is not None):
+                wanted.insert(wanted.index(text) + 1, v4 or f"0.0.0.0:{address.port}")
+        return wanted
+
+    def _listen(
+        self,
+        address: Address,
+        backlog: int,
+        access: Access,
+        reuse_port: bool,
+        only_v6: bool,
+        fresh: list[str],
+    ) -> Bound:
+        """As `binding.listen`; if this daemon itself has the port, the error says so.
+
+        fresh: keys of what was bound for the same setting.
+        """
         try:
-            return listen(address, backlog, access, reuse_port)
+            return listen(address, backlog, access, reuse_port, only_v6)
         except SettingError as error:
             why = error.__context__
             if isinstance(why, OSError) and why.errno == errno.EADDRINUSE and address.kind == "tcp":
@@ -113,6 +155,10 @@ class Listeners:
                     name = sock.getsockname()
                     if isinstance(name, tuple) and name[1] == address.port:
                         problem = f"this daemon listens on {key}, which overlaps; a restart can change that"
+                        if key in fresh:
+                            problem = f"it overlaps with {key}; leave one of them out"
+                            if 6 in (address.all_interfaces, parse_address(key).all_interfaces):
+                                problem = f"it overlaps with {key}, as [::] takes IPv4 as well; leave one out"
                         raise SettingError("bind", f"{address}: {problem}") from None
             raise
 
@@ -157,6 +203,17 @@ class Listeners:
         if file is not None:
             remove_own(sock.getsockname(), file)
         sock.close()
+
+
+def _all_v4(keys: Iterable[str], port: int) -> str | None:
+    """The key among `keys` that stands for all IPv4 addresses with this port."""
+    if port == 0:
+        return None  # the kernel chooses another one for each
+    for key in keys:
+        address = parse_address(key)
+        if address.all_interfaces == 4 and address.port == port:
+            return key
+    return None
 
 
 def _url(sock: socket.socket, scheme: str) -> str:

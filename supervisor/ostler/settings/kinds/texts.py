@@ -37,6 +37,33 @@ def _log_file(value: Any) -> str:
 LOG_FILE = Kind(_log_file, "FILE")
 
 
+def _app(value: Any) -> str | None:
+    """MODULE:NAME; the name is read where the app is loaded."""
+    spec = optional_text(value)
+    module, colon, name = (spec or "").partition(":")
+    if "/" not in module and "\\" not in module and module[:1] != ".":
+        return spec
+    # A path. What is below the working folder can be written as a module.
+    path = module.replace("\\", "/").removesuffix(".py")
+    while path.startswith("./"):
+        path = path[2:]
+    parts = [part for part in path.split("/") if part]
+    name = name if colon and name else "NAME"
+    folder = "/".join(parts[:-1])
+    if path[:1] == "/" or ".." in parts:
+        folder = f"/{folder}" if path[:1] == "/" else folder
+        instead = f"--chdir {folder} {parts[-1]}:{name}" if parts else f"MODULE:{name}"
+    elif "." in path or not parts:
+        instead = f"MODULE:{name}"
+    else:
+        instead = f"{'.'.join(parts)}:{name}"
+        instead += f", or --chdir {folder} {parts[-1]}:{name}" if folder else ""
+    raise ValueError(f"expected MODULE:NAME, which is imported, got the path {shown(spec)}; write {instead}")
+
+
+APP = Kind(_app, "MODULE:APP")
+
+
 # -- switches and choices ------------------------------------------------------------------------------------
 
 _YES = {"1", "true", "yes", "on", "y"}

@@ -14,7 +14,7 @@ class AppRows(HttpRows, frozen=True, kw_only=True):
     wsgi_app: Annotated[
         str | None,
         Setting(
-            texts.OPTIONAL_TEXT,
+            texts.APP,
             "The WSGI app: MODULE:NAME, MODULE:NAME.ATTRIBUTE or MODULE:FACTORY(). The same as the argument.",
         ),
     ] = None

@@ -32,8 +32,9 @@ class LogRows(ProcessRows, frozen=True, kw_only=True):
     log_format: Annotated[
         str,
         Setting(
-            texts.choice("auto", "console", "json"),
-            "console for people, json for programs; auto is console on a terminal and json otherwise.",
+            texts.choice("auto", "console", "json", "gunicorn"),
+            "console for people, json for programs, gunicorn for readers of gunicorn's log; auto is console "
+            "on a terminal and json otherwise.",
             flags=("--log-format",),
             takes_effect=RESTART,
             gunicorn=None,
@@ -68,8 +69,8 @@ class LogRows(ProcessRows, frozen=True, kw_only=True):
         str,
         Setting(
             texts.TEXT,
-            "Format of a line in the access log.",
-            flags=("--access-logformat",),
+            "Format of a line in the access log, in gunicorn's atoms, or json for one JSON object per line.",
+            flags=("--access-logformat", "--access-log-format"),
         ),
     ] = DEFAULT_ACCESS_FORMAT
     disable_redirect_access_to_syslog: Annotated[

@@ -12,7 +12,6 @@ A connection whose request is in a greenlet is not watched, so the callback leav
 import faulthandler
 import select
 import signal
-import warnings
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,15 +21,13 @@ from typing import ClassVar, Self
 
 import msgspec
 
-from ostler.logs.logfile import LogFile
-from ostler.logs.worker_log import Log, resolve_format
 from ostler.osapi import original
 from ostler.osapi.process import DUMP_SIGNAL
 from ostler.osapi.wake import Wake
 from ostler.scoreboard.layout import LEAST_QUEUED
-from ostler.settings.table import Settings
 from ostler.workers.acceptor import FULL_CHECK_SECONDS
 from ostler.workers.base import BaseWorker, Context
+from ostler.workers.greenlets import patching
 from ostler.workers.greenlets.hubs import Callback, Hub
 from ostler.workers.greenlets.serving import ForkedProcess, ServingGreenlets
 from ostler.workers.greenlets.soft_interrupt import GreenletSoftInterrupts
@@ -114,16 +111,8 @@ class GreenletEngine(BaseWorker):
         """Replace what waits in the standard library."""
 
     @classmethod
-    def prepare(cls, settings: Settings) -> None:
-        with warnings.catch_warnings(record=True) as caught:
-            cls.patch()
-        # Our own use of `ssl` is no reason to warn: it does without what is replaced.
-        texts = [str(warning.message) for warning in caught if not settings.certfile]
-        if texts:
-            file = LogFile(settings.errorlog, 2)
-            log = Log(file, resolve_format(settings.log_format, False), settings.loglevel, {})
-            log.warning("patched_late", problem=" ".join(" ".join(texts).split()))
-            log.close()
+    def prepare_process(cls) -> list[str]:
+        return patching.problems_of(cls.patch)
 
     @property
     def draining(self) -> bool:  # type: ignore[override]

@@ -312,3 +312,119 @@ def test_reuse_port() -> None:
     finally:
         first.keep_only(set())
         second.keep_only(set())
+
+
+# -- [::] and IPv4 -----------------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.socket(socket.AF_INET6) as probe:
+        probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        probe.bind(("::", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def answers(listeners: Listeners, keys: list[str], host: str, port: int) -> bool:
+    """Whether a connection to `host` arrives at one of the sockets."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as client:
+        try:
+            client.connect((host, port))
+        except ConnectionRefusedError:
+            return False
+        for sock in listeners.sockets(keys):
+            try:
+                sock.accept()[0].close()
+            except BlockingIOError:
+                continue
+            return True
+    return False
+
+
+def served(listeners: Listeners, keys: list[str], port: int) -> tuple[bool, bool]:
+    """Whether IPv4 and IPv6 are answered."""
+    return answers(listeners, keys, "127.0.0.1", port), answers(listeners, keys, "::1", port)
+
+
+def test_all_of_ipv6_takes_ipv4(listeners: Listeners) -> None:
+    """[::] takes IPv4 as well, whatever the system's default is, and is shown as one listener."""
+    port = free_port()
+    keys = listeners.bind((f"[::]:{port}",), 5)
+    assert keys == [f"[::]:{port}"]
+    assert served(listeners, keys, port) == (True, True)
+    assert listeners.urls(keys) == [f"http://[::]:{port}"]
+
+
+@pytest.mark.parametrize("v4", ["0.0.0.0", ""])
+@pytest.mark.parametrize("first", [4, 6])
+def test_both_wildcards(listeners: Listeners, v4: str, first: int) -> None:
+    """With all of IPv4 on the same port beside it, [::] is IPv6-only, in either order."""
+    port = free_port()
+    addresses = [f"{v4}:{port}", f"[::]:{port}"][:: 1 if first == 4 else -1]
+    keys = listeners.bind(tuple(addresses), 5)
+    assert keys == addresses
+    assert served(listeners, keys, port) == (True, True)
+    only = {key: sock.family for key, sock in zip(keys, listeners.sockets(keys), strict=True)}
+    assert only == {f"{v4}:{port}": socket.AF_INET, f"[::]:{port}": socket.AF_INET6}
+    assert not answers(listeners, [f"[::]:{port}"], "127.0.0.1", port)
+
+
+def test_other_ports_do_not_count(listeners: Listeners) -> None:
+    """All of IPv4 on another port, or on one that the kernel chooses, leaves IPv4 to [::]."""
+    port = free_port()
+    keys = listeners.bind((f"[::]:{port}", "0.0.0.0:0", "[::]:0"), 5)
+    assert len(keys) == 3
+    for sock in listeners.sockets([keys[0], keys[2]]):
+        assert not sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+    assert answers(listeners, keys[:1], "127.0.0.1", port)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        ("[::]", "[::] 0.0.0.0", "[::]"),
+        ("0.0.0.0", "[::]", "0.0.0.0 [::]"),
+        ("[::] 0.0.0.0", "[::]", "0.0.0.0 [::]"),
+        (":", "[::]", "[::] :", "[::]"),
+    ],
+)
+def test_reloads_that_change_it(listeners: Listeners, steps: tuple[str, ...]) -> None:
+    """A reload that adds or removes all of IPv4 beside [::] never stops answering either version."""
+    port = free_port()
+    for step in steps:
+        asked = tuple(f"{host.removesuffix(':')}:{port}" for host in step.split())
+        keys = listeners.bind(asked, 5)
+        listeners.keep_only(set(keys))
+        assert served(listeners, keys, port) == (True, "[::]" in step), step
+        assert listeners.bind(asked, 5) == keys
+
+
+def test_ipv6_only_of_an_older_version(listeners: Listeners) -> None:
+    """After an upgrade from a version whose [::] was IPv6-only there is a socket for IPv4 beside it."""
+    port = free_port()
+    with socket.socket(socket.AF_INET6) as old:
+        old.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        old.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        old.bind(("::", port))
+        old.listen(5)
+        old.setblocking(False)
+        state = listeners.snapshot()
+        key = f"[::]:{port}"
+        listeners.restore(msgspec.structs.replace(state, sockets={key: os.dup(old.fileno())}))
+    keys = listeners.bind((key,), 5)
+    assert keys == [key, f"0.0.0.0:{port}"]
+    assert served(listeners, keys, port) == (True, True)
+    assert listeners.urls(keys) == [f"http://[::]:{port}", f"http://0.0.0.0:{port}"]
+
+
+@pytest.mark.parametrize("first", [4, 6])
+def test_one_ipv4_address_beside_all_of_ipv6(listeners: Listeners, first: int) -> None:
+    """A single IPv4 address with the same port overlaps with [::]: one line says why; nothing is bound."""
+    port = free_port()
+    addresses = [f"127.0.0.1:{port}", f"[::]:{port}"][:: 1 if first == 4 else -1]
+    problem = problem_of(listeners.bind, tuple(addresses), 5)
+    assert problem == (
+        f"bind: {addresses[1]}: it overlaps with {addresses[0]}, as [::] takes IPv4 as well; leave one out"
+    )
+    assert listeners.keep_only(set()) == []

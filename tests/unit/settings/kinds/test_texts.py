@@ -30,6 +30,11 @@ LEVEL = texts.choice("info", "warning", aliases={"warn": "warning"})
         (texts.PATHS, None, ()),
         (texts.ENVIRONMENT, "A=1", ("A=1",)),
         (texts.ENVIRONMENT, ["A=1,2", "B="], ("A=1,2", "B=")),
+        (texts.APP, " shop:app ", "shop:app"),
+        (texts.APP, "shop:make('/etc/shop')", "shop:make('/etc/shop')"),
+        (texts.APP, "shop.py", "shop.py"),  # perhaps the module py of a package
+        (texts.APP, "", None),
+        (texts.APP, None, None),
         (LEVEL, "INFO", "info"),
         (LEVEL, "warn", "warning"),
         (texts.SWITCH, "y", True),
@@ -78,3 +83,24 @@ def test_mistakes(kind: Kind, given: Any, problem: str) -> None:
 def test_values_as_gunicorn_takes_them(kind: Kind, given: Any, value: Any) -> None:
     """Forms that its files and command lines have, with the meaning that they have there."""
     assert kind.parse(given) == value
+
+
+@pytest.mark.parametrize(
+    ("given", "instead"),
+    [
+        ("./shop.py:app", "shop:app"),
+        ("./shop:app", "shop:app"),
+        ("./shop.py", "shop:NAME"),
+        ("shop/app:app", "shop.app:app, or --chdir shop app:app"),
+        ("src/shop/app.py:make()", "src.shop.app:make(), or --chdir src/shop app:make()"),
+        ("shop\\app:app", "shop.app:app, or --chdir shop app:app"),
+        ("/srv/shop/app.py:app", "--chdir /srv/shop app:app"),
+        ("../shop/app:app", "--chdir ../shop app:app"),
+        (".shop:app", "MODULE:app"),
+        ("./", "MODULE:NAME"),
+    ],
+)
+def test_a_path_in_the_place_of_a_module(given: str, instead: str) -> None:
+    """The refusal says what to write for this path."""
+    problem = f"expected MODULE:NAME, which is imported, got the path {given!r}; write {instead}"
+    assert_refused(texts.APP, given, problem)

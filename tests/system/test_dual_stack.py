@@ -1,0 +1,85 @@
+"""`[::]` and IPv4: a real daemon over its starts, reloads and upgrades."""
+
+import signal
+import socket
+
+import pytest
+
+from tests.kit.daemon import Daemon, Place
+from tests.kit.http_client import ask
+from tests.kit.waiting import until
+
+pytestmark = pytest.mark.system
+
+
+def free_port() -> int:
+    with socket.socket(socket.AF_INET6) as probe:
+        probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        probe.bind(("::", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def served(port: int) -> None:
+    """Both versions are answered."""
+    for url in (f"http://127.0.0.1:{port}", f"http://[::1]:{port}"):
+        assert ask(url).text == "one", url
+
+
+def listening(daemon: Daemon, urls: list[str]) -> None:
+    until(lambda: daemon.status().listeners == urls, f"listeners {urls}")
+
+
+@pytest.mark.parametrize("worker_class", ["sync", "gthread", "gevent", "asgi"])
+def test_every_worker_class_answers_both(place: Place, worker_class: str) -> None:
+    """-b [::]:PORT alone takes IPv4 in each worker class; the client's address is the kernel's."""
+    place.add(
+        "hello.py",
+        "async def app(scope, receive, send):\n"
+        "    if scope['type'] == 'http':\n"
+        "        await send({'type': 'http.response.start', 'status': 200, 'headers': []})\n"
+        "        await send({'type': 'http.response.body', 'body': b'one'})\n",
+    )
+    app = "hello:app" if worker_class == "asgi" else "plain:app"
+    daemon = place.start("-k", worker_class, app, bind="[::]:0")
+    assert len(daemon.urls) == 1
+    assert daemon.url.startswith("http://[::]:")
+    assert daemon.status().listeners == daemon.urls
+    served(daemon.port)
+
+
+def test_reloads_and_upgrades_keep_ipv4(place: Place) -> None:
+    """Adding 0.0.0.0 beside [::], removing it again, and upgrades in place: both versions are answered, and
+    the log and the API show the sockets that there are.
+    """
+    port = free_port()
+    both, alone = [f"[::]:{port}", f"0.0.0.0:{port}"], [f"[::]:{port}"]
+    place.add("conf.py", f"bind = {both!r}\n")
+    daemon = place.start("-c", "conf.py", "plain:app", bind=None)
+    assert daemon.urls == [f"http://{address}" for address in both]
+    served(port)
+    place.add("conf.py", f"bind = {alone!r}\n")
+    assert daemon.ctl("reload").code == 0
+    served(port)
+    # [::] can't become a socket for both versions without a gap: the one for IPv4 stays beside it.
+    listening(daemon, daemon.urls)
+    assert daemon.ctl("upgrade").code == 0
+    served(port)
+    listening(daemon, daemon.urls)
+    daemon.stop(signal.SIGTERM)
+    daemon = place.start("-c", "conf.py", "plain:app", bind=None)
+    assert daemon.urls == [f"http://[::]:{port}"]
+    place.add("conf.py", f"bind = {both!r}\n")
+    assert daemon.ctl("reload").code == 0
+    served(port)
+    listening(daemon, daemon.urls)
+    assert daemon.ctl("upgrade").code == 0
+    served(port)
+
+
+def test_one_ipv4_address_beside_it(place: Place) -> None:
+    """A single IPv4 address with the port of [::] is one clear line."""
+    port = free_port()
+    done = place.run("-b", f"127.0.0.1:{port}", "-b", f"[::]:{port}", "plain:app")
+    assert done.code == 1
+    assert f"it overlaps with 127.0.0.1:{port}, as [::] takes IPv4 as well" in done.err.splitlines()[-1]
