@@ -9,10 +9,17 @@ import sys
 import warnings
 from importlib import import_module, util
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from ostler.errors import SettingError
 from ostler.workers.asgi.worker import AsgiWorker
+
+
+class UvicornH11Worker(AsgiWorker):
+    """Reads HTTP by h11, which is written in Python, and needs nothing that is compiled."""
+
+    config_kwargs: ClassVar[dict[str, Any]] = {"loop": "asyncio", "http": "h11"}
+
 
 _STAND_INS = {"gunicorn.arbiter": "Arbiter", "gunicorn.workers.base": "Worker"}
 
