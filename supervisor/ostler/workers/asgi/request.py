@@ -9,7 +9,7 @@ from ostler.logs.worker_log import Log
 from ostler.scoreboard import layout
 from ostler.scoreboard.accounting import RequestSlot
 from ostler.workers.asgi.interface import Message, Scope, Send
-from ostler.workers.asgi.tasks import stack_of, stacks_of_others
+from ostler.workers.asgi.tasks import by_request, stack_of
 from ostler.wsgi.interruption import DeadlineExceeded
 
 CLOSE = (b"connection", b"close")
@@ -136,7 +136,10 @@ class AsgiRequest:
         if not self.overdue:
             self.overdue = True
             age = (monotonic_ns() - self.started) / 1e9
-            stack = "\n\n".join([stack, *stacks_of_others(self._owner.loop, self.started, task)])
+            others = [
+                other for other in by_request(self._owner.loop).get(self.started, ()) if other is not task
+            ]
+            stack = "\n\n".join([stack, *map(stack_of, others)])
             self._owner.log.error("request_interrupted", **self.name(), age=age, stack=stack)
 
     async def give_up(self) -> None:

@@ -7,6 +7,7 @@ import asyncio
 import inspect
 import traceback
 from contextvars import ContextVar
+from traceback import FrameSummary
 from types import CodeType, FrameType
 from typing import Any
 
@@ -40,43 +41,52 @@ def local_of(task: "asyncio.Task[Any]", name: str, codes: tuple[CodeType, ...]) 
     return None
 
 
-def stack_of(task: "asyncio.Task[Any] | None") -> str:
-    """Where a task waits, innermost last: the frames of the app's coroutines."""
+def frames_of(task: "asyncio.Task[Any] | None") -> list[FrameSummary]:
+    """Where a task waits, innermost last: the frames of the app's coroutines, and of tasks that it awaits."""
     frames = []
-    awaited: Any = task.get_coro() if task is not None else None
-    while (frame := _first(awaited, "cr_frame", "ag_frame", "gi_frame")) is not None:
-        if _package(frame) not in ("uvicorn", "ostler"):
-            code = frame.f_code
-            frames.append(traceback.FrameSummary(code.co_filename, frame.f_lineno, code.co_name))
-        awaited = _first(awaited, "cr_await", "ag_await", "gi_yieldfrom")
-    return "".join(traceback.format_list(frames)).rstrip()
+    seen: set[asyncio.Task[Any]] = set()  # they may wait for each other, for ever
+    while task is not None and task not in seen:
+        seen.add(task)
+        awaited: Any = task.get_coro()
+        while (frame := _first(awaited, "cr_frame", "ag_frame", "gi_frame")) is not None:
+            if _package(frame) not in ("uvicorn", "ostler"):
+                frames.append(_summary(frame))
+            awaited = _first(awaited, "cr_await", "ag_await", "gi_yieldfrom")
+        waits_for = getattr(task, "_fut_waiter", None)
+        task = waits_for if isinstance(waits_for, asyncio.Task) else None
+    return frames
+
+
+def stack_of(task: "asyncio.Task[Any] | None") -> str:
+    """The same as text."""
+    return "".join(traceback.format_list(frames_of(task))).rstrip()
 
 
 def stack_under(frame: FrameType | None) -> str:
     """The app's frames under a signal, innermost last."""
     frames = []
     while frame is not None and _package(frame) not in _NOT_THE_APPS:
-        frames.append(traceback.FrameSummary(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name))
+        frames.append(_summary(frame))
         frame = frame.f_back
     return "".join(traceback.format_list(reversed(frames))).rstrip()
 
 
-def stacks_of_others(
-    loop: asyncio.AbstractEventLoop, started: int, own: "asyncio.Task[Any] | None"
-) -> list[str]:
-    """Stacks of the tasks that a request has started, such as those that some middlewares run the app in.
-
-    Args:
-        started: when it began.
-        own: the task that serves it.
+def by_request(loop: asyncio.AbstractEventLoop) -> "dict[int, list[asyncio.Task[Any]]]":
+    """The tasks of requests, by when these began: those that serve them, and those that they have started,
+    such as those that some middlewares run the app in.
     """
-    others: list[Any] = [task for task in asyncio.all_tasks(loop) if task is not own]
-    # Before Python 3.12 the context of a task can't be had.
-    return [
-        stack_of(task)
-        for task in others
-        if hasattr(task, "get_context") and task.get_context().get(current) == started
-    ]
+    found: dict[int, list[asyncio.Task[Any]]] = {}
+    for task in asyncio.all_tasks(loop):
+        # Before Python 3.12 the context of a task can't be had.
+        if hasattr(task, "get_context") and (started := task.get_context().get(current)):
+            found.setdefault(started, []).append(task)
+    return found
+
+
+def _summary(frame: FrameType) -> FrameSummary:
+    # Without the line's text, which would be read from the file: this also runs in signal handlers.
+    code = frame.f_code
+    return FrameSummary(code.co_filename, frame.f_lineno, code.co_name, lookup_line=False)
 
 
 def _package(frame: FrameType) -> str:

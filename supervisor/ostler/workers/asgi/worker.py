@@ -23,6 +23,7 @@ from ostler.logs.limiter import LimitedLog
 from ostler.osapi.files import open_files
 from ostler.settings.table import Settings
 from ostler.text import name_and_text, trace_of
+from ostler.workers import stacks
 from ostler.workers.asgi import client_speed, memory_bounds, tls_reading, uvicorn_setup
 from ostler.workers.asgi.acceptor import AsgiAcceptor
 from ostler.workers.asgi.app import AsgiApp
@@ -79,6 +80,7 @@ class AsgiWorker(BaseWorker):
             tls_reading.bound_reading()
         asyncio.set_event_loop(loop)
         accounting = context.accounting
+        accounting.own_idents = True
         loop_slot = accounting.thread_slot(0)
         self._soft_interrupts = AsgiSoftInterrupts(accounting, loop, self._call)
         self._app = AsgiApp(
@@ -138,6 +140,7 @@ class AsgiWorker(BaseWorker):
         self._complete(self._start())
 
     def run(self) -> None:
+        stacks.write_too(self._soft_interrupts.stacks, self._context.stacks_fd)
         try:
             self._complete(self._serve())
             self._run_until_cancelled(self._end())
