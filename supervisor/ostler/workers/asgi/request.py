@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from ostler.logs.worker_log import Log
 from ostler.scoreboard import layout
 from ostler.scoreboard.accounting import RequestSlot
+from ostler.workers.asgi.framing import BODILESS, framed
 from ostler.workers.asgi.interface import Message, Scope, Send
 from ostler.workers.asgi.tasks import by_request, stack_of
 from ostler.wsgi.interruption import DeadlineExceeded
@@ -73,6 +74,8 @@ class AsgiRequest:
             if self._owner.closing:
                 # uvicorn ends the connection behind an answer that says so.
                 message = {**message, "headers": [*self.headers, CLOSE]}
+            if self.status in BODILESS or self.scope["http_version"] == "1.0":
+                message, self._send = framed(message, self._send, self.method)
         elif kind == "http.response.body":
             if message.get("more_body"):
                 return self._send_part(message)
@@ -89,6 +92,7 @@ class AsgiRequest:
             self._streams = True
             if self._is_event_stream() and not self.answered:
                 self.slot.extend_until(layout.NEVER)
+                self._mark_endless()
         await self._send(message)
         if not self.answered:
             self.sent += len(message.get("body", b""))
@@ -113,6 +117,11 @@ class AsgiRequest:
             self.status = self.status or 403
         elif kind == "websocket.http.response.start":
             self.status = message["status"]
+
+    def _mark_endless(self) -> None:
+        """Note where `unusual_requests` looks for it that nothing may be sent for hours."""
+        if (cycle := getattr(self._send, "__self__", None)) is not None:
+            cycle.endless = True
 
     # -- deadlines ---------------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from ostler.osapi.files import open_files
 from ostler.settings.table import Settings
 from ostler.text import name_and_text, trace_of
 from ostler.workers import stacks
-from ostler.workers.asgi import client_speed, memory_bounds, tls_reading, uvicorn_setup
+from ostler.workers.asgi import client_speed, memory_bounds, tls_reading, unusual_requests, uvicorn_setup
 from ostler.workers.asgi.acceptor import AsgiAcceptor
 from ostler.workers.asgi.app import AsgiApp
 from ostler.workers.asgi.soft_interrupt import AsgiSoftInterrupts
@@ -112,7 +112,7 @@ class AsgiWorker(BaseWorker):
             self._protocol,
             self._state.connections,
         )
-        http = memory_bounds.bounded(self._config.http_protocol_class)
+        http = memory_bounds.bounded(unusual_requests.tolerant(self._config.http_protocol_class))
         self._http = client_speed.measured(uvicorn_setup.count_ends(http, self._acceptor.lost), settings)
         if self._config.ws_protocol_class is not None:
             websocket = memory_bounds.bounded_websocket(self._config.ws_protocol_class)
