@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
@@ -305,6 +306,8 @@ async def test_a_half_closed_client_is_answered(http: str, count: int) -> None:
         await client.send(b"".join(head(f"GET /wait?{number} HTTP/1.1") for number in range(count)))
         client.writer.write_eof()
         await server.until(lambda: any(each.half_closed for each in server.state.connections))
+        (sock,) = (each.transport.get_extra_info("socket") for each in server.state.connections)
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE), "it will be found gone one day"
         server.go_on.set()
         received = await client.all()
         assert received.count(b"HTTP/1.1 200 OK") == count

@@ -9,20 +9,26 @@
 
 A client that has closed its side may be gone. If so its kernel answers what is sent with a reset. A Unix
 socket says it at once, and an answer in parts shows it. Otherwise an interim answer is sent after a while,
-which any client of HTTP/1.1 skips. A client of an event stream is taken for gone at once: nothing may be sent
-there for hours. TLS connections can't be half-closed: asyncio does not support it.
+which any client of HTTP/1.1 skips. Where that is not possible TCP's keep-alive shows it, when the client's
+kernel has forgotten the connection (a minute, tcp_fin_timeout in tcp(7)). That of an event stream is taken
+for gone at once: nothing may be sent there for hours. TLS connections can't be half-closed: asyncio does not
+support it.
 
 All is called by the loop's thread.
 """
 
 import select
+import socket
 import sys
+from contextlib import suppress
 from typing import Any
 
 import httptools
 
 # Seconds that a request may take for a client that has closed its side before it is checked that it is there.
 _ASK_AFTER = 3.0
+# Seconds between the probes of TCP's keep-alive.
+_PROBES = 10
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _INVALID = "Invalid HTTP request received."
 
@@ -61,6 +67,7 @@ def tolerant(protocol: type[Any]) -> type[Any]:
             if self.scheme == "https" or _is_gone(self.transport):
                 return False
             self.half_closed = self.loop.time()
+            _keep_alive(self.transport)
             self.end_after_last()
             return True
 
@@ -162,8 +169,14 @@ def _is_busy(protocol: Any) -> bool:
 def _is_gone(transport: Any) -> bool:
     """Whether the client has closed both sides, as far as the kernel knows; its own side is closed."""
     sock = transport.get_extra_info("socket")
-    if sock is None:
-        return False
     poll = select.poll()
     poll.register(sock.fileno(), 0)  # POLLHUP and POLLERR are always reported
     return bool(poll.poll(0))
+
+
+def _keep_alive(transport: Any) -> None:
+    sock = transport.get_extra_info("socket")
+    with suppress(OSError):  # a Unix socket knows it anyway
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _PROBES)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _PROBES)
