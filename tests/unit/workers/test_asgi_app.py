@@ -20,7 +20,7 @@ from ostler.workers.asgi.interface import EXTEND
 from ostler.workers.asgi.soft_interrupt import AsgiSoftInterrupts
 from ostler.wsgi.interruption import DeadlineExceeded
 
-SLOTS = 4
+SLOTS = 5
 
 
 async def never() -> Any:
@@ -189,6 +189,15 @@ def test_stacks_of_overdue_requests(rig: Rig) -> None:
         await asyncio.create_task(inner())
         await rig.serve(scope, receive, send)
 
+    async def beside(scope: Any, receive: Any, send: Any) -> None:
+        started.append(asyncio.create_task(inner()))
+        await rig.go_on.wait()
+        await rig.serve(scope, receive, send)
+
+    started: list[Any] = []
+    # Before Python 3.12 it is not known which request has started a task.
+    others = ["wait", "inner"] if sys.version_info >= (3, 12) else []
+
     async def play() -> None:
         assert rig.soft_interrupts.stacks(None) == ""
         late, other = rig.begin(http(path="/wait")), rig.begin(http(path="/wait"))
@@ -196,15 +205,19 @@ def test_stacks_of_overdue_requests(rig: Rig) -> None:
         rig.app.app = deep
         deeper = rig.begin(http())
         await asyncio.sleep(0)
-        slots = [rig.accounting.slots[1], rig.accounting.slots[3]]
+        rig.app.app = beside
+        besides = rig.begin(http())
+        await asyncio.sleep(0)
+        slots = [rig.accounting.slots[number] for number in (1, 3, 4)]
         for slot in slots:
             slot._words[layout.OVERDUE] = slot.started
         await asyncio.sleep(0)
         dump = rig.soft_interrupts.stacks(None)
         rig.go_on.set()
-        await asyncio.gather(late, other, deeper)
-        assert dump.count("Thread 0x") == 2
-        for slot, names in zip(slots, (["wait", "serve"], ["wait", "inner", "deep"]), strict=True):
+        await asyncio.gather(late, other, deeper, besides, *started)
+        assert dump.count("Thread 0x") == 3
+        expected = (["wait", "serve"], ["wait", "inner", "deep"], ["wait", "beside", *others])
+        for slot, names in zip(slots, expected, strict=True):
             lines = stack_of(dump, slot.ident).splitlines()
             assert "(task, most recent call first)" in lines[0]
             assert [line.rpartition(" in ")[2] for line in lines[1:]] == names

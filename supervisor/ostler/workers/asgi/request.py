@@ -10,7 +10,7 @@ from ostler.scoreboard import layout
 from ostler.scoreboard.accounting import RequestSlot
 from ostler.workers.asgi.framing import BODILESS, framed
 from ostler.workers.asgi.interface import Message, Scope, Send
-from ostler.workers.asgi.tasks import by_request, stack_of
+from ostler.workers.asgi.tasks import stack_of, tasks_of
 from ostler.wsgi.interruption import DeadlineExceeded
 
 CLOSE = (b"connection", b"close")
@@ -136,20 +136,19 @@ class AsgiRequest:
         if self.answered or (self.overdue and self.status):
             return
         if not self.overdue:
-            self.log_overdue(stack_of(task), task)
+            self.log_overdue("", task)
         if task is not None:
             task.cancel(str(DeadlineExceeded()))
 
     def log_overdue(self, stack: str, task: "asyncio.Task[Any] | None") -> None:
-        """Log, once, where the request stands: the supervisor's dump only shows the loop."""
+        """Log, once, where the request stands. `stack`: of the code that computes; empty: it waits."""
         if not self.overdue:
             self.overdue = True
             age = (monotonic_ns() - self.started) / 1e9
-            others = [
-                other for other in by_request(self._owner.loop).get(self.started, ()) if other is not task
-            ]
-            stack = "\n\n".join([stack, *map(stack_of, others)])
-            self._owner.log.error("request_interrupted", **self.name(), age=age, stack=stack)
+            tasks = tasks_of(self._owner.loop, {self.started: task})[self.started]
+            stacks = [stack, *(stack_of(each) for each in reversed(tasks) if not stack or each is not task)]
+            text = "\n\n".join(filter(None, stacks))
+            self._owner.log.error("request_interrupted", **self.name(), age=age, stack=text)
 
     async def give_up(self) -> None:
         """Answer that it took too long; the answer must not have begun."""

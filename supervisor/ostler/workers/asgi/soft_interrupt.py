@@ -16,7 +16,7 @@ from typing import Any
 from ostler.scoreboard.accounting import Accounting, check_extension
 from ostler.workers.asgi.app import SERVING
 from ostler.workers.asgi.request import AsgiRequest
-from ostler.workers.asgi.tasks import by_request, current, frames_of, is_in_app, local_of, stack_under
+from ostler.workers.asgi.tasks import current, frames_of, is_in_app, local_of, stack_under, tasks_of
 from ostler.workers.stacks import dump_of
 from ostler.wsgi.interruption import DeadlineExceeded
 
@@ -84,14 +84,13 @@ class AsgiSoftInterrupts:
         overdue = self._overdue()
         if not overdue:
             return ""
-        tasks, others, computing = self._tasks(), by_request(self._loop), current.get()
+        serving, computing = self._tasks(), current.get()
+        tasks = tasks_of(self._loop, {request.started: serving.get(request) for request in overdue})
 
         def frames(request: AsgiRequest) -> list[FrameSummary]:
             if request.started == computing:
                 return list(traceback.extract_stack(frame))
-            own = tasks.get(request)
-            started = [task for task in others.get(request.started, ()) if task is not own]
-            return [entry for task in (*started, own) for entry in frames_of(task)]
+            return [entry for task in tasks[request.started] for entry in frames_of(task)]
 
         return dump_of("task", ((request.slot.ident, partial(frames, request)) for request in overdue))
 

@@ -41,23 +41,47 @@ def local_of(task: "asyncio.Task[Any]", name: str, codes: tuple[CodeType, ...]) 
     return None
 
 
-def frames_of(task: "asyncio.Task[Any] | None") -> list[FrameSummary]:
-    """Where a task waits, innermost last: the frames of the app's coroutines, and of tasks that it awaits."""
+def tasks_of(
+    loop: asyncio.AbstractEventLoop, started: "dict[int, asyncio.Task[Any] | None]"
+) -> "dict[int, list[asyncio.Task[Any]]]":
+    """The tasks of requests: last the one that serves it, and those that it awaits, one the other.
+
+    Others that a request has started, such as those that some middlewares run the app in, are found by their
+    context. Before Python 3.12 that can't be had.
+
+    Args:
+        started: when the requests began, and the tasks that serve them.
+    """
+    found = {began: _chain(task) for began, task in started.items()}
+    for task in asyncio.all_tasks(loop):
+        if hasattr(task, "get_context"):
+            known = found.get(task.get_context().get(current, 0))
+            if known is not None and task not in known:
+                known.insert(0, task)
+    return found
+
+
+def _chain(task: "asyncio.Task[Any] | None") -> "list[asyncio.Task[Any]]":
+    """A task, the task that it awaits, and so on."""
+    found: list[asyncio.Task[Any]] = []
+    while isinstance(task, asyncio.Task) and task not in found:  # they may wait for each other
+        found.append(task)
+        task = getattr(task, "_fut_waiter", None)
+    return found
+
+
+def frames_of(task: "asyncio.Task[Any]") -> list[FrameSummary]:
+    """Where a task waits, innermost last: the frames of the app's coroutines."""
     frames = []
-    seen: set[asyncio.Task[Any]] = set()  # they may wait for each other, for ever
-    while task is not None and task not in seen:
-        seen.add(task)
-        awaited: Any = task.get_coro()
-        while (frame := _first(awaited, "cr_frame", "ag_frame", "gi_frame")) is not None:
-            if _package(frame) not in ("uvicorn", "ostler"):
-                frames.append(_summary(frame))
-            awaited = _first(awaited, "cr_await", "ag_await", "gi_yieldfrom")
-        waits_for = getattr(task, "_fut_waiter", None)
-        task = waits_for if isinstance(waits_for, asyncio.Task) else None
+    awaited: Any = task.get_coro()
+    while (frame := _first(awaited, "cr_frame", "ag_frame", "gi_frame")) is not None:
+        if _package(frame) not in ("uvicorn", "ostler"):
+            frames.append(_summary(frame))
+        awaited = _first(awaited, "cr_await", "ag_await", "gi_yieldfrom")
     return frames
 
 
-def stack_of(task: "asyncio.Task[Any] | None") -> str:
+def stack_of(task: "asyncio.Task[Any]") -> str:
     """The same as text."""
     return "".join(traceback.format_list(frames_of(task))).rstrip()
 
@@ -69,18 +93,6 @@ def stack_under(frame: FrameType | None) -> str:
         frames.append(_summary(frame))
         frame = frame.f_back
     return "".join(traceback.format_list(reversed(frames))).rstrip()
-
-
-def by_request(loop: asyncio.AbstractEventLoop) -> "dict[int, list[asyncio.Task[Any]]]":
-    """The tasks of requests, by when these began: those that serve them, and those that they have started,
-    such as those that some middlewares run the app in.
-    """
-    found: dict[int, list[asyncio.Task[Any]]] = {}
-    for task in asyncio.all_tasks(loop):
-        # Before Python 3.12 the context of a task can't be had.
-        if hasattr(task, "get_context") and (started := task.get_context().get(current)):
-            found.setdefault(started, []).append(task)
-    return found
 
 
 def _summary(frame: FrameType) -> FrameSummary:
