@@ -1,6 +1,7 @@
 """uvicorn's protocols, as the asgi worker changes them, in a loop with real sockets: bytes in, bytes out."""
 
 import asyncio
+import gc
 import itertools
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 
 pytest.importorskip("uvicorn")
+
+from httptools import HttpParserUpgrade
 
 from ostler.settings.table import Settings
 from ostler.workers.asgi import memory_bounds, unusual_requests, uvicorn_setup
@@ -180,6 +183,19 @@ async def test_a_body_is_not_lost(http: str, fields: tuple[str, ...], coding: st
             tuple(field.lower().split(": ")[:1] + field.split(": ")[1:]) for field in fields
         ]
         assert second[:3] == ("GET", "/next", b"")
+
+
+async def test_nothing_is_left_for_the_garbage_collector() -> None:
+    """What the parser raises is not kept, with the bytes that were parsed."""
+    gc.collect()
+    gc.disable()
+    try:
+        async with serving("httptools") as (_, client):
+            await client.send(head("GET / HTTP/1.1", *UPGRADES[0]))
+            assert await client.answer() == (200, b"ok")
+        assert [each for each in gc.get_objects() if isinstance(each, HttpParserUpgrade)] == []
+    finally:
+        gc.enable()
 
 
 @BOTH

@@ -106,8 +106,9 @@ def _with_httptools(protocol: type[Any]) -> type[Any]:
             """
             if self._get_upgrade() == b"websocket" and self._should_upgrade_to_ws():
                 super().handle_websocket_upgrade()
-            elif (upgrade := sys.exception()) is not None:
-                raise upgrade
+            else:
+                # No name for it: a frame in its traceback must not refer to it.
+                raise sys.exception() or RuntimeError("no upgrade is at hand")
 
         def serve_without_upgrade(self) -> None:
             """Have the head parsed once more, without its `Upgrade`; the body is for the same parser."""
