@@ -179,9 +179,8 @@ async def test_a_body_is_not_lost(http: str, fields: tuple[str, ...], coding: st
         assert await client.answer() == (200, b"ok")
         (method, path, body, headers), second = server.seen
         assert (method, path, body == LARGE) == ("POST", "/a b", True)
-        assert headers[1:-1] == [
-            tuple(field.lower().split(": ")[:1] + field.split(": ")[1:]) for field in fields
-        ]
+        sent = [field.split(": ") for field in fields]
+        assert headers[1:-1] == [(name.lower(), value) for name, value in sent], "also what was not taken"
         assert second[:3] == ("GET", "/next", b"")
 
 
