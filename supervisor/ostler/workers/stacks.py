@@ -32,7 +32,11 @@ def write_too(stacks: Callable[[FrameType | None], str], fd: int) -> None:
         return
 
     def write(_signum: int, frame: FrameType | None) -> None:
-        _write(fd, stacks(frame).encode(errors="backslashreplace"))
+        try:
+            text = stacks(frame)
+        except Exception:  # noqa: BLE001 - it would be raised in whatever the signal has interrupted
+            return
+        _write(fd, text.encode(errors="backslashreplace"))
 
     # Without a handler the signal would end the process.
     signal.pthread_sigmask(signal.SIG_BLOCK, (DUMP_SIGNAL,))

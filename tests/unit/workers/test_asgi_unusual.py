@@ -41,6 +41,7 @@ class Server:
         self.go_on = asyncio.Event()
         self.answer: dict[str, Any] = {"status": 200, "headers": [(b"content-length", b"2")]}
         self.parts = [b"ok"]
+        self.reads = True
 
     def make(self) -> Any:
         return self.protocol(config=self.config, server_state=self.state, app_state={})
@@ -53,7 +54,7 @@ class Server:
             self.seen.append(("websocket", scope["path"]))
             return
         body = b""
-        while True:
+        while self.reads:
             message = await receive()
             body += message.get("body", b"")
             if not message.get("more_body"):
@@ -73,7 +74,10 @@ class Server:
             more = number < len(self.parts) - 1
             await request.send({"type": "http.response.body", "body": part, "more_body": more})
             if scope["path"] == "/stream":
-                self.seen.append((await receive())["type"])
+                while (kind := (await receive())["type"]) != "http.disconnect":
+                    pass
+                self.seen.append(kind)
+                return
 
     async def until(self, condition: Callable[[], Any]) -> None:
         while not condition():  # noqa: ASYNC110 - conditions are no events
@@ -267,6 +271,38 @@ async def test_100_continue(http: str, version: str) -> None:
         assert received.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200") == (version == "1.1")
         assert received.count(b"HTTP/1.1 ") == (2 if version == "1.1" else 1)
         assert received.endswith(b"\r\n\r\nok")
+
+
+# -- invalid requests ------------------------------------------------------------------------------------
+
+
+@BOTH
+@pytest.mark.parametrize("size", [60_000, 200_000])
+async def test_large_heads(http: str, size: int) -> None:
+    """Up to 64 KiB are taken, in however many packets they come; what is far larger is refused."""
+    request = head("GET / HTTP/1.1", f"X: {'y' * size}")
+    async with serving(http) as (server, client):
+        try:
+            await client.send(*(request[at : at + 20_000] for at in range(0, len(request), 20_000)))
+            received = await client.reader.readline()
+        except ConnectionError:
+            received = b""  # it was refused, with bytes that nobody has read
+        taken = size < 64_000
+        assert (received == b"HTTP/1.1 200 OK\r\n", len(server.seen)) == (taken, taken)
+
+
+@BOTH
+async def test_an_answer_that_has_begun_stays_as_it_is(http: str, caplog: pytest.LogCaptureFixture) -> None:
+    """If the rest of the request is invalid the connection ends, without a second answer within the first."""
+    async with serving(http) as (server, client):
+        server.answer = {"status": 200, "headers": [(b"content-length", b"1000")]}
+        server.parts = [b"first", b""]
+        server.reads = False
+        await client.send(head("POST /stream HTTP/1.1", "Transfer-Encoding: chunked") + b"2\r\nhi\r\n")
+        await client.reader.readuntil(b"first")
+        await client.send(b"nonsense\r\n")
+        assert await client.all() == b""
+    assert [record.message for record in caplog.records] == ["Invalid HTTP request received."]
 
 
 # -- framing ---------------------------------------------------------------------------------------------

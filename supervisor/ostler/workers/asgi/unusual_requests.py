@@ -5,6 +5,8 @@
   are handshakes of websockets, which are GET requests of HTTP/1.1 without a body (RFC 6455 section 4.1).
 - `Expect: 100-continue` from a client of HTTP/1.0, which must not get an interim answer (RFC 9110 section
   15.2).
+- What turns out to be invalid when its answer has begun: the connection ends. uvicorn puts another answer
+  into that one, or fails.
 - A client that closes its side behind the request: it gets its answer. uvicorn drops it.
 
 A client that has closed its side may be gone. If so its kernel answers what is sent with a reset. A Unix
@@ -56,6 +58,14 @@ def tolerant(protocol: type[Any]) -> type[Any]:
         def _unsupported_upgrade_warning(self) -> None:
             if self.ws_protocol_class is None and self._get_upgrade() == b"websocket":
                 super()._unsupported_upgrade_warning()
+
+        # -- invalid requests ----------------------------------------------------------------------------
+
+        def send_400_response(self, msg: str) -> None:
+            if _is_busy(self) and self.cycle.response_started:
+                self.transport.close()  # it would become a part of the answer that has begun
+            else:
+                super().send_400_response(msg)
 
         # -- half-closed connections ---------------------------------------------------------------------
 
@@ -137,8 +147,15 @@ def _with_httptools(protocol: type[Any]) -> type[Any]:
 
 def _with_h11(protocol: type[Any]) -> type[Any]:
     """h11 keeps bodies, and expects nothing of HTTP/1.0."""
+    import h11  # not in workers that read by httptools
 
     class TolerantH11(protocol):  # type: ignore[misc]
+        def send_400_response(self, msg: str) -> None:
+            if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+                super().send_400_response(msg)
+            else:
+                self.transport.close()  # the answer was given, or has begun
+
         def on_response_complete(self) -> None:
             super().on_response_complete()
             if self.half_closed:
