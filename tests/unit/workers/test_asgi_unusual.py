@@ -286,7 +286,7 @@ async def test_large_heads(http: str, size: int) -> None:
             await client.send(*(request[at : at + 20_000] for at in range(0, len(request), 20_000)))
             received = await client.reader.readline()
         except ConnectionError:
-            received = b""  # it was refused, with bytes that nobody has read
+            received = b""  # it was refused, before all of it was read
         taken = size < 64_000
         assert (received == b"HTTP/1.1 200 OK\r\n", len(server.seen)) == (taken, taken)
 
@@ -383,7 +383,7 @@ async def test_what_will_never_be_complete_is_given_up(http: str, sent: bytes) -
 
 @BOTH
 async def test_a_client_that_has_left(http: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has closed both sides, which only its reset tells: the app is notified, and writes to no one."""
+    """It has closed both sides, which only its reset tells: the app is notified."""
     monkeypatch.setattr(unusual_requests, "_ASK_AFTER", 0.0)
     async with serving(http) as (server, client):
         await client.send(head("GET /until-gone HTTP/1.1"))

@@ -38,8 +38,8 @@ _INVALID = "Invalid HTTP request received."
 def tolerant(protocol: type[Any]) -> type[Any]:
     """uvicorn's HTTP protocol, the one with httptools or the one with h11, which serves such requests.
 
-    With httptools, who gives it what comes (see `memory_bounds`) calls its `serve_without_upgrade` and
-    `check_expectation` when they are due.
+    With httptools, its subclass in `memory_bounds`, which gives it the bytes, calls `check_expectation` and
+    `serve_without_upgrade`.
 
     Attributes:
         half_closed: since when the client's side is closed (the loop's time); 0: it is open.
