@@ -248,6 +248,20 @@ async def test_websockets_still_begin(http: str) -> None:
 
 
 @BOTH
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_without_websockets(http: str, method: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Without a library for them a handshake is a request like others, and the log names what is missing."""
+    async with serving(http) as (server, client):
+        server.config.ws_protocol_class = None
+        own = Client(*await asyncio.open_connection(*client.writer.get_extra_info("peername")))
+        await own.send(head(f"{method} / HTTP/1.1", *UPGRADES[2], "Content-Length: 2"), b"hi")
+        assert await own.answer() == (200, b"ok")
+        own.writer.close()
+        assert server.seen[0][2] == b"hi"
+    assert "No supported WebSocket library" in caplog.text
+
+
+@BOTH
 async def test_connect(http: str) -> None:
     """Nothing can be tunnelled: it is refused, or answered by the app, but it does not hang."""
     async with serving(http) as (_, client):
