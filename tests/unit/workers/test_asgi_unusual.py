@@ -291,21 +291,6 @@ async def test_100_continue(http: str, version: str) -> None:
 
 
 @BOTH
-@pytest.mark.parametrize("size", [60_000, 200_000])
-async def test_large_heads(http: str, size: int) -> None:
-    """Up to 64 KiB are taken, in however many packets they come; what is far larger is refused."""
-    request = head("GET / HTTP/1.1", f"X: {'y' * size}")
-    async with serving(http) as (server, client):
-        try:
-            await client.send(*(request[at : at + 20_000] for at in range(0, len(request), 20_000)))
-            received = await client.reader.readline()
-        except ConnectionError:
-            received = b""  # it was refused, before all of it was read
-        taken = size < 64_000
-        assert (received == b"HTTP/1.1 200 OK\r\n", len(server.seen)) == (taken, taken)
-
-
-@BOTH
 async def test_an_answer_that_has_begun_stays_as_it_is(http: str, caplog: pytest.LogCaptureFixture) -> None:
     """If the rest of the request is invalid the connection ends, without a second answer within the first."""
     async with serving(http) as (server, client):

@@ -38,9 +38,9 @@ class _Flow(FlowControl):
 
 
 def bounded(protocol: type[Any]) -> type[Any]:
-    """A protocol of `unusual_requests`, with bounds. The one that uses h11 has most of them itself."""
+    """A protocol of `unusual_requests`, with bounds. The one that uses h11 has bounds of its own."""
     if not hasattr(protocol, "on_headers_complete"):
-        return _reading_less(protocol)
+        return protocol
 
     class Bounded(protocol):  # type: ignore[misc]
         _kept = b""
@@ -142,17 +142,6 @@ def bounded(protocol: type[Any]) -> type[Any]:
             super().on_message_complete()
 
     return Bounded
-
-
-def _reading_less(protocol: type[Any]) -> type[Any]:
-    """h11 limits only what is incomplete (`h11_max_incomplete_event_size`), not what one read has given."""
-
-    class ReadingLess(protocol):  # type: ignore[misc]
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            _read_less(transport, READ_SIZE)
-
-    return ReadingLess
 
 
 def bounded_websocket(protocol: type[Any]) -> type[Any]:

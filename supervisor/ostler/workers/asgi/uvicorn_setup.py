@@ -8,7 +8,6 @@ from types import GeneratorType
 from typing import Any
 
 from ostler.errors import SettingError
-from ostler.http1.head import MAX_HEAD
 from ostler.logs.limiter import LimitedLog
 from ostler.logs.worker_log import Log
 from ostler.settings.table import Settings
@@ -57,8 +56,6 @@ def make_config(app: App, settings: Settings, wanted: dict[str, Any], unix: bool
         "timeout_keep_alive": settings.keepalive,
         "backlog": settings.backlog,
         "forwarded_allow_ips": settings.forwarded_allow_ips,
-        # Its own limit is lower, and only heads that come in several packets meet it.
-        "h11_max_incomplete_event_size": MAX_HEAD,
         "log_config": None,
         # If uvicorn's access logger has handlers, its lines are wanted besides ours.
         "access_log": bool(logging.getLogger("uvicorn.access").handlers),
