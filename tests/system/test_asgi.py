@@ -317,6 +317,9 @@ def test_a_request_is_ended_alone(place: Place, path: str) -> None:
     event = daemon.event("request_interrupted", path=path)
     assert ("in answer" if path == "/gate/never" else "in compute") in event["stack"]
     assert "/ostler/" not in event["stack"]
+    overdue = daemon.event("request_overdue", path=path)
+    assert ("in wait_at_gate" if path == "/gate/never" else "in compute") in overdue["stack"]
+    assert "select" not in overdue["stack"] or path != "/gate/never", "it is not that of the loop"
     assert daemon.get("/pid").text == str(pid)
     assert daemon.events("worker_exited") == []
     assert daemon.events("request_failed") == []

@@ -15,6 +15,9 @@ WSGI = OWN_HTTP | {"meinheld"}
 ASGI = frozenset({"asgi"})
 NOT_MEINHELD = OWN_HTTP | ASGI
 
+# `asgi` with uvicorn's other HTTP protocol. The name is uvicorn's.
+H11 = "uvicorn.workers.UvicornH11Worker"
+
 _ALIASES = {
     "threads": "gthread",
     "gunicorn.workers.sync.syncworker": "sync",
@@ -40,9 +43,9 @@ _ALIASES = {
     "egg:gunicorn#asgi": "asgi",
     "uvicorn": "asgi",
     "uvicorn.workers.uvicornworker": "asgi",
-    "uvicorn.workers.uvicornh11worker": "asgi",
+    "uvicorn.workers.uvicornh11worker": H11,
     "uvicorn_worker.uvicornworker": "asgi",
-    "uvicorn_worker.uvicornh11worker": "asgi",
+    "uvicorn_worker.uvicornh11worker": H11,
 }
 
 _AIOHTTP = (

@@ -5,7 +5,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
 from ostler.errors import InvalidValue, SettingError
-from ostler.settings.classes import names
+from ostler.settings.classes import H11, names
 from ostler.settings.table import Settings
 from ostler.workers.base import BaseWorker
 
@@ -24,6 +24,9 @@ _OURS = {
     "meinheld": ("ostler.workers.meinheld.worker", "MeinheldWorker"),
 }
 
+# Variants of these under names of other packages, which need not be installed.
+_VARIANTS = {H11: ("ostler.workers.asgi.subclass", "UvicornH11Worker")}
+
 # How to install a worker class's packages, where that is not the extra of its name.
 INSTALL = {
     # The greenlet that it requires can't be built any more; see pyproject.toml.
@@ -38,7 +41,7 @@ def worker_class(settings: Settings) -> type[BaseWorker]:
         SettingError: there is none of that name, or it can't be imported.
     """
     name = settings.worker_class
-    if name in _OURS:
+    if name in _OURS or name in _VARIANTS:
         return of_ours(name)
     # Imported here: it takes a tenth of a fork server's start, which our own classes do without.
     from importlib import metadata
@@ -65,13 +68,14 @@ def built_in(found: type[BaseWorker], settings: Settings) -> str | None:
 
 def of_ours(name: str) -> type[BaseWorker]:
     """One of our own classes. Raises SettingError if its packages are missing."""
-    module, attribute = _OURS[name]
+    module, attribute = _OURS.get(name) or _VARIANTS[name]
     try:
         return cast("type[BaseWorker]", getattr(import_module(module), attribute))
     except ImportError as error:
         if error.name is not None and error.name.partition(".")[0] == "ostler":
             raise
-        install = INSTALL.get(name, f"pip install 'ostler[{name}]'")
+        extra = "asgi" if name in _VARIANTS else name
+        install = INSTALL.get(name, f"pip install 'ostler[{extra}]'")
         raise SettingError("worker_class", f"{name} can't be used ({error}); {install}") from error
 
 

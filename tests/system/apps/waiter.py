@@ -82,7 +82,8 @@ async def answer(scope, receive, send):
     else:
         body = VERSION
     headers.append((b"content-length", str(len(body)).encode()))
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    status = int(path[1:]) if path in ("/204", "/304") else 200
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body.encode()})
     if path == "/then-works":
         await wait_at_gate("work")

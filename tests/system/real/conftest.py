@@ -10,7 +10,8 @@ from tests.kit.daemon import Place
 APPS = Path(__file__).parent / "apps"
 
 
-def _furnish(place: Place) -> Place:
+def furnish(place: Place) -> Place:
+    """Add the apps of this folder to a place."""
     for path in APPS.glob("*.py"):
         shutil.copy(path, place.app_folder)
     return place
@@ -18,9 +19,9 @@ def _furnish(place: Place) -> Place:
 
 @pytest.fixture
 def place(place: Place) -> Place:
-    return _furnish(place)
+    return furnish(place)
 
 
 @pytest.fixture(scope="module")
 def shared_place(shared_place: Place) -> Place:
-    return _furnish(shared_place)
+    return furnish(shared_place)

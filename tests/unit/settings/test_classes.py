@@ -21,6 +21,8 @@ from ostler.settings.classes import BUILT_IN, canonical, names
         ("meinheld.gmeinheld:MeinheldWorker", "meinheld"),
         ("uvicorn.workers.UvicornWorker", "asgi"),
         ("uvicorn_worker.UvicornWorker", "asgi"),
+        ("uvicorn.workers.UvicornH11Worker", "uvicorn.workers.UvicornH11Worker"),
+        ("uvicorn_worker.UvicornH11Worker", "uvicorn.workers.UvicornH11Worker"),
         ("gunicorn.workers.gasgi.ASGIWorker", "asgi"),
         # Other names keep their case, because entry points and paths are case-sensitive.
         ("MyApp.workers.Mine", "MyApp.workers.Mine"),

@@ -2,6 +2,7 @@
 
 import asyncio
 import mmap
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 pytest.importorskip("uvicorn")
 
+from ostler.daemon.children.stack_dumps import stack_of
 from ostler.scoreboard import layout, memory
 from ostler.scoreboard.accounting import Accounting
 from ostler.settings.table import Settings
@@ -18,7 +20,7 @@ from ostler.workers.asgi.interface import EXTEND
 from ostler.workers.asgi.soft_interrupt import AsgiSoftInterrupts
 from ostler.wsgi.interruption import DeadlineExceeded
 
-SLOTS = 4
+SLOTS = 5
 
 
 async def never() -> Any:
@@ -174,6 +176,72 @@ def test_overdue_requests_end_where_they_wait(rig: Rig) -> None:
     assert rig.words()[layout.STATUS_CLASSES + 5] == rig.words()[layout.STATUS_CLASSES + 2] == 1
     (line,) = rig.logged
     assert "in serve" in line["stack"]
+
+
+def test_stacks_of_overdue_requests(rig: Rig) -> None:
+    """A dump has the stack of each, as its own part, and of a task that it awaits; not of other requests."""
+    rig.accounting.own_idents = True
+
+    async def inner() -> None:
+        await rig.go_on.wait()
+
+    async def deep(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.create_task(inner())
+        await rig.serve(scope, receive, send)
+
+    async def beside(scope: Any, receive: Any, send: Any) -> None:
+        started.append(asyncio.create_task(inner()))
+        await rig.go_on.wait()
+        await rig.serve(scope, receive, send)
+
+    started: list[Any] = []
+    # Before Python 3.12 it is not known which request has started a task.
+    others = ["wait", "inner"] if sys.version_info >= (3, 12) else []
+
+    async def play() -> None:
+        assert rig.soft_interrupts.stacks(None) == ""
+        late, other = rig.begin(http(path="/wait")), rig.begin(http(path="/wait"))
+        await asyncio.sleep(0)
+        rig.app.app = deep
+        deeper = rig.begin(http())
+        await asyncio.sleep(0)
+        rig.app.app = beside
+        besides = rig.begin(http())
+        await asyncio.sleep(0)
+        slots = [rig.accounting.slots[number] for number in (1, 3, 4)]
+        for slot in slots:
+            slot._words[layout.OVERDUE] = slot.started
+        await asyncio.sleep(0)
+        dump = rig.soft_interrupts.stacks(None)
+        rig.go_on.set()
+        await asyncio.gather(late, other, deeper, besides, *started)
+        assert dump.count("Thread 0x") == 3
+        expected = (["wait", "serve"], ["wait", "inner", "deep"], ["wait", "beside", *others])
+        for slot, names in zip(slots, expected, strict=True):
+            lines = stack_of(dump, slot.ident).splitlines()
+            assert "(task, most recent call first)" in lines[0]
+            assert [line.rpartition(" in ")[2] for line in lines[1:]] == names
+
+    rig.run(play)
+
+
+def test_the_stack_of_a_request_that_computes(rig: Rig) -> None:
+    """It is what the signal has interrupted."""
+
+    async def computing(scope: Any, receive: Any, send: Any) -> None:
+        (slot,) = rig.accounting.slots[1:]
+        slot._words[layout.OVERDUE] = slot.started
+        found.append(rig.soft_interrupts.stacks(sys._getframe()))
+        await rig.serve(scope, receive, send)
+
+    rig.app.app = computing
+    found: list[str] = []
+
+    async def play() -> None:
+        await rig.begin(http())
+
+    rig.run(play)
+    assert found[0].splitlines()[1].endswith(" in computing")
 
 
 def test_a_websocket(rig: Rig) -> None:

@@ -314,9 +314,14 @@ class AsgiAcceptor:
             transport.close()
 
     def close_slow(self, connections: set[Any]) -> None:
-        """Close those of `connections` that take too long for a head or a body, to read, or to close."""
+        """Close those of `connections` that take too long for a head or a body, to read, or to close.
+
+        And those whose client has closed its side and is gone.
+        """
         now, settings = self._loop.time(), self._settings
         for protocol in list(connections):
+            if getattr(protocol, "half_closed", 0):  # a websocket never is
+                protocol.look_for_client()
             if self._tls is not None and client_speed.lingers(protocol, now):
                 self._refuse(protocol, "body_timeout", at_once=True)
             elif client_speed.is_late(protocol, now, settings):

@@ -18,6 +18,7 @@ from ostler.scoreboard.accounting import Accounting
 from ostler.settings.table import Settings
 from ostler.text import frames_of, trace_of
 from ostler.workers.asgi.access import log_access
+from ostler.workers.asgi.framing import BODILESS
 from ostler.workers.asgi.interface import EXTEND, App, Message, Receive, Scope, Send
 from ostler.workers.asgi.request import AsgiRequest
 from ostler.workers.asgi.tasks import current
@@ -132,8 +133,8 @@ class AsgiApp:
     def end(self, request: AsgiRequest) -> None:
         """It has been answered, or will not be."""
         request.answered = True
-        if request.method == "HEAD":
-            request.sent = 0  # uvicorn leaves the body out
+        if request.method == "HEAD" or request.status in BODILESS:
+            request.sent = 0  # the body was left out
         slot, ended = request.slot, monotonic_ns()
         if request.status == 101:
             slot.refused(101, request.sent)  # how long a websocket was open is no duration of an answer

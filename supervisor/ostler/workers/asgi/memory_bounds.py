@@ -7,6 +7,7 @@
 
 from typing import Any
 
+from httptools import HttpParserUpgrade
 from uvicorn.protocols.http.flow_control import FlowControl
 
 from ostler.workers.asgi.refusals import Report
@@ -41,7 +42,7 @@ class _Flow(FlowControl):
 
 
 def bounded(protocol: type[Any], report: Report) -> type[Any]:
-    """uvicorn's HTTP protocol, with bounds. The one that uses h11 has bounds of its own.
+    """A protocol of `unusual_requests`, with bounds. The one that uses h11 has bounds of its own.
 
     report: called for each head that is refused.
     """
@@ -83,9 +84,13 @@ def bounded(protocol: type[Any], report: Report) -> type[Any]:
                     found = data.find(b"\r\n\r\n", at, end)
                     end = end if found < 0 else found + 4
                 piece = data[at:end]
-                at = end
                 self._unparsed += len(piece)
-                super().data_received(piece)
+                try:
+                    super().data_received(piece)
+                except HttpParserUpgrade as upgrade:
+                    end = at + upgrade.args[0]  # what is behind the head belongs to the body
+                    self.serve_without_upgrade()
+                at = end
                 most = MOST_HEAD if self._in_head else _MOST_TRAILERS
                 if self._unparsed > most and not self.transport.is_closing():
                     self._refuse_head()
@@ -117,6 +122,12 @@ def bounded(protocol: type[Any], report: Report) -> type[Any]:
             if self._kept:
                 self._parse()
                 self.flow.resume_reading()
+                if self.half_closed:
+                    self.end_after_last()
+
+        def end_after_last(self) -> None:
+            if not self._kept:
+                super().end_after_last()
 
         # -- what the parser calls -----------------------------------------------------------------------
 
@@ -135,6 +146,8 @@ def bounded(protocol: type[Any], report: Report) -> type[Any]:
 
         def on_headers_complete(self) -> None:
             self._in_head, self._unparsed = False, 0
+            if self.expect_100_continue:
+                self.check_expectation()
             super().on_headers_complete()
 
         def on_body(self, body: bytes) -> None:

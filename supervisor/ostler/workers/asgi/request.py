@@ -8,8 +8,9 @@ from typing import Any, Protocol
 from ostler.logs.worker_log import Log
 from ostler.scoreboard import layout
 from ostler.scoreboard.accounting import RequestSlot
+from ostler.workers.asgi.framing import BODILESS, framed
 from ostler.workers.asgi.interface import Message, Scope, Send
-from ostler.workers.asgi.tasks import stack_of, stacks_of_others
+from ostler.workers.asgi.tasks import stack_of, tasks_of
 from ostler.wsgi.interruption import DeadlineExceeded
 
 CLOSE = (b"connection", b"close")
@@ -73,6 +74,8 @@ class AsgiRequest:
             if self._owner.closing:
                 # uvicorn ends the connection behind an answer that says so.
                 message = {**message, "headers": [*self.headers, CLOSE]}
+            if self.status in BODILESS or self.scope["http_version"] == "1.0":
+                message, self._send = framed(message, self._send, self.method)
         elif kind == "http.response.body":
             if message.get("more_body"):
                 return self._send_part(message)
@@ -89,6 +92,7 @@ class AsgiRequest:
             self._streams = True
             if self._is_event_stream() and not self.answered:
                 self.slot.extend_until(layout.NEVER)
+                self._mark_endless()
         await self._send(message)
         if not self.answered:
             self.sent += len(message.get("body", b""))
@@ -114,6 +118,11 @@ class AsgiRequest:
         elif kind == "websocket.http.response.start":
             self.status = message["status"]
 
+    def _mark_endless(self) -> None:
+        """Note where `unusual_requests` looks for it that nothing may be sent for hours."""
+        if (cycle := getattr(self._send, "__self__", None)) is not None:
+            cycle.endless = True
+
     # -- deadlines ---------------------------------------------------------------------------------------
 
     def _is_event_stream(self) -> bool:
@@ -127,17 +136,19 @@ class AsgiRequest:
         if self.answered or (self.overdue and self.status):
             return
         if not self.overdue:
-            self.log_overdue(stack_of(task), task)
+            self.log_overdue("", task)
         if task is not None:
             task.cancel(str(DeadlineExceeded()))
 
     def log_overdue(self, stack: str, task: "asyncio.Task[Any] | None") -> None:
-        """Log, once, where the request stands: the supervisor's dump only shows the loop."""
+        """Log, once, where the request stands. `stack`: of the code that computes; empty: it waits."""
         if not self.overdue:
             self.overdue = True
             age = (monotonic_ns() - self.started) / 1e9
-            stack = "\n\n".join([stack, *stacks_of_others(self._owner.loop, self.started, task)])
-            self._owner.log.error("request_interrupted", **self.name(), age=age, stack=stack)
+            tasks = tasks_of(self._owner.loop, {self.started: task})[self.started]
+            stacks = [stack, *(stack_of(each) for each in reversed(tasks) if not stack or each is not task)]
+            text = "\n\n".join(filter(None, stacks))
+            self._owner.log.error("request_interrupted", **self.name(), age=age, stack=text)
 
     async def give_up(self) -> None:
         """Answer that it took too long; the answer must not have begun."""

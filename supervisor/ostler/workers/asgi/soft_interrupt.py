@@ -5,15 +5,19 @@ whole loop waits for it, the signal's handler raises in it.
 """
 
 import asyncio
+import traceback
 from collections.abc import Callable
+from functools import partial
 from time import monotonic_ns
+from traceback import FrameSummary
 from types import FrameType
 from typing import Any
 
 from ostler.scoreboard.accounting import Accounting, check_extension
 from ostler.workers.asgi.app import SERVING
 from ostler.workers.asgi.request import AsgiRequest
-from ostler.workers.asgi.tasks import current, is_in_app, local_of, stack_under
+from ostler.workers.asgi.tasks import current, frames_of, is_in_app, local_of, stack_under, tasks_of
+from ostler.workers.stacks import dump_of
 from ostler.wsgi.interruption import DeadlineExceeded
 
 
@@ -70,6 +74,25 @@ class AsgiSoftInterrupts:
             raise RuntimeError("extend_deadline was called where no request is served")
         if (request := self._find(started)) is not None:
             request.slot.extend_until(monotonic_ns() + int(seconds * 1_000_000_000), started)
+
+    def stacks(self, frame: FrameType | None) -> str:
+        """Where overdue requests stand, for `workers.stacks`; called by the handler of its signal.
+
+        Args:
+            frame: what the signal has interrupted.
+        """
+        overdue = self._overdue()
+        if not overdue:
+            return ""
+        serving, computing = self._tasks(), current.get()
+        tasks = tasks_of(self._loop, {request.started: serving.get(request) for request in overdue})
+
+        def frames(request: AsgiRequest) -> list[FrameSummary]:
+            if request.started == computing:
+                return list(traceback.extract_stack(frame))
+            return [entry for task in tasks[request.started] for entry in frames_of(task)]
+
+        return dump_of("task", ((request.slot.ident, partial(frames, request)) for request in overdue))
 
     def _interrupt_waiting(self) -> None:
         # All at once: there is a signal for each, and with a look at all tasks each time hundreds that are

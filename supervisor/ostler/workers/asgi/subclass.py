@@ -7,13 +7,19 @@ is used here. Importing one imports gunicorn. Where that is not installed, there
 
 import warnings
 from importlib import import_module
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from ostler.errors import SettingError
 from ostler.workers.asgi.worker import AsgiWorker
 
 # Whose code is not the project's own.
 _NOT_THEIRS = {"uvicorn", "uvicorn_worker", "gunicorn", "ostler", "abc", "builtins"}
+
+
+class UvicornH11Worker(AsgiWorker):
+    """Reads HTTP by h11, which is written in Python, and needs nothing that is compiled."""
+
+    config_kwargs: ClassVar[dict[str, Any]] = {"loop": "asyncio", "http": "h11"}
 
 
 def from_gunicorns(name: str) -> type[AsgiWorker]:

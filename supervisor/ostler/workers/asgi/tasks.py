@@ -7,6 +7,7 @@ import asyncio
 import inspect
 import traceback
 from contextvars import ContextVar
+from traceback import FrameSummary
 from types import CodeType, FrameType
 from typing import Any
 
@@ -40,43 +41,64 @@ def local_of(task: "asyncio.Task[Any]", name: str, codes: tuple[CodeType, ...]) 
     return None
 
 
-def stack_of(task: "asyncio.Task[Any] | None") -> str:
+def tasks_of(
+    loop: asyncio.AbstractEventLoop, started: "dict[int, asyncio.Task[Any] | None]"
+) -> "dict[int, list[asyncio.Task[Any]]]":
+    """The tasks of requests: last the one that serves it, and those that it awaits, one the other.
+
+    Others that a request has started, such as those that some middlewares run the app in, are found by their
+    context. Before Python 3.12 that can't be had.
+
+    Args:
+        started: when the requests began, and the tasks that serve them.
+    """
+    found = {began: _chain(task) for began, task in started.items()}
+    for task in asyncio.all_tasks(loop):
+        if hasattr(task, "get_context"):
+            known = found.get(task.get_context().get(current, 0))
+            if known is not None and task not in known:
+                known.insert(0, task)
+    return found
+
+
+def _chain(task: "asyncio.Task[Any] | None") -> "list[asyncio.Task[Any]]":
+    """A task, the task that it awaits, and so on."""
+    found: list[asyncio.Task[Any]] = []
+    while isinstance(task, asyncio.Task) and task not in found:  # they may wait for each other
+        found.append(task)
+        task = getattr(task, "_fut_waiter", None)
+    return found
+
+
+def frames_of(task: "asyncio.Task[Any]") -> list[FrameSummary]:
     """Where a task waits, innermost last: the frames of the app's coroutines."""
     frames = []
-    awaited: Any = task.get_coro() if task is not None else None
+    awaited: Any = task.get_coro()
     while (frame := _first(awaited, "cr_frame", "ag_frame", "gi_frame")) is not None:
         if _package(frame) not in ("uvicorn", "ostler"):
-            code = frame.f_code
-            frames.append(traceback.FrameSummary(code.co_filename, frame.f_lineno, code.co_name))
+            frames.append(_summary(frame))
         awaited = _first(awaited, "cr_await", "ag_await", "gi_yieldfrom")
-    return "".join(traceback.format_list(frames)).rstrip()
+    return frames
+
+
+def stack_of(task: "asyncio.Task[Any]") -> str:
+    """The same as text."""
+    return "".join(traceback.format_list(frames_of(task))).rstrip()
 
 
 def stack_under(frame: FrameType | None) -> str:
     """The app's frames under a signal, innermost last."""
     frames = []
     while frame is not None and _package(frame) not in _NOT_THE_APPS:
-        frames.append(traceback.FrameSummary(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name))
+        frames.append(_summary(frame))
         frame = frame.f_back
     return "".join(traceback.format_list(reversed(frames))).rstrip()
 
 
-def stacks_of_others(
-    loop: asyncio.AbstractEventLoop, started: int, own: "asyncio.Task[Any] | None"
-) -> list[str]:
-    """Stacks of the tasks that a request has started, such as those that some middlewares run the app in.
-
-    Args:
-        started: when it began.
-        own: the task that serves it.
-    """
-    others: list[Any] = [task for task in asyncio.all_tasks(loop) if task is not own]
-    # Before Python 3.12 the context of a task can't be had.
-    return [
-        stack_of(task)
-        for task in others
-        if hasattr(task, "get_context") and task.get_context().get(current) == started
-    ]
+def _summary(frame: FrameType) -> FrameSummary:
+    # Without the line's text, which would be read from the file: this also runs in signal handlers.
+    code = frame.f_code
+    return FrameSummary(code.co_filename, frame.f_lineno, code.co_name, lookup_line=False)
 
 
 def _package(frame: FrameType) -> str:

@@ -16,7 +16,6 @@ try:
     import uvicorn
     import uvicorn.server
     from uvicorn.middleware.asgi2 import ASGI2Middleware
-    from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 except ImportError as error:
     raise SettingError("worker_class", f"asgi needs uvicorn: pip install 'ostler[asgi]' ({error})") from None
 
@@ -25,6 +24,7 @@ from ostler.workers import app_kind
 from ostler.workers.asgi.app import AsgiApp
 from ostler.workers.asgi.interface import App
 from ostler.workers.asgi.memory_bounds import MOST_HEAD
+from ostler.workers.asgi.proxies import BehindProxies
 from ostler.workers.asgi.refusals import INVALID
 
 ServerState = uvicorn.server.ServerState
@@ -58,7 +58,7 @@ def make_config(app: App, settings: Settings, wanted: dict[str, Any], unix: bool
         "timeout_keep_alive": settings.keepalive,
         "backlog": settings.backlog,
         "h11_max_incomplete_event_size": MOST_HEAD,
-        "forwarded_allow_ips": list(settings.forwarded_allow_ips),
+        "forwarded_allow_ips": settings.forwarded_allow_ips,
         "log_config": None,
         # If uvicorn's access logger has handlers, its lines are wanted besides ours.
         "access_log": bool(logging.getLogger("uvicorn.access").handlers),
@@ -68,9 +68,10 @@ def make_config(app: App, settings: Settings, wanted: dict[str, Any], unix: bool
     if arguments.get("server_header", True):
         arguments["headers"] = [("Server", "ostler"), *(arguments.get("headers") or ())]
         arguments["server_header"] = False
-    if arguments.pop("proxy_headers", True):
-        app = _behind_proxies(app, arguments["forwarded_allow_ips"], unix)
+    trusted = arguments.pop("forwarded_allow_ips")
     try:
+        if arguments.pop("proxy_headers", True):
+            app = BehindProxies(app, settings.forwarded_allow_ips if trusted is None else trusted, unix)
         config = uvicorn.Config(app, **arguments, proxy_headers=False)
         config.interface = "asgi3"
         config.load()
@@ -84,28 +85,6 @@ def as_asgi3(app: Any) -> App:
     """The app in the shape that ASGI has since its version 3."""
     kinds = app_kind.kinds(app)
     return ASGI2Middleware(app) if "asgi2" in kinds and "asgi3" not in kinds else app  # type: ignore[return-value]
-
-
-def _behind_proxies(app: Any, trusted: list[str] | str, unix: bool) -> Any:
-    """The app, behind a middleware that applies the headers of trusted proxies."""
-    behind = ProxyHeadersMiddleware(app, trusted)
-    if unix:
-        behind.trusted_hosts = _TrustingUnixSockets(behind.trusted_hosts)  # type: ignore[assignment]
-    return behind
-
-
-class _TrustingUnixSockets:
-    """uvicorn's set of trusted hosts, and besides clients without an address: those of Unix sockets."""
-
-    def __init__(self, hosts: Any) -> None:
-        self._hosts = hosts
-
-    def __getattr__(self, name: str) -> Any:
-        # Up to uvicorn 0.45 it asks for get_trusted_client_host, then for get_trusted_client_address.
-        return getattr(self._hosts, name)
-
-    def __contains__(self, host: str | None) -> bool:
-        return not host or host in self._hosts
 
 
 def count_ends(protocol: type[Any], lost: Callable[[Any], None]) -> type[Any]:

@@ -24,7 +24,16 @@ from ostler.logs.limiter import LimitedLog
 from ostler.osapi.files import open_files
 from ostler.settings.table import Settings
 from ostler.text import name_and_text, trace_of
-from ostler.workers.asgi import client_speed, memory_bounds, refusals, tls_reading, unix_server, uvicorn_setup
+from ostler.workers import stacks
+from ostler.workers.asgi import (
+    client_speed,
+    memory_bounds,
+    refusals,
+    tls_reading,
+    unix_server,
+    unusual_requests,
+    uvicorn_setup,
+)
 from ostler.workers.asgi.acceptor import AsgiAcceptor
 from ostler.workers.asgi.app import AsgiApp
 from ostler.workers.asgi.soft_interrupt import AsgiSoftInterrupts
@@ -80,6 +89,7 @@ class AsgiWorker(BaseWorker):
             tls_reading.bound_reading()
         asyncio.set_event_loop(loop)
         accounting = context.accounting
+        accounting.own_idents = True
         loop_slot = accounting.thread_slot(0)
         self._soft_interrupts = AsgiSoftInterrupts(accounting, loop, self._call)
         app = uvicorn_setup.as_asgi3(context.app)
@@ -115,7 +125,8 @@ class AsgiWorker(BaseWorker):
             self._state.connections,
         )
         report = self._acceptor.refused
-        http = memory_bounds.bounded(refusals.reporting(self._config.http_protocol_class, report), report)
+        tolerant = unusual_requests.tolerant(self._config.http_protocol_class)
+        http = memory_bounds.bounded(refusals.reporting(tolerant, report), report)
         self._http = client_speed.measured(uvicorn_setup.count_ends(http, self._acceptor.lost), settings)
         if self._config.ws_protocol_class is not None:
             websocket = memory_bounds.bounded_websocket(self._config.ws_protocol_class)
@@ -143,6 +154,7 @@ class AsgiWorker(BaseWorker):
         self._complete(self._start())
 
     def run(self) -> None:
+        stacks.write_too(self._soft_interrupts.stacks, self._context.stacks_fd)
         try:
             self._complete(self._serve())
             self._run_until_cancelled(self._end())

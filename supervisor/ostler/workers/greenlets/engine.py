@@ -9,9 +9,6 @@ callback goes on with the next event.
 A connection whose request is in a greenlet is not watched, so the callback leaves it alone.
 """
 
-import faulthandler
-import select
-import signal
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,10 +18,9 @@ from typing import ClassVar, Self
 
 import msgspec
 
-from ostler.osapi import original
-from ostler.osapi.process import DUMP_SIGNAL
 from ostler.osapi.wake import Wake
 from ostler.scoreboard.layout import LEAST_QUEUED
+from ostler.workers import stacks
 from ostler.workers.acceptor import FULL_CHECK_SECONDS
 from ostler.workers.base import BaseWorker, Context
 from ostler.workers.greenlets import patching
@@ -43,8 +39,6 @@ from ostler.wsgi.interruption import QuitWorker
 _TICK = 0.5
 # Connections accepted from one source in one pass.
 _ARRIVALS = 4
-# How long (ms) a dump of stacks may wait for its reader.
-_DUMP_PATIENCE = 50
 
 
 class GreenletEngine(BaseWorker):
@@ -125,7 +119,7 @@ class GreenletEngine(BaseWorker):
         self._reactor.remove_reader(fd)
 
     def run(self) -> None:
-        self._dump_greenlets_too()
+        stacks.write_too(self.soft_interrupts.stacks, self._stacks_fd)
         self._stop_watching = self._hub.watch(self._reactor.fileno(), self._pass)
         self._stop_ticking = self._hub.every(_TICK, self._pass)
         # The first pass begins to accept; without it that would have to wait for the first tick.
@@ -173,28 +167,6 @@ class GreenletEngine(BaseWorker):
         self._hub.close()
         self.parts.table.close_all(self._slot)
         self._reactor.close()
-
-    def _dump_greenlets_too(self) -> None:
-        """faulthandler knows threads only: behind its dump, Python's handler writes one of greenlets."""
-        if self._stacks_fd < 0:
-            return
-        # Without a handler the signal would end the process.
-        signal.pthread_sigmask(signal.SIG_BLOCK, (DUMP_SIGNAL,))
-        faulthandler.unregister(DUMP_SIGNAL)
-        signal.signal(DUMP_SIGNAL, self._dump)
-        faulthandler.register(DUMP_SIGNAL, self._stacks_fd, all_threads=True, chain=True)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (DUMP_SIGNAL,))
-
-    def _dump(self, _signum: int, frame: FrameType | None) -> None:
-        text = self.soft_interrupts.stacks(frame).encode(errors="backslashreplace")
-        poll = original.poll()
-        poll.register(self._stacks_fd, select.POLLOUT)
-        # There is room for a block if there is any; and a supervisor that does not read must not stop us.
-        while text and poll.poll(_DUMP_PATIENCE):
-            try:
-                text = text[original.write(self._stacks_fd, text[: select.PIPE_BUF]) :]
-            except OSError:
-                return  # it is gone
 
     # -- the callback in the hub ---------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from everything, the exception is raised at once. All others wait for something:
 """
 
 import traceback
+from functools import partial
 from time import monotonic_ns
 from types import FrameType
 
@@ -14,10 +15,8 @@ from greenlet import getcurrent
 from ostler.scoreboard.accounting import Accounting, RequestSlot
 from ostler.workers.greenlets.serving import ServingGreenlet
 from ostler.workers.soft_interrupt import SoftInterrupts, is_in_app
+from ostler.workers.stacks import dump_of
 from ostler.wsgi.interruption import DeadlineExceeded
-
-# Bytes of stacks in one dump: what the supervisor keeps of it is not much more.
-_ENOUGH = 32 * 1024
 
 
 class GreenletSoftInterrupts(SoftInterrupts):
@@ -68,20 +67,13 @@ class GreenletSoftInterrupts(SoftInterrupts):
     def stacks(self, frame: FrameType | None) -> str:
         """Where overdue requests are, in faulthandler's format; `frame`: that of the current greenlet."""
         here = getcurrent()
-        lines: list[str] = []
-        size = 0
+        found = []
         for slot in tuple(self._slots):
             greenlet, started = slot.owner, slot.started
-            if greenlet is None or not started or slot.overdue != started:
-                continue
-            lines.append(f"Thread 0x{slot.ident:016x} (greenlet, most recent call first):")
-            if size > _ENOUGH:
-                lines.append("  (left out: too many requests are overdue)")
-                continue
-            found = _trace(frame if greenlet is here else greenlet.gr_frame)
-            lines += found
-            size += sum(map(len, found))
-        return "\n".join((*lines, ""))
+            if greenlet is not None and started and slot.overdue == started:
+                frame_of = frame if greenlet is here else greenlet.gr_frame
+                found.append((slot.ident, partial(traceback.extract_stack, frame_of)))
+        return dump_of("greenlet", found)
 
     def _slot_at_hand(self) -> RequestSlot | None:
         slot: RequestSlot | None = getattr(getcurrent(), "slot", None)
@@ -91,8 +83,3 @@ class GreenletSoftInterrupts(SoftInterrupts):
 def _is_to_end(greenlet: ServingGreenlet, slot: RequestSlot, now: int) -> bool:
     """Whether a greenlet's request is overdue, and was not ended yet."""
     return slot.is_overdue(now) and greenlet.interrupted != slot.started
-
-
-def _trace(frame: FrameType | None) -> list[str]:
-    found = reversed(traceback.extract_stack(frame))
-    return [f'  File "{entry.filename}", line {entry.lineno} in {entry.name}' for entry in found]
