@@ -118,7 +118,7 @@ class Daemon:
             self._listeners,
             self._ledger,
             lambda: shell.name,
-            self._deadlines.timeout,
+            self._deadlines.deadline_of,
         )
         self._control = ControlServer(self._observer, get_logger())
         before = carried.control if carried else ControlState()
