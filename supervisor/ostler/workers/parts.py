@@ -69,7 +69,7 @@ class Parts:
         date = ServerDate()
         drain = DrainState(settings.graceful_timeout, context.handoff is not None and tls is None)
         table = ConnectionTable(settings, reactor, limited)
-        factory = ConnectionFactory(settings, calls)
+        factory = ConnectionFactory(settings, calls, soft_interrupts.slot_at_hand)
         responder = Responder(table, date, log, limited, context.access, flush_access)
         siblings = Siblings(context.handoff, table, drain, log, tls)
         evictor = Evictor(table, responder, log, settings.body_min_rate)

@@ -28,6 +28,8 @@ from ostler.wsgi.interruption import DeadlineExceeded, QuitWorker
 _WILDCARDS = ("0.0.0.0", "[::]")  # noqa: S104
 # A longer request counts as this much (ns), so that a few do not hide how long most take.
 _CAP = 2_000_000
+# The status of a request whose client left before it had its answer; nginx's number.
+_CLIENT_GONE = "499 Client Gone"
 
 
 class RequestRunner(Protocol):
@@ -155,7 +157,7 @@ class WsgiRunner:
                     keep_alive = False  # the connection ends with a request that the app reads while it comes
                 exchange = self._new_exchange(request, connection, self._date.lines, keep_alive)
                 if not request.complete:
-                    _feed_from(connection, request, exchange)
+                    _feed_from(connection, request, exchange, slot)
                 template = connection.template
                 if request.head is not connection.template_head or template is None:
                     template = self._make_template(connection, request.head)
@@ -169,7 +171,7 @@ class WsgiRunner:
                         if self._answer_503(connection, slot, request, exchange, environ):
                             continue
                         return
-                gone = False
+                gone = late = False
                 try:
                     slot.begin(line.method, line.target, started)
                     try:
@@ -186,13 +188,13 @@ class WsgiRunner:
                     slot.leave_app()
                     connection.idle_since = connection.answered_at = ended = monotonic_ns()
                     took = ended - started
-                    gone = True
+                    gone = late = True
                     exchange.give_up()
-                if gone and not exchange.head_sent:
-                    if connection.violation is not None:
+                if gone and not late:
+                    if connection.violation is not None and not exchange.head_sent:
                         self._responder.refuse(connection, connection.violation, slot)
                         return
-                    exchange.code, exchange.status = 499, "499 Client Gone"
+                    exchange.code, exchange.status = 499, _CLIENT_GONE
                 sent = exchange.sent
                 if connection.output:
                     # What a client has not taken of a file is counted when it has, if ever.
@@ -240,8 +242,7 @@ class WsgiRunner:
             )  # without hooks, which are about requests to the app
         except ClientGone:
             gone = True
-            if not exchange.head_sent:
-                exchange.code, exchange.status = 499, "499 Client Gone"
+            exchange.code, exchange.status = 499, _CLIENT_GONE
         slot.refused(exchange.code, exchange.sent)
         if self._access is not None:
             self._log_request(request, exchange, environ, 0)
@@ -295,13 +296,13 @@ class WsgiRunner:
             self._on_quota(self._answered)
 
 
-def _feed_from(connection: Connection, request: Request, exchange: Exchange) -> None:
+def _feed_from(connection: Connection, request: Request, exchange: Exchange, slot: RequestSlot) -> None:
     """Let the app read a body that is still coming."""
 
     def pull() -> None:
         if exchange.head_sent:
             connection.parser.wants_continue = False  # too late for it (RFC 9110 section 10.1.1)
-        connection.pull()
+        connection.pull(slot)
 
     connection.pulled_at = monotonic_ns()
     body = request.body

@@ -83,7 +83,7 @@ class GreenletSoftInterrupts(SoftInterrupts):
             size += sum(map(len, found))
         return "\n".join((*lines, ""))
 
-    def _slot_at_hand(self) -> RequestSlot | None:
+    def slot_at_hand(self) -> RequestSlot | None:
         slot: RequestSlot | None = getattr(getcurrent(), "slot", None)
         return slot
 
