@@ -298,7 +298,8 @@ class AsgiAcceptor:
         begun = getattr(protocol, "got", 0) or (cycle is not None and not cycle.response_complete)
         if begun and protocol.stalled is None and (cycle is None or not cycle.response_started):
             transport.write(_TOO_SLOW)
-            self._slot.refused(408, 0)
+            if cycle is None or cycle.response_complete:
+                self._slot.refused(408, 0)  # else the app has it, and it is counted when that returns
         if client_speed.unsent(transport) or (at_once and self._tls is not None):
             transport.abort()
         else:
