@@ -126,6 +126,8 @@ class Connection:
             to be made.
         idle_since: when the last bytes came or went.
         answered_at: when the last answer on it was given; 0: none was.
+        waiting_since: when the request came that waits on it for any worker, as far as one of these has seen
+            it; before `answered_at`: that is not known.
         receiving_since: when the part that is being received began, a head or a body; 0: none is.
         in_body: that part is a body.
         body_deadline: when the body that is being received is too late, unless more of it comes.
@@ -164,6 +166,7 @@ class Connection:
         "trusted",
         "unconfirmed",
         "violation",
+        "waiting_since",
         "watched",
     )
 
@@ -206,7 +209,7 @@ class Connection:
         self.template: Environ | None = None
         self.template_head: Head | None = None
         self.idle_since = now
-        self.answered_at = 0
+        self.answered_at = self.waiting_since = 0
         self.receiving_since = 0
         self.in_body = False
         self.body_deadline = self.credited_bytes = 0

@@ -91,6 +91,14 @@ class RequestRunner(Protocol):
         """
         ...
 
+    def refuse_late(self, connection: Connection, slot: RequestSlot) -> None:
+        """Answer the first of a connection's requests with 503, because it has waited for `queue_timeout`.
+
+        Called by the thread that polls, while no thread is free; it owns the connection, which is in the
+        phase OPEN, without output. As for `run` the caller sees by its state what is left to do.
+        """
+        ...
+
 
 class WsgiRunner:
     """Calls a WSGI app, by the exchange of the context.
@@ -223,6 +231,24 @@ class WsgiRunner:
         except QuitWorker:
             raise
         except BaseException:  # noqa: BLE001 - DeadlineExceeded and those of greenlets are no Exception
+            self._responder.fail(connection, slot)
+
+    def refuse_late(self, connection: Connection, slot: RequestSlot) -> None:
+        """See RequestRunner."""
+        try:
+            request = connection.parser.requests.pop(0)
+            keep_alive = request.keep_alive and self.keep_connections and request.complete
+            exchange = self._new_exchange(request, connection, self._date.lines, keep_alive)
+            environ = request_environ(self._make_template(connection, request.head), request)
+            slot.waited(max(monotonic_ns() - connection.idle_since, LEAST_QUEUED))
+            if not self._answer_503(connection, slot, request, exchange, environ):
+                return
+            parser = connection.parser
+            if not (parser.requests or connection.output) and (
+                connection.violation is not None or parser.wants_continue
+            ):
+                self._responder.settle(connection, slot)
+        except Exception:  # noqa: BLE001 - a defect of ours costs the connection
             self._responder.fail(connection, slot)
 
     def _answer_503(

@@ -186,7 +186,7 @@ def parts_of(result: Any, rig: Rig, statuses: list[str]) -> AnswerParts:
 
 
 def test_parts_are_progress(rigs: list[Rig]) -> None:
-    """The first one is not: nothing was sent before it. Empty ones would be last chunks; large ones are slices."""
+    """The first one is not: nothing was sent before it. Empty ones are left out, large ones are sliced."""
     rigs.append(rig := Rig(None))
     statuses: list[str] = []
     parts = parts_of([b"", b"a", b"", b"x" * (2 * SLICE + 1), b"z"], rig, statuses)

@@ -55,6 +55,7 @@ class _IdleConnection:
     fd: int
     listener: str
     answered_at: int = 0
+    waiting_since: int = 0
     tls: bool = False
     peer_info: dict[str, str] | None = None
 
