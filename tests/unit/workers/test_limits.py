@@ -443,6 +443,7 @@ class Given:
     tls: bool = False
     listener: str = ""
     answered_at: int = 1
+    waiting_since: int = 0
 
 
 def test_threads_count_addresses_together() -> None:
