@@ -3,6 +3,7 @@
 import gc
 import io
 import json
+import math
 import random
 import select
 import socket
@@ -732,6 +733,24 @@ def test_a_streamed_body_must_come_in_time(serve: Serve) -> None:
     client.rest()
     assert rig.client().get("/next").body == b"/next"
     assert rig.counts().errors == 0
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_waiting_for_a_body_is_the_clients_time(serve: Serve, threads: int) -> None:
+    """The supervisor sees that the app waits, and when it last got something."""
+    rig = serve(echo, stream_request=True, threads=threads)
+    client = rig.client()
+    client.send(POST + b"Content-Length: 10\r\n\r\nhello")
+
+    def waits() -> bool:
+        return [r.progressed for r in rig.scoreboard.in_flight(rig.cell)] == [math.inf]
+
+    until(waits, "the app waits for more")
+    (before,) = rig.scoreboard.in_flight(rig.cell)
+    assert before.deadline(30.0) is None
+    assert before.deadline(30.0, limit=100.0) == before.started + 100.0
+    client.send(b"world")
+    assert client.answer().body == b"/posthelloworld"
 
 
 def test_the_apps_own_time_is_not_the_clients(serve: Serve) -> None:
