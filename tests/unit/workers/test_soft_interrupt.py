@@ -126,7 +126,7 @@ def old(rig: Rig, path: str) -> InFlight:
 def interrupt(rig: Rig, path: str, for_good: bool = False) -> None:
     """Do what the supervisor does with an overdue request; `for_good`: `limit_request_time` is over."""
     request = old(rig, path)
-    rig.scoreboard.mark_overdue(rig.cell, request.thread, request.started_ns, for_good)
+    rig.scoreboard.mark_overdue(rig.cell, request.thread, request.started_ns, for_good=for_good)
     os.kill(os.getpid(), INTERRUPT_SIGNAL)
 
 

@@ -156,7 +156,9 @@ class DeadlineSensor:
         self._reported.add(key)
         # Marked here, where it is known which request is meant: its thread may serve another one by the time
         # that the fleet has decided what to do.
-        self._scoreboard.mark_overdue(handle.cell, request.thread, request.started_ns, for_good=by_limit)
+        self._scoreboard.mark_overdue(
+            handle.cell, request.thread, request.started_ns, int(now * 1e9), by_limit
+        )
         what = handle.worker_id, request.thread, request.method, request.path, now - request.started
         setting = "limit_request_time" if by_limit else "timeout"
         self._ports.submit(events.RequestOverdue(*what, setting, limit))

@@ -88,7 +88,7 @@ class AsgiApp:
             cycle = getattr(send, "__self__", None)
             if getattr(cycle, "more_body", False):
                 receive = request.receiving(receive)
-            if cycle is not None and cycle.flow.write_paused:
+            if getattr(getattr(cycle, "flow", None), "write_paused", False):
                 request.waits_to_begin = True
             try:
                 await self.app(scope, receive, request.send)
