@@ -155,8 +155,15 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("known", [False, True], ids=["new", "known"])
-@pytest.mark.parametrize("way", [*WAYS, "unix", "unix-workers", "tls"])
+@pytest.mark.parametrize(
+    ("way", "known"),
+    [
+        *(("tcp", True), ("threads", False), ("workers", True), ("long", False)),
+        *(("unix", False), ("unix-workers", True), ("tls", False)),
+        *thorough(("tcp", False), ("threads", True), ("workers", False), ("long", True)),
+        *thorough(("unix", True), ("unix-workers", False), ("tls", True)),
+    ],
+)
 def test_queue_timeout(place: Place, way: str, known: bool) -> None:
     """A request that waits for too long is refused when that is so, although no thread is free; a later one
     is served. Whether its connection is a new one makes no difference.

@@ -49,11 +49,10 @@ def stream():
         time.sleep(PAUSE)
         yield b"%d " % number
 
-def late_first():
-    time.sleep(0.6)
-    yield b"first "
-    time.sleep(0.6)
-    yield b"last"
+def late_parts():
+    for part in (b"first ", b"second ", b"last"):
+        time.sleep(0.4)
+        yield part
 
 def endless():
     while True:
@@ -80,7 +79,7 @@ def fails():
     raise RuntimeError("the app's own mistake")
 
 PRODUCERS = {
-    "/stream": stream, "/late-first": late_first, "/endless": endless, "/large": large, "/hangs": hangs,
+    "/stream": stream, "/late-parts": late_parts, "/endless": endless, "/large": large, "/hangs": hangs,
     "/fails": fails,
 }
 
@@ -118,11 +117,10 @@ async def asgi(scope, receive, send):
     elif path == "/fails":
         await answer(b"half")
         raise RuntimeError("the app's own mistake")
-    elif path == "/late-first":
-        await asyncio.sleep(0.6)
-        await answer(b"first ")
-        await asyncio.sleep(0.6)
-        await answer(b"last")
+    elif path == "/late-parts":
+        for part in (b"first ", b"second ", b"last"):
+            await asyncio.sleep(0.4)
+            await answer(part)
     elif path == "/returns-early":
         await answer(b"half")
         return
@@ -143,8 +141,11 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "asgi": ("-k", "asgi", "progress:asgi"),
     "meinheld": ("-k", "meinheld", "progress:app"),
 }
-ALL = pytest.mark.parametrize("kind", CLASSES)
-NOT_MEINHELD = pytest.mark.parametrize("kind", [kind for kind in CLASSES if kind != "meinheld"])
+# eventlet has the code of gevent for all of this.
+ALL = pytest.mark.parametrize(
+    "kind", ["sync", "gthread", "gevent", "asgi", "meinheld", *thorough("eventlet")]
+)
+NOT_MEINHELD = pytest.mark.parametrize("kind", ["sync", "gthread", "gevent", "asgi", *thorough("eventlet")])
 Start = Callable[..., Daemon]
 
 
@@ -257,7 +258,7 @@ def test_a_stream(start: Start, kind: str) -> None:
     assert daemon.get("/stream").text == WHOLE
     if kind not in ("asgi", "meinheld"):  # meinheld has no write()
         assert daemon.get("/written").text == WHOLE
-    assert daemon.get("/late-first").text == "first last"
+    assert daemon.get("/late-parts").text == "first second last"
     assert daemon.events("request_overdue") == []
     assert logged(daemon, "/stream").startswith("200 ")
 

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,11 @@ from ostler.workers.connection import Connection, Limits
 from ostler.workers.connection_limits import AddressCounts
 from ostler.workers.eviction import MOVING, SLOW, rank
 from ostler.workers.handoff import HandOff
+from ostler.workers.system_calls import PLAIN
 from ostler.workers.tls import make_context
 from ostler.wsgi.body import BufferedBody, StreamedBody, _Unlinked
 from ostler.wsgi.environ import Environ
+from ostler.wsgi.exchange import ClientGone
 from tests.kit.certificates import Authority
 from tests.kit.daemon import until
 from tests.kit.threads import run_at_once
@@ -511,6 +513,31 @@ def test_an_answer_by_a_unix_socket_moves() -> None:
         found = rank(connection, began + 10 * SECOND, 500)
         assert found is not None
         assert found[0] == MOVING
+        connection.output.close()
+
+
+def test_an_app_waits_for_a_client_that_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slowly: the kernel may report no room for minutes. One that reads nothing is given up."""
+    taken, waits = 0, 0
+
+    def nothing(_fd: int, _event: int, _deadline: int) -> bool:
+        nonlocal taken, waits
+        waits += 1
+        taken += waits < 4
+        return False
+
+    monkeypatch.setattr("ostler.workers.connection.bytes_acked", lambda _sock: taken)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        limits = Limits.of(Settings(buffer_response=1000, buffer_response_file=0))
+        calls = replace(PLAIN, wait_for=nothing)
+        connection = Connection(ours, "", "", Rules(), lambda: BufferedBody(1000, None), limits, 1, calls)
+        connection.send(b"x" * 4_000_000)
+        with pytest.raises(ClientGone):
+            connection.send(b"x" * 4_000_000)
+        assert waits == 4
+        assert connection.output is not None
         connection.output.close()
 
 
