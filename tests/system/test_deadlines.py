@@ -6,9 +6,11 @@ from http.client import IncompleteRead
 
 import pytest
 
+from tests.kit.certificates import Authority
 from tests.kit.daemon import Place
 from tests.kit.load import Load
 from tests.kit.processes import Process, freeze
+from tests.kit.tiers import thorough
 
 pytestmark = pytest.mark.system
 
@@ -145,19 +147,91 @@ def test_a_stopped_worker_is_replaced(place: Place) -> None:
     daemon.settled(2, state="ready")
 
 
-def test_queue_timeout(place: Place) -> None:
-    """A request that has waited too long for a busy worker is refused at once; a later one is served."""
-    daemon = place.start("--queue-timeout", "0.5", "plain:app")
-    gate = daemon.connect().asked("/gate/long")
-    daemon.in_app("/gate/long")
-    late = daemon.connect().asked("/late")
-    daemon.until(lambda: daemon.in_app("/gate/long").age > 1.5, "it has waited for longer")
-    (place.app_folder / "long.open").touch()
-    assert gate.answer().text == "long passed"
+WAYS = {
+    "tcp": (),
+    "threads": ("--threads", "2"),
+    "workers": ("-w", "2"),
+    "long": ("--queue-timeout", "3"),
+}
+
+
+@pytest.mark.parametrize(
+    ("way", "known"),
+    [
+        *(("tcp", True), ("threads", False), ("workers", True), ("long", False)),
+        *(("unix", False), ("unix-workers", True), ("tls", False)),
+        *thorough(("tcp", False), ("threads", True), ("workers", False), ("long", True)),
+        *thorough(("unix", True), ("unix-workers", False), ("tls", True)),
+    ],
+)
+def test_queue_timeout(place: Place, way: str, known: bool) -> None:
+    """A request that waits for too long is refused when that is so, although no thread is free; a later one
+    is served. Whether its connection is a new one makes no difference.
+    """
+    options = ["--queue-timeout", "0.5", *WAYS.get(way, WAYS["workers"] if way == "unix-workers" else ())]
+    if way == "tls":
+        certificate = Authority(place.folder).issue("localhost")
+        options += ["--certfile", str(certificate.cert), "--keyfile", str(certificate.key)]
+    bind = f"unix:{place.folder}/s.sock" if way.startswith("unix") else "127.0.0.1:0"
+    daemon = place.start(*options, "plain:app", bind=bind)
+    late = daemon.connect()
+    if known:
+        assert late.asked("/pid").answer().status == 200
+    busy = []
+    for number in range(2 if way in ("threads", "workers", "unix-workers") else 1):
+        busy.append(daemon.connect().asked(f"/gate/long?{number}"))
+        daemon.until(
+            lambda count=number + 1: sum(len(worker.in_flight) for worker in daemon.workers()) == count,
+            "it is in the app",
+        )
+    began = time.monotonic()
+    late.asked("/late")
     answer = late.answer()
+    took = time.monotonic() - began
     assert (answer.status, answer.headers["retry-after"]) == (503, "1")
-    assert late.asked("/pid").answer().status == 200
+    limit = 3.0 if way == "long" else 0.5
+    assert took > 0.9 * limit
+    assert sum(len(worker.in_flight) for worker in daemon.workers()) == len(busy), "no thread was free"
+    if way == "long":
+        assert took < 2 * limit
     daemon.counted(errors=1)
+    waiting = late.asked("/pid")
+    (place.app_folder / "long.open").touch()
+    for connection in busy:
+        assert connection.answer().text == "long passed"
+    assert waiting.answer().status == 200
+
+
+@pytest.mark.parametrize("kind", ["gevent", *thorough("eventlet")])
+def test_queue_timeout_of_greenlets(place: Place, kind: str) -> None:
+    """No request waits for a greenlet, but clients wait when a worker has all the connections it may have."""
+    options = ("-k", kind, "--worker-connections", "2", "--queue-timeout", "0.5")
+    daemon = place.start(*options, "plain:app")
+    busy = [daemon.connect().asked(f"/gate/long?{number}") for number in range(2)]
+    daemon.until(lambda: len(daemon.workers()[0].in_flight) == 2, "both are in the app")
+    assert daemon.connect().asked("/late").answer().status == 503
+    assert len(daemon.workers()[0].in_flight) == 2
+    (place.app_folder / "long.open").touch()
+    assert [connection.answer().text for connection in busy] == ["long passed"] * 2
+
+
+def test_queue_timeout_while_others_serve(place: Place) -> None:
+    """What a worker in a long request leaves alone is served by another one, and not refused."""
+    daemon = place.start("-w", "2", "--queue-timeout", "0.5", "plain:app")
+    daemon.settled(2)
+    busy = daemon.connect().asked("/gate/long")
+    daemon.in_app("/gate/long")
+    known = daemon.connect()
+    daemon.until(
+        lambda: (
+            {daemon.get().status, known.asked("/pid").answer().status} == {200}
+            and daemon.in_app("/gate/long").age > 2
+        ),
+        "all are served for longer than requests may wait",
+    )
+    (place.app_folder / "long.open").touch()
+    assert busy.answer().status == 200
+    assert daemon.status().totals.errors == 0
 
 
 def test_queue_timeout_of_a_worker_that_did_not_run(place: Place) -> None:

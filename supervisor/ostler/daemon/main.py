@@ -123,7 +123,7 @@ class Daemon:
             self._listeners,
             self._ledger,
             lambda: shell.name,
-            self._deadlines.timeout,
+            self._deadlines.deadline_of,
         )
         self._first_and_last = FirstAndLast(shell, self._observer, self._journal)
         self._control = ControlServer(self._observer, get_logger())

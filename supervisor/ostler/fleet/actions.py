@@ -84,13 +84,15 @@ class Interrupt:
 
 @dataclass(frozen=True, slots=True)
 class DumpStack:
-    """Log an overdue request with the stack of the thread that serves it."""
+    """Log an overdue request with the stack of the thread that serves it; see events.RequestOverdue."""
 
     worker_id: int
     thread: int
     method: str
     path: str
     age: float
+    setting: str = "timeout"
+    limit: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

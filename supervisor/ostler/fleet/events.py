@@ -126,13 +126,15 @@ class RecycleDue:
 
 @dataclass(frozen=True, slots=True)
 class RequestOverdue:
-    """A request passed its deadline."""
+    """A request passed its deadline: the setting of this name, which is so many seconds, allows no more."""
 
     worker_id: int
     thread: int
     method: str
     path: str
     age: float
+    setting: str = "timeout"
+    limit: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,11 @@ def request_overdue(step: FleetStep, event: events.RequestOverdue) -> None:
         worker.overdue_since = step.now
     policy = step.state.policy
     age = round(event.age, 3)
-    step.do(actions.DumpStack(worker.worker_id, event.thread, event.method, event.path, age))
+    step.do(
+        actions.DumpStack(
+            *(worker.worker_id, event.thread, event.method, event.path, age, event.setting, event.limit)
+        )
+    )
     if policy is not None and policy.timeout_soft:
         step.do(actions.Interrupt(worker.worker_id, event.thread))
     elif worker.leaving is None:

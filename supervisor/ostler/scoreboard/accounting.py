@@ -1,8 +1,11 @@
 """The accounting of a worker: the only code on the worker's side that writes the scoreboard.
 
-A request is begun, may be given more time, and is ended with its status and the bytes that were sent:
+A request is begun, may be given more time, and is ended with its status and the bytes that were sent. One
+that is answered in parts, or reads its body while it comes, makes progress and waits for its client:
 
     slot = accounting.begin("GET", b"/path?query", monotonic_ns())
+    slot.pause()
+    slot.progressed(monotonic_ns())
     ...
     slot.end(200, len(body), monotonic_ns())
 
@@ -40,8 +43,11 @@ from ostler.scoreboard.layout import (
     NEVER,
     OPENED,
     OVERDUE,
+    OVERDUE_SINCE,
     PATH_LENGTH,
     PATH_SIZE,
+    PAUSED,
+    PROGRESSED,
     REFUSED,
     RULES,
     STARTED,
@@ -202,6 +208,20 @@ class RequestSlot:
 
     # -- deadlines -----------------------------------------------------------------------------------------
 
+    def progressed(self, now: int) -> None:
+        """The request in the app made progress: it may take the setting `timeout` from now on.
+
+        Progress is a part of an answer that was sent, or a part of a body that was received.
+        """
+        self._words[PROGRESSED] = now
+
+    def pause(self) -> None:
+        """From now on the time of the request in the app does not count: it waits for its client.
+
+        `progressed` ends that, and so does the request's end. What limits the client is the caller's affair.
+        """
+        self._words[PROGRESSED] = self._words[STARTED] | PAUSED
+
     def extend(self, seconds: float) -> None:
         """Give the request in the app at least `seconds` from now. It never shortens a deadline.
 
@@ -240,9 +260,14 @@ class RequestSlot:
         return overdue
 
     def is_overdue(self, now: int) -> bool:
-        """Whether the supervisor has found the request in the app overdue, and its time is not extended."""
+        """Whether the supervisor has found the request in the app overdue, and it got no more time since."""
         words = self._words
         if not (started := words[STARTED]) or words[OVERDUE] != started:
+            return False
+        if (since := words[OVERDUE_SINCE]) == NEVER:
+            return True
+        progressed = words[PROGRESSED]
+        if since < progressed < PAUSED or progressed == started | PAUSED:
             return False
         return not (words[EXTENDED_FOR] == started and words[EXTENDED_UNTIL] > now)
 

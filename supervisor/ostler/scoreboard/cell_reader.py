@@ -20,6 +20,7 @@ from ostler.scoreboard.plausible import (
     extended_until,
     implausible_counts,
     implausible_time,
+    progressed_at,
     shown_method,
     shown_path,
 )
@@ -50,6 +51,8 @@ class InFlight:
         ident: what a stack dump calls its thread or greenlet.
         extended_until: up to when the app has asked for time, 0.0 if it has not asked, inf: without a limit.
         overdue: it was marked as overdue (`Scoreboard.mark_overdue`).
+        progressed: when it last made progress: sent a part of its answer, or received one of its body; 0.0:
+            not since it began; inf: its time does not count now, because it waits for its client.
     """
 
     thread: int
@@ -59,16 +62,29 @@ class InFlight:
     ident: int
     extended_until: float = 0.0
     overdue: bool = False
+    progressed: float = 0.0
 
     @property
     def started(self) -> float:
         return self.started_ns / 1e9
 
-    def deadline(self, timeout: float) -> float | None:
-        """When it is overdue if requests may take `timeout` seconds; None: never, which is what 0 means."""
-        if not timeout or self.extended_until == math.inf:
+    def deadline(self, timeout: float, limit: float = 0.0) -> float | None:
+        """When it is overdue; None: never.
+
+        Args:
+            timeout: seconds that a request may take without progress; 0: any.
+            limit: seconds that a request may take in all, whatever it does; 0: any. Not for websockets.
+        """
+        if self.extended_until == math.inf:
             return None
-        return max(self.started + timeout, self.extended_until)
+        due = self.timeout_at(timeout)
+        return min(due, self.started + limit) if limit else (None if due == math.inf else due)
+
+    def timeout_at(self, timeout: float) -> float:
+        """When it has taken longer than `timeout` without progress; inf: never, which is what 0 means."""
+        if not timeout:
+            return math.inf
+        return max(max(self.started, self.progressed) + timeout, self.extended_until)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,12 +226,12 @@ class Cell:
         marked = self.marked.get(number, 0)
         return bool(marked) and self._started_now(number) == marked
 
-    def mark(self, number: int, started_ns: int) -> None:
-        """Write into a slot which request is overdue."""
+    def mark(self, number: int, started_ns: int, since: int) -> None:
+        """Write into a slot which request is overdue, and since when (layout.OVERDUE_SINCE)."""
         self.marked[number] = started_ns
         self._raw = b""  # the next reading shows it, whatever the worker has written there
-        word = started_ns.to_bytes(layout.WORD, byteorder)
-        os.pwrite(self.fd, word, _place(number, layout.OVERDUE))
+        for place, word in ((layout.OVERDUE_SINCE, since), (layout.OVERDUE, started_ns)):
+            os.pwrite(self.fd, word.to_bytes(layout.WORD, byteorder), _place(number, place))
 
     def _copy(self) -> tuple[bytes, int]:
         """Header and first slots, all of one moment or nearly so; and how many slots are in use."""
@@ -280,10 +296,14 @@ class Cell:
                 extended = words[start + layout.EXTENDED_FOR] == started
                 until = extended_until(words[start + layout.EXTENDED_UNTIL], now) if extended else 0.0
                 marked = self.marked.get(number) == started
+                progressed = progressed_at(words[start + layout.PROGRESSED], started, now)
                 request = known.get(number)
                 if request is not None and request.started_ns == started:
-                    if request.extended_until != until or request.overdue != marked:
-                        request = replace(request, extended_until=until, overdue=marked)
+                    changed = request.extended_until != until or request.progressed != progressed
+                    if changed or request.overdue != marked:
+                        request = replace(
+                            request, extended_until=until, overdue=marked, progressed=progressed
+                        )
                     found.append(request)
                     continue
                 _raise(implausible_time("a request's start", started, self.born, now))
@@ -291,7 +311,7 @@ class Cell:
                 # One that has ended while it was copied may have the next one's text.
                 if self._started_now(number) == started:
                     ident = words[start + layout.IDENT]
-                    found.append(InFlight(number, method, path, started, ident, until, marked))
+                    found.append(InFlight(number, method, path, started, ident, until, marked, progressed))
         return found
 
 

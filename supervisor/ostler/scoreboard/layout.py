@@ -5,8 +5,9 @@ cell. A cell is a header page, then the request slots: one for each request that
 All numbers are unsigned 64-bit words in native order. Only `accounting` writes them, and `Cell.mark` in the
 supervisor. No two threads write a word at the same time: HEARTBEAT is written by the thread that polls,
 SLOTS_IN_USE under a lock, a slot's words by the thread that serves in it. Exceptions: a slot's EXTENDED words
-may be written by any thread on behalf of its request; OVERDUE is written by the supervisor, and reset by the
-worker when the slot gets another use.
+may be written by any thread on behalf of its request; the OVERDUE words are written by the supervisor, and
+OVERDUE is reset by the worker when the slot gets another use. PROGRESSED is not reset between requests: a
+time before STARTED, or another request's PAUSED, means nothing.
 
 A cell's size is fixed when it is made, for the most slots that the worker may need. The file is sparse: a
 page takes memory from when it is first written, or read through a map; reading it by pread(2) allocates
@@ -40,6 +41,8 @@ STATUS_CLASSES = 8  # ten words: answers by the status's first digit
 OVERDUE = 19  # what STARTED was in the request that the supervisor found overdue
 EXTENDED_FOR = 20  # what STARTED was in the request that asked for more time
 EXTENDED_UNTIL = 21  # CLOCK_MONOTONIC ns up to which it may take
+PROGRESSED = 22  # CLOCK_MONOTONIC ns when the request in the app last made progress; or see PAUSED
+OVERDUE_SINCE = 23  # when the request of OVERDUE was found overdue; NEVER: no progress gives it more time
 HISTOGRAM = 24  # of times in the app
 BUCKETS = 104
 QUEUED = HISTOGRAM + BUCKETS  # of times before that, from LEAST_QUEUED on; those below are not counted
@@ -61,6 +64,8 @@ PATH_SIZE = TEXT_SIZE - METHOD_SIZE
 
 # As EXTENDED_UNTIL: the request has no deadline.
 NEVER = 2**64 - 1
+# As PROGRESSED: STARTED of a request with this bit: its time does not count now, as it waits for its client.
+PAUSED = 1 << 63
 
 # A shorter wait (ns) counts as none: the kernel's clock is no more exact.
 LEAST_QUEUED = 1_000_000

@@ -11,6 +11,7 @@ import math
 import re
 from operator import gt
 
+from ostler.scoreboard import layout
 from ostler.scoreboard.counts import Counts
 
 # More than any worker can do in a second: a process answers some 100,000 requests, and memory moves some
@@ -82,6 +83,20 @@ def implausible_time(name: str, at: int, born: int, now: int) -> str | None:
 def extended_until(until: int, now: int) -> float:
     """Up to when a request has time, in seconds, inf: forever. Both are CLOCK_MONOTONIC in ns."""
     return until / 1e9 if until <= now + _LONGEST_NS else math.inf
+
+
+def progressed_at(word: int, started: int, now: int) -> float:
+    """When a request last made progress, in seconds; 0.0: not since it began; inf: its time does not count.
+
+    What is before its start, or in the future, is not about this request.
+
+    Args:
+        word: layout.PROGRESSED of its slot.
+        started, now: CLOCK_MONOTONIC in ns.
+    """
+    if started < word <= now + _SLACK_NS:
+        return word / 1e9
+    return math.inf if word == started | layout.PAUSED else 0.0
 
 
 def shown_method(text: bytes) -> str:

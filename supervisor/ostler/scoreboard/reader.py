@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from ostler.scoreboard import memory
+from ostler.scoreboard import layout, memory
 from ostler.scoreboard.cell_reader import Cell, CellState, ImplausibleCell, InFlight, Reading
 from ostler.scoreboard.counts import Counts
 
@@ -170,9 +170,18 @@ class Scoreboard:
             self._distrust(cell, error)
             return []
 
-    def mark_overdue(self, cell: int, thread: int, started_ns: int) -> None:
-        """Let the worker know that a request is overdue, if that is still what is in the slot `thread`."""
-        self._cells[cell].mark(thread, started_ns)
+    def mark_overdue(
+        self, cell: int, thread: int, started_ns: int, since: int | None = None, for_good: bool = False
+    ) -> None:
+        """Let the worker know that a request is overdue, if that is still what is in the slot `thread`.
+
+        Args:
+            since: before it was read that it is (ns): progress from then on makes it overdue no more. None:
+                now.
+            for_good: neither progress nor an extension gives it more time.
+        """
+        found = self._clock() if since is None else since
+        self._cells[cell].mark(thread, started_ns, layout.NEVER if for_good else found)
 
     def is_overdue(self, cell: int, thread: int) -> bool:
         """Whether what is in the slot `thread` is still what was marked last."""

@@ -158,6 +158,20 @@ class Acceptor:
         slot.connection_opened()
         return self._admit(sock, name, peer, slot)
 
+    def take_waiting(self, source: int, slot: RequestSlot) -> Connection | None:
+        """As `accept`, also while not accepting: a connection that waits although no worker is free."""
+        if source == self._siblings.fd:
+            found = self._siblings.receive()
+            return self._admit_handed_off(found, slot) if found is not None else None
+        listener, name = self._listeners[source]
+        try:
+            sock, peer = listener.accept()
+        except OSError:
+            return None  # a sibling was quicker, or there are no descriptors
+        sock.setblocking(False)
+        slot.connection_opened()
+        return self._admit(sock, name, peer, slot)
+
     def receive(self, slot: RequestSlot) -> Connection | None:
         """One connection that a sibling has handed off; also while draining. None as in `accept`."""
         siblings = self._siblings
@@ -195,6 +209,7 @@ class Acceptor:
             return None
         # Not before: as an idle connection it would be the first to make room, for itself.
         connection.answered_at = found.answered_at
+        connection.waiting_since = found.waiting_since
         return connection
 
     def _enter_table(self, connection: Connection, host: str, slot: RequestSlot) -> bool:

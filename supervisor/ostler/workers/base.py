@@ -25,6 +25,8 @@ It may do this:
 
 - End requests that take too long: `interrupt` is called after the supervisor has found one overdue, which is
   then `slot.is_overdue(now)` (see workers.soft_interrupt). Give a request more time: `slot.extend(seconds)`.
+- Say that a request makes progress, so that `timeout` counts from then: `slot.progressed(now)`. Say that it
+  waits for its client, so that its time does not count: `slot.pause()`, until `slot.progressed(now)`.
 - Write the access log (`context.access.answered`, and `flush` before it waits).
 - Receive connections from siblings and hand them off (`context.handoff`).
 - Serve TLS (`serves_tls`).

@@ -17,6 +17,7 @@ from ostler.http1 import response
 from ostler.http1.errors import ProtocolViolation
 from ostler.http1.request import BodySink, Head, RequestParser, Rules
 from ostler.osapi.tcp_info import bytes_acked
+from ostler.scoreboard.accounting import RequestSlot
 from ostler.settings.table import Settings
 from ostler.workers.output_buffer import OutputBuffer
 from ostler.workers.system_calls import PLAIN, READ_SIZE, SystemCalls
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 
     from ostler.wsgi.body import StreamedBody
 
-# How long an app waits for a client that takes nothing at all of an answer of which too much is kept already.
-_STALL_LIMIT = 60 * SECOND
+STALL_LIMIT = 60 * SECOND
+"""How long a client may take nothing at all of an answer (ns)."""
 # From this time on a body must have come at `body_min_rate`. One lost packet costs a client a second or two.
 _EARLY = 3 * SECOND
 
@@ -103,6 +104,7 @@ class Connection:
         limits: what it may cost.
         now: CLOCK_MONOTONIC in nanoseconds, as all times here.
         calls: how system calls are made.
+        slot_at_hand: the request slot of the calling thread or greenlet; None: it serves no request.
         trusted: the client is a proxy whose fields are trusted.
         proxied: the client is a proxy that may send a PROXY header.
 
@@ -124,6 +126,8 @@ class Connection:
             to be made.
         idle_since: when the last bytes came or went.
         answered_at: when the last answer on it was given; 0: none was.
+        waiting_since: when the request came that waits on it for any worker, as far as one of these has seen
+            it; before `answered_at`: that is not known.
         receiving_since: when the part that is being received began, a head or a body; 0: none is.
         in_body: that part is a body.
         body_deadline: when the body that is being received is too late, unless more of it comes.
@@ -134,6 +138,7 @@ class Connection:
     __slots__ = (
         "_limits",
         "_send",
+        "_slot_at_hand",
         "_wait_for",
         "address",
         "answered_at",
@@ -161,6 +166,7 @@ class Connection:
         "trusted",
         "unconfirmed",
         "violation",
+        "waiting_since",
         "watched",
     )
 
@@ -174,6 +180,7 @@ class Connection:
         limits: Limits,
         now: int,
         calls: SystemCalls = PLAIN,
+        slot_at_hand: Callable[[], RequestSlot | None] = lambda: None,
         trusted: bool = False,
         proxied: bool = False,
     ) -> None:
@@ -191,6 +198,7 @@ class Connection:
         self._limits = limits
         self._send = calls.send
         self._wait_for = calls.wait_for
+        self._slot_at_hand = slot_at_hand
         self.violation: ProtocolViolation | None = None
         self.output: OutputBuffer | None = None
         self.unconfirmed = 0
@@ -201,7 +209,7 @@ class Connection:
         self.template: Environ | None = None
         self.template_head: Head | None = None
         self.idle_since = now
-        self.answered_at = 0
+        self.answered_at = self.waiting_since = 0
         self.receiving_since = 0
         self.in_body = False
         self.body_deadline = self.credited_bytes = 0
@@ -287,6 +295,11 @@ class Connection:
         output.add_file(os.dup(fd), offset, count)
         self.flush()
 
+    def note_part(self) -> None:
+        """Note that the request at hand makes progress; called by the thread that serves it."""
+        if (slot := self._slot_at_hand()) is not None:
+            slot.progressed(monotonic_ns())
+
     def flush(self) -> bool:
         """Send of what was kept as much as the client takes now; True if nothing is left.
 
@@ -316,9 +329,31 @@ class Connection:
         if not output.full:
             return
         while output.full:
-            if not self._wait_for(self.fd, select.POLLOUT, monotonic_ns() + _STALL_LIMIT):
+            deadline = monotonic_ns() + STALL_LIMIT
+            if not self._wait_for_client(select.POLLOUT, deadline, self._slot_at_hand()) and not self.reads():
                 raise ClientGone("it reads nothing")
             self.flush()
+
+    def reads(self) -> bool:
+        """Whether the client has read anything of the output since this was last asked, or since it began.
+
+        The kernel reports room only when a third of its buffer is free: a slow client takes minutes for that.
+        """
+        output, taken = self.output, bytes_acked(self.sock)
+        if output is None or taken <= output.seen:
+            return False
+        output.seen = taken
+        return True
+
+    def _wait_for_client(self, event: int, deadline: int, slot: RequestSlot | None) -> bool:
+        """As system_calls.wait_for: the time counts as the client's, not as that of the request in `slot`."""
+        if slot is None:
+            return self._wait_for(self.fd, event, deadline)
+        slot.pause()
+        try:
+            return self._wait_for(self.fd, event, deadline)
+        finally:
+            slot.progressed(monotonic_ns())
 
     # -- receiving ---------------------------------------------------------------------------------------
 
@@ -353,8 +388,11 @@ class Connection:
             return 0
         return self.body_deadline if limits.body_min_rate else self.receiving_since + limits.body_timeout
 
-    def pull(self) -> None:
+    def pull(self, slot: RequestSlot | None = None) -> None:
         """Receive more of a request that is handed out while it comes; called by the app's thread.
+
+        Args:
+            slot: shows the request, which makes progress by this; waiting is not its time but the client's.
 
         Raises:
             ClientGone: the client went away, was too slow, or sent what is not valid HTTP.
@@ -375,7 +413,7 @@ class Connection:
                 data = self.sock.recv(READ_SIZE)
                 break
             except BlockingIOError:
-                if not self._wait_for(self.fd, select.POLLIN, deadline):
+                if not self._wait_for_client(select.POLLIN, deadline, slot):
                     raise ClientGone("it sends too slowly") from None
             except OSError as problem:
                 raise ClientGone from problem
@@ -388,3 +426,5 @@ class Connection:
             raise ClientGone(str(violation)) from None
         self.pulled_at = monotonic_ns()
         self.note_progress(self.pulled_at)
+        if slot is not None:
+            slot.progressed(self.pulled_at)

@@ -6,6 +6,7 @@ from time import monotonic_ns
 from typing import Any
 
 from ostler.http1.request import BodySink, Rules
+from ostler.scoreboard.accounting import RequestSlot
 from ostler.settings.networks import Networks
 from ostler.settings.table import Settings
 from ostler.workers.addresses import host_of
@@ -17,13 +18,19 @@ from ostler.wsgi.body import BufferedBody, StreamedBody
 class ConnectionFactory:
     """Makes connections from sockets. Called only by the thread that polls.
 
+    Args:
+        calls, slot_at_hand: see Connection.
+
     Attributes:
         limits: what connections may cost.
         new_body: makes the sink for a request's body.
     """
 
-    def __init__(self, settings: Settings, calls: SystemCalls) -> None:
+    def __init__(
+        self, settings: Settings, calls: SystemCalls, slot_at_hand: Callable[[], RequestSlot | None]
+    ) -> None:
         self._calls = calls
+        self._slot_at_hand = slot_at_hand
         self._rules, self._trusting_rules = request_rules(settings)
         self._forwarders = Networks.parse(settings.forwarded_allow_ips)
         self._proxies = Networks.parse(settings.proxy_allow_ips)
@@ -36,7 +43,8 @@ class ConnectionFactory:
         trusted = host_of(peer) in self._forwarders
         rules = self._trusting_rules if trusted else self._rules
         return Connection(
-            *(sock, listener, peer, rules, self.new_body, self.limits, monotonic_ns(), self._calls),
+            *(sock, listener, peer, rules, self.new_body, self.limits, monotonic_ns()),
+            *(self._calls, self._slot_at_hand),
             trusted=trusted,
             proxied=proxied,
         )

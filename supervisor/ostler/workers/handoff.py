@@ -45,6 +45,7 @@ class IdleConnection(Protocol):
     listener: str
     peer_info: dict[str, str] | None
     answered_at: int
+    waiting_since: int
 
 
 class _HandOffMessage(msgspec.Struct, array_like=True):
@@ -54,6 +55,7 @@ class _HandOffMessage(msgspec.Struct, array_like=True):
     listener: str
     peer_info: dict[str, str]
     answered_at: Annotated[int, msgspec.Meta(ge=0)]
+    waiting_since: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ class HandedOff:
     listener: str
     peer_info: dict[str, str]
     answered_at: int
+    waiting_since: int = 0
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -103,7 +106,8 @@ class HandOff:
         if connection.tls:
             return False
         message = _HandOffMessage(
-            os.getpid(), connection.listener, connection.peer_info or {}, connection.answered_at
+            *(os.getpid(), connection.listener, connection.peer_info or {}),
+            *(connection.answered_at, connection.waiting_since),
         )
         try:
             descriptor = array.array("i", [connection.fd])
@@ -157,10 +161,9 @@ def _unpack(data: bytes, descriptor: int) -> HandedOff | None:
         received.never_linger(sock)
         if sock.type == socket.SOCK_STREAM and sock.family in _KINDS and _is_peer_info(message.peer_info):
             returned = message.sender == os.getpid()
-            answered_at = min(message.answered_at, monotonic_ns())
-            return HandedOff(
-                returned, sock, sock.getpeername(), message.listener, message.peer_info, answered_at
-            )
+            now = monotonic_ns()
+            times = min(message.answered_at, now), min(message.waiting_since, now)
+            return HandedOff(returned, sock, sock.getpeername(), message.listener, message.peer_info, *times)
     except OSError:
         pass  # it listens, or its client has gone
     sock.detach()

@@ -12,7 +12,8 @@ An app whose requests usually take long would wait for the watcher each time. It
 leadership before it calls the app, and a thread that is done acquires an offered leadership itself.
 
 A worker with one thread gets a watcher only once it has had a long request, or when a message comes while it
-is in one: what the supervisor says about a request that hangs must not wait for its end.
+is in one: what the supervisor says about a request that hangs must not wait for its end. With `queue_timeout`
+it has one from the beginning.
 
 The rule of ownership: an offer is one object in a deque. Whichever thread takes it out, the leader that has
 left the app or another one, is the leader. deque.append and pop are atomic with and without the interpreter

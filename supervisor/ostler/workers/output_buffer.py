@@ -84,6 +84,7 @@ class OutputBuffer:
         size: bytes in memory; stored: bytes in temporary files.
         began: when the client first did not take all (CLOCK_MONOTONIC, ns).
         taken: bytes of its connection that the client had taken by then; -1: that is not known.
+        seen: the same at a later look (`Connection.reads`).
         sent: bytes that the kernel has taken since then.
     """
 
@@ -95,6 +96,7 @@ class OutputBuffer:
         "_parts",
         "_spill",
         "began",
+        "seen",
         "sent",
         "size",
         "stored",
@@ -105,7 +107,7 @@ class OutputBuffer:
         self, in_memory: int, in_file: int, folder: str | None, began: int = 0, taken: int = 0
     ) -> None:
         self.began = began
-        self.taken = taken
+        self.taken = self.seen = taken
         self._in_memory = in_memory
         self._in_file = in_file
         self._folder = folder

@@ -3,6 +3,7 @@
 Each part owns its attributes and says which thread may call it. They know each other as follows; none knows
 one that stands before it:
 
+    LateRequests                                    what is done while no thread is free
     Sweeper, Acceptor, Receiver, RequestRunner      what is done with connections
     Evictor, Responder, Siblings                    how connections are answered, and end
     ConnectionTable, ConnectionFactory              which there are, and how they are made
@@ -23,6 +24,7 @@ from ostler.workers.connection_factory import ConnectionFactory
 from ostler.workers.connection_table import ConnectionTable
 from ostler.workers.drain import DrainState
 from ostler.workers.eviction import Evictor
+from ostler.workers.late_requests import LateRequests
 from ostler.workers.queueing import QueueTimes
 from ostler.workers.reactor import Reactor
 from ostler.workers.receiver import Receiver
@@ -33,11 +35,17 @@ from ostler.workers.siblings import Siblings
 from ostler.workers.soft_interrupt import SoftInterrupts
 from ostler.workers.sweeper import Sweeper
 from ostler.workers.system_calls import SystemCalls
+from ostler.workers.units import SECOND
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """See the classes. `limited` is the log of what clients can cause."""
+    """See the classes.
+
+    Attributes:
+        limited: the log of what clients can cause.
+        late: None without `queue_timeout`.
+    """
 
     reactor: Reactor
     limited: LimitedLog
@@ -51,6 +59,7 @@ class Parts:
     receiver: Receiver
     runner: RequestRunner
     sweeper: Sweeper
+    late: LateRequests | None
 
     @classmethod
     def of(
@@ -69,7 +78,7 @@ class Parts:
         date = ServerDate()
         drain = DrainState(settings.graceful_timeout, context.handoff is not None and tls is None)
         table = ConnectionTable(settings, reactor, limited)
-        factory = ConnectionFactory(settings, calls)
+        factory = ConnectionFactory(settings, calls, soft_interrupts.slot_at_hand)
         responder = Responder(table, date, log, limited, context.access, flush_access)
         siblings = Siblings(context.handoff, table, drain, log, tls)
         evictor = Evictor(table, responder, log, settings.body_min_rate)
@@ -86,8 +95,22 @@ class Parts:
             runner.keep_connections = False
 
         sweeper = Sweeper(settings, reactor, table, responder, acceptor, siblings, drain, end_keep_alive)
+        late = None
+        if queue_timeout := int(settings.queue_timeout * SECOND):
+            access = context.access
+            late = LateRequests(
+                queue_timeout,
+                context.listeners,
+                tls is not None,
+                reactor,
+                acceptor,
+                siblings,
+                receiver,
+                runner,
+                drain,
+                access.flush if access is not None else lambda: None,
+            )
         return cls(
             *(reactor, limited, date, drain, table, factory, responder, siblings, acceptor, receiver),
-            runner,
-            sweeper,
+            *(runner, sweeper, late),
         )

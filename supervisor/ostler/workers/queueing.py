@@ -15,6 +15,8 @@ In passes without a question, requests are assumed to have arrived half-way betw
 possible and the poll that found them. A connection that a busy worker accepts may have waited for any time:
 the kernel is asked about every `STRIDE`th one, and about one in `ASK_EVERY`; the others are assumed to have
 waited as long as that.
+
+This is about requests that get a thread. Those that get none in time: `late_requests`.
 """
 
 from collections.abc import Callable, Iterable

@@ -29,6 +29,8 @@ from ostler.wsgi.interruption import DeadlineExceeded, QuitWorker
 _WILDCARDS = ("0.0.0.0", "[::]")  # noqa: S104
 # A longer request counts as this much (ns), so that a few do not hide how long most take.
 _CAP = 2_000_000
+# The status of a request whose client left before it had its answer; nginx's number.
+_CLIENT_GONE = "499 Client Gone"
 
 
 class RequestRunner(Protocol):
@@ -87,6 +89,14 @@ class RequestRunner(Protocol):
 
         Raises:
             QuitWorker: by a signal's handler. Nothing else: a defect of ours costs the connection.
+        """
+        ...
+
+    def refuse_late(self, connection: Connection, slot: RequestSlot) -> None:
+        """Answer the first of a connection's requests with 503, because it has waited for `queue_timeout`.
+
+        Called by the thread that polls, while no thread is free; it owns the connection, which is in the
+        phase OPEN, without output. As for `run` the caller sees by its state what is left to do.
         """
         ...
 
@@ -156,7 +166,7 @@ class WsgiRunner:
                     keep_alive = False  # the connection ends with a request that the app reads while it comes
                 exchange = self._new_exchange(request, connection, self._date.lines, keep_alive)
                 if not request.complete:
-                    _feed_from(connection, request, exchange)
+                    _feed_from(connection, request, exchange, slot)
                 template = connection.template
                 if request.head is not connection.template_head or template is None:
                     template = self._make_template(connection, request.head)
@@ -170,7 +180,7 @@ class WsgiRunner:
                         if self._answer_503(connection, slot, request, exchange, environ):
                             continue
                         return
-                gone = False
+                gone = late = False
                 try:
                     slot.begin(line.method, line.target, started)
                     try:
@@ -187,13 +197,13 @@ class WsgiRunner:
                     slot.leave_app()
                     connection.idle_since = connection.answered_at = ended = monotonic_ns()
                     took = ended - started
-                    gone = True
+                    gone = late = True
                     exchange.give_up()
-                if gone and not exchange.head_sent:
-                    if connection.violation is not None:
+                if gone and not late:
+                    if connection.violation is not None and not exchange.head_sent:
                         self._responder.refuse(connection, connection.violation, slot)
                         return
-                    exchange.code, exchange.status = 499, "499 Client Gone"
+                    exchange.code, exchange.status = 499, _CLIENT_GONE
                 sent = exchange.sent
                 if connection.output:
                     # What a client has not taken of a file is counted when it has, if ever.
@@ -224,6 +234,24 @@ class WsgiRunner:
         except BaseException:  # noqa: BLE001 - DeadlineExceeded and those of greenlets are no Exception
             self._responder.fail(connection, slot)
 
+    def refuse_late(self, connection: Connection, slot: RequestSlot) -> None:
+        """See RequestRunner."""
+        try:
+            request = connection.parser.requests.pop(0)
+            keep_alive = request.keep_alive and self.keep_connections and request.complete
+            exchange = self._new_exchange(request, connection, self._date.lines, keep_alive)
+            environ = request_environ(self._make_template(connection, request.head), request)
+            slot.waited(max(monotonic_ns() - connection.idle_since, LEAST_QUEUED))
+            if not self._answer_503(connection, slot, request, exchange, environ):
+                return
+            parser = connection.parser
+            if not (parser.requests or connection.output) and (
+                connection.violation is not None or parser.wants_continue
+            ):
+                self._responder.settle(connection, slot)
+        except Exception:  # noqa: BLE001 - a defect of ours costs the connection
+            self._responder.fail(connection, slot)
+
     def _answer_503(
         self,
         connection: Connection,
@@ -241,8 +269,7 @@ class WsgiRunner:
             )  # without hooks, which are about requests to the app
         except ClientGone:
             gone = True
-            if not exchange.head_sent:
-                exchange.code, exchange.status = 499, "499 Client Gone"
+            exchange.code, exchange.status = 499, _CLIENT_GONE
         reason = f"it has waited too long ({RULES['queue_timeout']})"
         self._responder.count_refused(connection, slot, exchange.code, exchange.sent, "queue_timeout", reason)
         if self._access is not None:
@@ -296,13 +323,13 @@ class WsgiRunner:
             self._quota = self._on_quota(self._answered) or 0
 
 
-def _feed_from(connection: Connection, request: Request, exchange: Exchange) -> None:
+def _feed_from(connection: Connection, request: Request, exchange: Exchange, slot: RequestSlot) -> None:
     """Let the app read a body that is still coming."""
 
     def pull() -> None:
         if exchange.head_sent:
             connection.parser.wants_continue = False  # too late for it (RFC 9110 section 10.1.1)
-        connection.pull()
+        connection.pull(slot)
 
     connection.pulled_at = monotonic_ns()
     body = request.body

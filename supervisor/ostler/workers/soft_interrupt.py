@@ -60,6 +60,8 @@ class SoftInterrupts:
     ) -> None:
         self._is_in_app = is_in_app
         self._slots = accounting.slots
+        # Slots by thread, as far as they were looked for. The threads live as long as the worker serves.
+        self._slot_of: dict[int, RequestSlot] = {}
         # By thread: when the request had started that was interrupted last.
         self._interrupted: dict[int, int] = {}
         self._lock = original.Lock()
@@ -111,15 +113,20 @@ class SoftInterrupts:
             RuntimeError: this thread serves no request.
         """
         check_extension(seconds)
-        slot = self._slot_at_hand()
+        slot = self.slot_at_hand()
         if slot is None or not slot.started:
             raise RuntimeError("extend_deadline was called in a thread that serves no request")
         slot.extend(seconds)
 
-    def _slot_at_hand(self) -> RequestSlot | None:
-        """The slot of the request that the caller serves."""
+    def slot_at_hand(self) -> RequestSlot | None:
+        """The slot of the request that the caller serves; None: it is no thread that serves."""
         here = original.get_ident()
-        return next((slot for slot in self._slots if slot.ident == here), None)
+        found = self._slot_of.get(here)
+        if found is None:
+            found = next((slot for slot in self._slots if slot.ident == here), None)
+            if found is not None:
+                self._slot_of[here] = found
+        return found
 
     def _interrupt_others(self) -> int | None:
         """Interrupt other threads' overdue requests; returns when this thread's began, if it is overdue."""

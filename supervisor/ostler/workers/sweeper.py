@@ -6,7 +6,7 @@ from ostler.http1.errors import RequestTimeout
 from ostler.scoreboard.accounting import RequestSlot
 from ostler.settings.table import Settings
 from ostler.workers.acceptor import Acceptor
-from ostler.workers.connection import CLOSED, LINGERING, Connection
+from ostler.workers.connection import CLOSED, LINGERING, STALL_LIMIT, Connection
 from ostler.workers.connection_table import ConnectionTable
 from ostler.workers.drain import DrainState
 from ostler.workers.eviction import has_data
@@ -27,8 +27,6 @@ _DRAIN_IDLE = SECOND // 2
 _LINGER = 2 * SECOND
 # A connection that was made ahead of its first request may wait for it at least so long.
 _FIRST_REQUEST = 5 * SECOND
-# An answer of which the client takes nothing.
-_SEND_STALL = 60 * SECOND
 # The same, and a request of which nothing comes, while draining: one silent client must not delay a reload.
 _DRAIN_STALL = 5 * SECOND
 
@@ -130,7 +128,12 @@ class Sweeper:
         if connection.phase is LINGERING:
             return idle > _LINGER
         if connection.output:
-            return idle > (_DRAIN_STALL if draining else _SEND_STALL)
+            if idle <= (_DRAIN_STALL if draining else STALL_LIMIT):
+                return False
+            if connection.reads():
+                connection.idle_since = now
+                return False
+            return True
         if connection.parser.receiving or connection.is_unprepared:
             deadline = connection.receive_deadline()
             return 0 < deadline < now or (draining and idle > _DRAIN_STALL)

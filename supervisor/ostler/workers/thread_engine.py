@@ -160,10 +160,10 @@ class Engine(BaseWorker):
         self._reactor.wake()
 
     def start_threads(self) -> None:
-        if self._threads == 1:
-            return
-        self.leader.start_watcher()
-        self._other_threads.make(self._threads - 1)
+        if self._threads > 1 or self.parts.late is not None:
+            self.leader.start_watcher()
+        if self._threads > 1:
+            self._other_threads.make(self._threads - 1)
 
     def run(self) -> None:
         """Serve until drained. The calling thread is one of those that serve."""
@@ -402,21 +402,30 @@ class Engine(BaseWorker):
 
     def _poll_until_wanted(self, slot: RequestSlot) -> None:
         reactor, sweeper, leader = self._reactor, self._sweeper, self.leader
+        late = self.parts.late
         # Siblings that are free accept new connections, which must not wake this worker.
         self._acceptor.stop()
+        if late is not None:
+            late.begin()
         while not self._done and not leader.is_wanted:
             if not self._events:
                 if reactor.now >= sweeper.due or sweeper.remaining or self._drain.asked:
                     self._sweep(slot)
                 # Connections with a whole request wait for a thread, not for this one.
-                self._events.extend(reactor.poll(SWEEP_DRAINING if self._drain.asked else SWEEP))
+                timeout = SWEEP_DRAINING if self._drain.asked else SWEEP
+                if late is not None:
+                    late.answer(self._ready, slot, self._ready.append)
+                    timeout = min(timeout, late.pause)
+                self._events.extend(reactor.poll(timeout))
                 self._heartbeat(reactor.now)
             while self._events and not leader.is_wanted:
                 fd, _ = self._events.popleft()
                 connection = self._open.get(fd)
                 if connection is None:
                     reactor.call_back(fd)
-                elif (
+                    continue
+                connection.waiting_since = reactor.now
+                if (
                     connection.watched
                     and not self._siblings.hand_off_waiting(connection, slot)
                     and self._receive(connection, slot, reactor.now)

@@ -2,14 +2,14 @@
 
 It looks every millisecond while requests come, and sleeps otherwise. When the leader is in the same request
 at two looks, it has another thread promoted (`leader_followers`). If no thread waits for the leadership,
-because all are in the app, the watcher itself polls meanwhile: it can't serve, but it receives, refuses
-what is no request, sends what is left of answers, hands off to siblings what would have to wait, and reads
-the supervisor's messages.
+because all are in the app, the watcher itself polls meanwhile: it can't serve, but it receives, refuses what
+is no request, sends what is left of answers, hands off to siblings what would have to wait, answers what has
+waited for `queue_timeout` (`late_requests`), and reads the supervisor's messages.
 
 What the watcher may call: while it polls, what the leader may, i.e. reactor, acceptor, receiver, responder,
-siblings, sweeper and connection table; but never the request runner, and it accepts no connection from a
-listener. To promote another thread: `Reactor.unwatch`, for the connection that the leader serves. Otherwise
-nothing of the engine.
+siblings, sweeper, late requests and connection table; of the request runner only `refuse_late`, and it
+accepts no connection from a listener but one whose request is late. To promote another thread:
+`Reactor.unwatch`, for the connection that the leader serves. Otherwise nothing of the engine.
 """
 
 import threading

@@ -47,6 +47,10 @@ class Transport(Protocol):
         """
         ...
 
+    def note_part(self) -> None:
+        """A part of an answer was sent, and more of it follows: the request makes progress."""
+        ...
+
 
 class ClientGone(ConnectionError):
     """The client closed the connection before the request or the answer was complete."""
@@ -62,7 +66,8 @@ class Exchange:
         keep_alive: whether the connection may stay open afterwards.
 
     Attributes:
-        status: the status line's text, e.g. `200 OK`; code: its number.
+        status: the status line's text, e.g. `200 OK`; code: its number. Of an answer that was cut after its
+            head was sent they say why, for those who count and log it: 500 the app raised, 504 its deadline.
         sent: bytes of the body that were sent.
         keep_alive: whether the connection can stay open.
         error: the traceback of the app's exception, if it raised.
@@ -277,10 +282,11 @@ class Exchange:
 
     def _send_part(self, data: bytes) -> None:
         prefix = b"" if self._head_sent else self._open()
-        if self._remaining is not None:
-            if len(data) > self._remaining:
-                data = data[: self._remaining]  # RFC 9110 section 8.6: never more than announced
-            self._remaining -= len(data)
+        remaining = self._remaining
+        if remaining is not None:
+            if len(data) > remaining:
+                data = data[:remaining]  # RFC 9110 section 8.6: never more than announced
+            remaining -= len(data)
         if self._bodiless:
             data = b""
         if data:
@@ -289,6 +295,9 @@ class Exchange:
                 data = response.chunk(data)
         if prefix or data:
             self._transport.send(prefix + data if prefix else data)
+        self._remaining = remaining
+        if remaining != 0 or not prefix:  # an answer that is all in one part needs no more time
+            self._transport.note_part()
 
     def _end(self) -> None:
         """The app's iterable has ended."""
@@ -330,7 +339,10 @@ class Exchange:
         return b"".join(lines)
 
     def give_up(self) -> None:
-        """Count the request as timed out: `run` did not end by itself, and no answer can be sent any more."""
+        """Count the request as timed out: `run` did not end by itself, and no answer can be sent any more.
+
+        An answer that has begun was counted when it was cut, or is whole: a hook was late.
+        """
         if not self._head_sent:
             self._head_sent = True
             self.code, self.status = int(_LATE[:3]), _LATE
@@ -341,16 +353,17 @@ class Exchange:
         late = isinstance(error, DeadlineExceeded)
         if not late:  # the supervisor has logged that, with the stack
             self.error = trace_of(error)
-        if self._head_sent:
+        begun, self._head_sent = self._head_sent, True
+        if not (begun and self._remaining == 0):  # else the client has all of the answer
+            self.status = _LATE if late else _FAILED
+            self.code = int(self.status[:3])
+        if begun:
             if late:
                 try:
                     raise error
                 finally:
                     del error  # as in start_response
             return
-        self._head_sent = True
-        self.status = _LATE if late else _FAILED
-        self.code = int(self.status[:3])
         self.headers = []
         text = f"{self.status[4:]}\n"
         answer = response.plain_answer(self.status, text, self._date_server)

@@ -20,7 +20,7 @@ class DeadlineExceeded(BaseException):
     """
 
     def __str__(self) -> str:
-        return "the request takes longer than `timeout`"
+        return "the request takes longer than `timeout`, or `limit_request_time`, allows"
 
 
 def interruptible(function: Function) -> Function:

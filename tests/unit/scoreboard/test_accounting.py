@@ -185,6 +185,51 @@ def test_overdue_is_what_the_supervisor_marks(worker: Worker) -> None:
     assert not slot.is_overdue(NOW + 4)
 
 
+def test_progress_gives_more_time(worker: Worker) -> None:
+    """What was overdue is not any more once it has made progress, or waits for its client."""
+    slot = worker.accounting.thread_slot(0)
+    slot.begin("GET", b"/", NOW)
+    slot.progressed(NOW - SECOND)
+    worker.scoreboard.mark_overdue(worker.cell, 0, NOW)
+    assert slot.is_overdue(NOW)
+    slot.pause()
+    assert not slot.is_overdue(NOW)
+    assert worker.scoreboard.in_flight(worker.cell)[0].deadline(1.0) is None
+    slot.progressed(NOW + SECOND // 2)
+    assert not slot.is_overdue(NOW + SECOND)
+    assert worker.scoreboard.in_flight(worker.cell)[0].deadline(1.0) == (NOW + SECOND // 2) / 1e9 + 1.0
+    worker.clock = NOW + SECOND
+    worker.scoreboard.mark_overdue(worker.cell, 0, NOW)
+    assert slot.is_overdue(NOW + SECOND)
+
+
+def test_what_is_overdue_for_good(worker: Worker) -> None:
+    """Neither progress nor an extension gives a request more time than it may take in all."""
+    slot = worker.accounting.thread_slot(0)
+    slot.begin("GET", b"/", NOW)
+    worker.scoreboard.mark_overdue(worker.cell, 0, NOW, for_good=True)
+    slot.extend_until(NOW + 100 * SECOND)
+    slot.pause()
+    assert slot.is_overdue(NOW + 1)
+    slot.progressed(NOW + SECOND)
+    assert slot.is_overdue(NOW + SECOND)
+    slot.end(200, 0, NOW + SECOND)
+    slot.begin("GET", b"/", NOW + 2 * SECOND)
+    assert not slot.is_overdue(NOW + 3 * SECOND)
+
+
+def test_a_pause_is_that_of_one_request(worker: Worker) -> None:
+    """One that ends while it waits for its client leaves nothing to the next one in its slot."""
+    slot = worker.accounting.thread_slot(0)
+    slot.begin("GET", b"/", NOW - 2)
+    slot.pause()
+    slot.end(200, 0, NOW - 1)
+    slot.begin("GET", b"/", NOW)
+    assert worker.scoreboard.in_flight(worker.cell)[0].deadline(1.0) == NOW / 1e9 + 1.0
+    worker.scoreboard.mark_overdue(worker.cell, 0, NOW)
+    assert slot.is_overdue(NOW)
+
+
 def test_an_extension_never_shortens(worker: Worker) -> None:
     slot = worker.accounting.thread_slot(0)
     slot.begin("GET", b"/", NOW)

@@ -160,6 +160,28 @@ def test_deadlines(board: Board) -> None:
     assert request.deadline(10.0) == 1014.0
 
 
+def test_progress(board: Board) -> None:
+    """`timeout` counts from the last progress; while a request waits for its client it has no deadline."""
+    cell = board.born()
+    worker = writer(board, cell)
+    words, _ = worker.slot(0)
+    started = 1_003_000_000_000
+    begin(worker, 0, b"GET", b"/", started)
+    for word, due in (
+        (started + 4_000_000_000, 1017.0),
+        (started - 1, 1013.0),
+        (NOW + 2_000_000_000, 1013.0),
+        (started | layout.PAUSED, None),
+        (started - 1 | layout.PAUSED, 1013.0),
+    ):
+        words[layout.PROGRESSED] = word
+        (request,) = board.in_flight(cell)
+        assert request.deadline(10.0) == due
+        assert request.deadline(10.0, limit=9.0) == 1012.0
+        assert request.deadline(0.0) is None
+    assert board.trusted(cell)
+
+
 @pytest.mark.parametrize("until", [layout.NEVER, layout.NEVER - 1, NOW + 2 * 10**18])
 def test_more_time_than_can_be_asked_for(board: Board, until: int) -> None:
     """Too large an extension means no deadline, and 0 is never."""

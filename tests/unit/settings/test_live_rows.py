@@ -90,11 +90,11 @@ def _refork(play: Reloading) -> bool:
     return any(cue.what == "AuditZygote" for cue in play.unseen)
 
 
-def _timeout(play: Reloading) -> float:
+def _sensor(play: Reloading) -> DeadlineSensor:
     play.taken_over()
     configurations = SimpleNamespace(current=play.loaded_settings[play.fleet.state.current])
     unused = cast(Any, None)
-    return DeadlineSensor(unused, cast(Any, configurations), unused, unused).timeout()
+    return DeadlineSensor(unused, cast(Any, configurations), unused, unused)
 
 
 def _waits(play: Reloading) -> bool:
@@ -142,7 +142,8 @@ CHANGES = {
     ),
     "autoscale_queue_wait": Change("10", "0.01", _waits, RANGE),
     "autoscale_cooldown": Change("1000", "5", _cooldown, RANGE),
-    "timeout": Change("30", "1", _timeout),
+    "timeout": Change("30", "1", lambda play: _sensor(play).timeout()),
+    "limit_request_time": Change("0", "60", lambda play: _sensor(play).limit()),
     "graceful_timeout": Change("30", "3", lambda play: play.taken_over().after(10) and play.old(1)),
     "shutdown_delay": Change("0", "20", lambda play: play.taken_over().stop().after(10) and play.old(2)),
     "boot_timeout": Change(

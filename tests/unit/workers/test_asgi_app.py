@@ -280,3 +280,125 @@ def test_a_deadline_exception_is_not_an_error_of_the_app(rig: Rig) -> None:
     rig.run(play)
     assert rig.words()[layout.STATUS_CLASSES + 5] == 1
     assert rig.logged == []
+
+
+# -- the client's time -----------------------------------------------------------------------------------
+
+
+class Cycle:
+    """What uvicorn has of a request, as far as it matters: the test says when its client sends or reads."""
+
+    def __init__(self, more_body: bool = False, write_paused: bool = False) -> None:
+        self.more_body = more_body
+        self.flow = SimpleNamespace(write_paused=write_paused)
+        self.disconnected = False
+        self.moves = asyncio.Event()
+
+    async def receive(self) -> dict[str, Any]:
+        await self.moves.wait()
+        return {"type": "http.request", "body": b"x", "more_body": False}
+
+    async def send(self, message: dict[str, Any]) -> None:
+        if self.flow.write_paused or message.get("more_body"):
+            await self.moves.wait()
+
+
+def words_of(rig: Rig) -> memoryview:
+    return rig.accounting.slots[1]._words
+
+
+def is_paused(rig: Rig) -> bool:
+    words = words_of(rig)
+    return bool(words[layout.PROGRESSED] == words[layout.STARTED] | layout.PAUSED)
+
+
+async def serve_with(rig: Rig, cycle: Cycle, app: Any) -> "asyncio.Task[None]":
+    rig.app.app = app
+    task = rig.loop.create_task(rig.app(http("POST"), cycle.receive, cycle.send))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    return task
+
+
+START = {"type": "http.response.start", "status": 200, "headers": []}
+
+
+@pytest.mark.parametrize("what", ["body", "part", "begin"])
+def test_waiting_for_the_client(rig: Rig, what: str) -> None:
+    """For its body, for room, or for an answer before this one that it reads: no time of the app."""
+    seen: list[int] = []
+
+    async def app(_scope: Any, receive: Any, send: Any) -> None:
+        if what == "body":
+            await receive()
+        elif what == "begin":
+            await send(START)
+        else:
+            await send(START)
+            await send({"type": "http.response.body", "body": b"x", "more_body": True})
+        seen.append(words_of(rig)[layout.PROGRESSED])
+        await rig.go_on.wait()
+
+    async def play() -> None:
+        cycle = Cycle(more_body=what == "body", write_paused=what == "begin")
+        task = await serve_with(rig, cycle, app)
+        assert is_paused(rig)
+        assert seen == []
+        cycle.moves.set()
+        cycle.disconnected = True
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert not is_paused(rig)
+        assert seen[0] > words_of(rig)[layout.STARTED]
+        rig.go_on.set()
+        await task
+
+    rig.run(play)
+    assert rig.words()[layout.STATUS_CLASSES + 4] == 1, "it left before it had its answer"
+
+
+def test_waiting_in_two_tasks(rig: Rig) -> None:
+    """While one task waits for the body, a part that another one sends does not end that."""
+
+    async def app(_scope: Any, receive: Any, send: Any) -> None:
+        reading = asyncio.ensure_future(receive())
+        await asyncio.sleep(0)
+        await send(START)
+        await send({"type": "http.response.body", "body": b"x", "more_body": True})
+        await reading
+
+    async def play() -> None:
+        cycle = Cycle(more_body=True)
+        receive = cycle.receive
+        body = asyncio.Event()
+
+        async def later() -> dict[str, Any]:
+            await body.wait()
+            return await receive()
+
+        cycle.receive = later  # type: ignore[method-assign]
+        task = await serve_with(rig, cycle, app)
+        cycle.moves.set()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert is_paused(rig)
+        body.set()
+        await task
+
+    rig.run(play)
+
+
+def test_waiting_for_the_clients_end_is_the_apps_time(rig: Rig) -> None:
+    """Once the body is there, `receive` waits for the client to leave, which says nothing about the app."""
+
+    async def app(_scope: Any, receive: Any, _send: Any) -> None:
+        await receive()
+
+    async def play() -> None:
+        cycle = Cycle()
+        task = await serve_with(rig, cycle, app)
+        assert not is_paused(rig)
+        cycle.moves.set()
+        await task
+
+    rig.run(play)

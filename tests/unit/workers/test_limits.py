@@ -3,6 +3,7 @@
 import gc
 import io
 import json
+import math
 import random
 import select
 import socket
@@ -13,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,11 @@ from ostler.workers.connection import Connection, Limits
 from ostler.workers.connection_limits import AddressCounts
 from ostler.workers.eviction import MOVING, SLOW, rank
 from ostler.workers.handoff import HandOff
+from ostler.workers.system_calls import PLAIN
 from ostler.workers.tls import make_context
 from ostler.wsgi.body import BufferedBody, StreamedBody, _Unlinked
 from ostler.wsgi.environ import Environ
+from ostler.wsgi.exchange import ClientGone
 from tests.kit.certificates import Authority
 from tests.kit.daemon import until
 from tests.kit.threads import run_at_once
@@ -456,6 +459,7 @@ class Given:
     tls: bool = False
     listener: str = ""
     answered_at: int = 1
+    waiting_since: int = 0
 
 
 def test_threads_count_addresses_together() -> None:
@@ -522,6 +526,31 @@ def test_an_answer_by_a_unix_socket_moves() -> None:
         found = rank(connection, began + 10 * SECOND, 500)
         assert found is not None
         assert found[0] == MOVING
+        connection.output.close()
+
+
+def test_an_app_waits_for_a_client_that_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slowly: the kernel may report no room for minutes. One that reads nothing is given up."""
+    taken, waits = 0, 0
+
+    def nothing(_fd: int, _event: int, _deadline: int) -> bool:
+        nonlocal taken, waits
+        waits += 1
+        taken += waits < 4
+        return False
+
+    monkeypatch.setattr("ostler.workers.connection.bytes_acked", lambda _sock: taken)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        limits = Limits.of(Settings(buffer_response=1000, buffer_response_file=0))
+        calls = replace(PLAIN, wait_for=nothing)
+        connection = Connection(ours, "", "", Rules(), lambda: BufferedBody(1000, None), limits, 1, calls)
+        connection.send(b"x" * 4_000_000)
+        with pytest.raises(ClientGone):
+            connection.send(b"x" * 4_000_000)
+        assert waits == 4
+        assert connection.output is not None
         connection.output.close()
 
 
@@ -745,6 +774,24 @@ def test_a_streamed_body_must_come_in_time(serve: Serve) -> None:
     client.rest()
     assert rig.client().get("/next").body == b"/next"
     assert rig.counts().errors == 0
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_waiting_for_a_body_is_the_clients_time(serve: Serve, threads: int) -> None:
+    """The supervisor sees that the app waits, and when it last got something."""
+    rig = serve(echo, stream_request=True, threads=threads)
+    client = rig.client()
+    client.send(POST + b"Content-Length: 10\r\n\r\nhello")
+
+    def waits() -> bool:
+        return [r.progressed for r in rig.scoreboard.in_flight(rig.cell)] == [math.inf]
+
+    until(waits, "the app waits for more")
+    (before,) = rig.scoreboard.in_flight(rig.cell)
+    assert before.deadline(30.0) is None
+    assert before.deadline(30.0, limit=100.0) == before.started + 100.0
+    client.send(b"world")
+    assert client.answer().body == b"/posthelloworld"
 
 
 def test_the_apps_own_time_is_not_the_clients(serve: Serve) -> None:

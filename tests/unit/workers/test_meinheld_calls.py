@@ -16,9 +16,11 @@ from ostler.scoreboard import layout
 from ostler.scoreboard.accounting import Accounting
 from ostler.scoreboard.memory import size
 from ostler.workers.base import Context
+from ostler.workers.meinheld.answer_parts import SLICE, AnswerParts
 from ostler.workers.meinheld.calls import MeinheldCalls, is_in_app
 from ostler.workers.soft_interrupt import SoftInterrupts
 from ostler.wsgi.interruption import DeadlineExceeded
+from tests.kit.waiting import PATIENCE
 
 
 class Rig:
@@ -176,3 +178,40 @@ def test_errors(rigs: list[Rig]) -> None:
         rig.calls.error(ValueError, error, error.__traceback__)
     assert rig.errors[0]["path"] == "/path"
     assert rig.errors[0]["traceback"].endswith("ValueError: mine")
+
+
+def parts_of(result: Any, rig: Rig, statuses: list[str]) -> AnswerParts:
+    slot = rig.accounting.slots[0]
+    return AnswerParts(result, slot, rig.served.fileno(), lambda *_: None, lambda *_: None, statuses.append)
+
+
+def test_parts_are_progress(rigs: list[Rig]) -> None:
+    """The first one is not: nothing was sent before it. Empty ones are left out, large ones are sliced."""
+    rigs.append(rig := Rig(None))
+    statuses: list[str] = []
+    parts = parts_of([b"", b"a", b"", b"x" * (2 * SLICE + 1), b"z"], rig, statuses)
+    assert next(parts) == b"a"
+    assert rig.words[layout.PROGRESSED] == 0
+    assert next(parts) == b"x" * SLICE
+    assert rig.words[layout.PROGRESSED] > 0
+    assert list(parts) == [b"x" * SLICE, b"x", b"z"]
+    assert statuses == []
+
+
+@pytest.mark.parametrize("error", [DeadlineExceeded(), ValueError()])
+def test_parts_that_are_cut(rigs: list[Rig], error: BaseException) -> None:
+    """Before the first part there is another answer; afterwards the client sees the end of its connection."""
+
+    def app(before: int) -> Iterator[bytes]:
+        for _ in range(before):
+            yield b"a"
+        raise error
+
+    rigs.append(rig := Rig(None))
+    status = "504 Gateway Timeout" if isinstance(error, DeadlineExceeded) else "500 Internal Server Error"
+    statuses: list[str] = []
+    assert list(parts_of(app(0), rig, statuses)) == [f"{status[4:]}\n".encode()]
+    assert list(parts_of(app(1), rig, statuses)) == [b"a"]
+    assert statuses == [status, status]
+    rig.client.settimeout(PATIENCE)
+    assert rig.client.recv(1) == b""

@@ -275,6 +275,24 @@ def test_a_client_that_takes_nothing(bench: Make) -> None:
     assert it.pieces.counts().bytes_sent == LARGE
 
 
+def test_a_client_that_leaves_in_the_middle(bench: Make) -> None:
+    """Its answer counts as one that was not given whole, in counts and access log."""
+
+    def app(environ: Environ, start_response: Start) -> Iterator[bytes]:
+        start_response("200 OK", [])
+        while True:
+            yield b"some"
+
+    it = bench(app, access=True)
+    it.client.sendall(GET)
+    assert it.pieces.receive(it.connection)
+    it.client.close()
+    it.runner.run(it.connection, it.slot, 1 << 62)
+    assert it.connection.phase is CLOSED
+    assert it.pieces.counts().statuses[4] == it.pieces.counts().requests == 1
+    assert it.pieces.access_log()[0].startswith("GET / HTTP/1.1 499 ")
+
+
 def test_a_file_counts_as_far_as_it_was_sent(bench: Make, tmp_path: Path) -> None:
     """The rest is recorded on the connection, and counted when it was sent."""
     path = tmp_path / "file"

@@ -1,6 +1,7 @@
 """Overdue requests are ended, and no others; requests that ask for more time get it."""
 
 import gc
+import math
 import os
 import signal
 import socket
@@ -26,6 +27,7 @@ from ostler.wsgi.environ import Environ
 from ostler.wsgi.interruption import DeadlineExceeded
 from tests.kit.daemon import until
 from tests.unit.workers.rig import PATIENCE, Client, Rig, Serve
+from tests.unit.workers.test_queueing import let_pass
 
 Start = Callable[..., Any]
 
@@ -122,10 +124,10 @@ def old(rig: Rig, path: str) -> InFlight:
     return until(look, f"{path} has been there for long")
 
 
-def interrupt(rig: Rig, path: str) -> None:
-    """Do what the supervisor does with an overdue request."""
+def interrupt(rig: Rig, path: str, for_good: bool = False) -> None:
+    """Do what the supervisor does with an overdue request; `for_good`: `limit_request_time` is over."""
     request = old(rig, path)
-    rig.scoreboard.mark_overdue(rig.cell, request.thread, request.started_ns)
+    rig.scoreboard.mark_overdue(rig.cell, request.thread, request.started_ns, for_good=for_good)
     os.kill(os.getpid(), INTERRUPT_SIGNAL)
 
 
@@ -224,7 +226,7 @@ def test_an_answer_that_has_begun(tmp_path: Path, serve: Serve, handled: Handled
     else:
         play()
     assert shop.closed == 1
-    assert (tmp_path / "access").read_text().splitlines()[0] == "GET /stream HTTP/1.1 200 4"
+    assert (tmp_path / "access").read_text().splitlines()[0] == "GET /stream HTTP/1.1 504 4"
     assert (tmp_path / "log").read_text() == ""
 
 
@@ -321,7 +323,9 @@ def test_post_request_that_hangs(
 
 
 def test_a_client_that_takes_nothing(serve: Serve, handled: Handled) -> None:
-    """A thread that waits for a slow client waits in our own code, and is ended as well."""
+    """A thread that waits for a slow client is not ended by the time-out of its app, because it is not the
+    app that takes long; but it is, in our own code, when the request has taken all of its time.
+    """
 
     def app(environ: Environ, start_response: Start) -> Iterator[bytes]:
         start_response("200 OK", [])
@@ -332,7 +336,11 @@ def test_a_client_that_takes_nothing(serve: Serve, handled: Handled) -> None:
     handled(rig)
     client = rig.client(receive_buffer=4096)
     client.ask("/slow")
+    until(lambda: old(rig, "/slow").progressed == math.inf, "the app waits for its client")
     interrupt(rig, "/slow")
+    let_pass(0.3)
+    assert rig.counts().closed == 0
+    interrupt(rig, "/slow", for_good=True)
     until(lambda: rig.counts().closed == 1, "the connection is closed")
     assert rig.log() == ""
 

@@ -76,6 +76,19 @@ def test_an_answer_that_is_not_taken(make: Make) -> None:
     assert phase_after(pieces, connection, 61) is CLOSED
 
 
+def test_an_answer_that_is_taken_slowly(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that has read anything within a minute is left alone, although the kernel reports no room."""
+    taken = 0
+    monkeypatch.setattr("ostler.workers.connection.bytes_acked", lambda _sock: taken)
+    pieces = make()
+    connection, _ = pieces.connect()
+    connection.send(b"x" * (8 << 20))
+    for minutes in range(1, 4):
+        taken += 1
+        assert phase_after(pieces, connection, 61) is OPEN, f"after {minutes} minutes"
+    assert phase_after(pieces, connection, 61) is CLOSED
+
+
 def test_a_client_that_does_not_close(make: Make) -> None:
     """A lingering connection is closed after two seconds."""
     pieces = make()

@@ -36,6 +36,7 @@ class Wire:
 
     def __init__(self, patience: int = 1000) -> None:
         self.sends: list[bytes] = []
+        self.parts = 0
         self.patience = patience
 
     def send(self, data: bytes) -> None:
@@ -47,6 +48,9 @@ class Wire:
     def send_file(self, fd: int, offset: int, count: int) -> None:
         self.send(os.pread(fd, count, offset))
 
+    def note_part(self) -> None:
+        self.parts += 1
+
 
 class Answered:
     """An answer, parsed as a client would."""
@@ -55,6 +59,7 @@ class Answered:
         self.exchange = exchange
         self.wire = b"".join(wire.sends)
         self.sends = wire.sends
+        self.parts = wire.parts
         head, self.separator, self.raw_body = self.wire.partition(b"\r\n\r\n")
         first, *lines = head.decode("latin-1").split("\r\n")
         self.status = first.removeprefix("HTTP/1.1 ")
@@ -560,8 +565,50 @@ def test_raising_behind_the_head(error: BaseException, headers: list[tuple[str, 
     assert not answer.raw_body.endswith(b"0\r\n\r\n")
     assert not answer.stays
     assert type(error).__name__ in (answer.exchange.error or "")
-    assert answer.exchange.code == 200
+    assert (answer.exchange.code, answer.exchange.status) == (500, "500 Internal Server Error")
     assert answer.exchange.sent == 5
+
+
+def test_raising_behind_the_whole_answer() -> None:
+    """The client has all that was announced: it counts as what was sent, and the error is logged."""
+
+    def app(environ: Environ, start_response: Start) -> Iterator[bytes]:
+        start_response("200 OK", [("Content-Length", "5")])
+        yield b"whole"
+        raise ValueError("oops")
+
+    answer = ask(app)
+    assert answer.exchange.code == 200
+    assert "oops" in (answer.exchange.error or "")
+
+
+@pytest.mark.parametrize("blocks", [[b"all"], [b"", b"all"], [b"all", b""]])
+def test_an_answer_in_one_part_is_no_progress(blocks: list[bytes]) -> None:
+    """An ordinary answer, whatever iterable it comes in, needs no more time, and costs no more."""
+
+    def app(environ: Environ, start_response: Start) -> Iterator[bytes]:
+        start_response("200 OK", [("Content-Length", "3")])
+        return iter(blocks)
+
+    assert ask(app).parts == 0
+
+
+def test_each_part_is_progress() -> None:
+    """The first one too, as more may follow it; and those that the app writes."""
+
+    def written(environ: Environ, start_response: Start) -> list[bytes]:
+        write = start_response("200 OK", TEXT)
+        for _ in range(3):
+            write(b"part")
+        write(b"")
+        return []
+
+    def announced(environ: Environ, start_response: Start) -> Iterator[bytes]:
+        start_response("200 OK", [("Content-Length", "3")])
+        return iter([b"a", b"", b"b", b"c"])
+
+    assert (ask(written).parts, ask(announced).parts) == (3, 3)
+    assert ask(gives(lambda: iter([b"a", b"b"]))).parts == 2
 
 
 def test_failing_head_requests() -> None:
@@ -759,7 +806,7 @@ def test_a_deadline_before_the_head() -> None:
 
 
 def test_a_deadline_behind_the_head() -> None:
-    """Nothing more is sent, the connection must be cut, close() is called; the status sent counts."""
+    """Nothing more is sent, the connection must be cut, close() is called; it counts as 504."""
     result = Result(b"a", error=DeadlineExceeded())
     request, environ = setting_of(GET)
     wire = Wire()
@@ -769,9 +816,24 @@ def test_a_deadline_behind_the_head() -> None:
     assert wire.sends[-1].endswith(b"1\r\na\r\n")
     assert not exchange.keep_alive
     assert result.closed == 1
-    assert (exchange.status, exchange.error) == ("200 OK", None)
     exchange.give_up()
-    assert (exchange.code, exchange.status) == (200, "200 OK")
+    assert (exchange.code, exchange.status, exchange.error) == (504, "504 Gateway Timeout", None)
+
+
+def test_a_deadline_behind_the_whole_answer() -> None:
+    """What the app does after the last byte that it has announced cuts nothing off."""
+
+    def app(environ: Environ, start_response: Start) -> Iterator[bytes]:
+        start_response("200 OK", [("Content-Length", "5")])
+        yield b"whole"
+        raise DeadlineExceeded
+
+    request, environ = setting_of(GET)
+    exchange = Exchange(request, Wire(), DATE_SERVER, request.keep_alive)
+    with pytest.raises(DeadlineExceeded):
+        exchange.run(app, environ)
+    exchange.give_up()
+    assert exchange.code == 200
 
 
 def test_a_deadline_before_anything_could_be_said() -> None:

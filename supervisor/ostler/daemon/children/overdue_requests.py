@@ -14,6 +14,12 @@ from ostler.token_bucket import TokenBucket
 _LINES, _LINES_RATE = 1000, 10
 # How often a request is interrupted at most.
 _INTERRUPTS = 5
+# What to do about a request, by the setting that ends it.
+_ADVICE = {
+    "timeout": "raise timeout, or have the app ask for more time: "
+    'environ["ostler.extend_deadline"](seconds), in ASGI scope["ostler.extend_deadline"](seconds)',
+    "limit_request_time": "raise limit_request_time; neither progress nor ostler.extend_deadline gives more",
+}
 
 
 class OverdueRequests:
@@ -69,6 +75,9 @@ class OverdueRequests:
             "method": action.method,
             "path": action.path,
             "age": action.age,
+            "setting": action.setting,
+            "limit": action.limit,
+            "advice": _ADVICE[action.setting],
             "stack": self._stacks.stack_of(handle, dump, ident),
         }
         if self._left_out:

@@ -1,8 +1,8 @@
 """Finds requests that take too long and event loops that do not run; it reads the scoreboard.
 
-After a look the sensor waits until the earliest deadline of the requests in flight, or for `timeout`: a
-request that starts meanwhile can't be overdue before. A loop without requests makes a pass once a second and
-notes its time (HEARTBEAT); the sensor checks that about as often.
+After a look the sensor waits until the earliest deadline of the requests in flight, or for `timeout` or
+`limit_request_time`: a request that starts meanwhile can't be overdue before. A loop without requests makes a
+pass once a second and notes its time (HEARTBEAT); the sensor checks that about as often.
 
 It only reports: `fleet/overdue.py` decides, `daemon/children/overdue_requests.py` signals the worker.
 """
@@ -60,8 +60,8 @@ class DeadlineSensor:
         self._configurations = configurations
         self._scoreboard = scoreboard
         self._report_blocked = report_blocked
-        # What was reported and is still so: requests by worker id, thread and start.
-        self._reported: set[tuple[int, int, int]] = set()
+        # What was reported and is still so: requests by worker id, thread, start, and which setting is over.
+        self._reported: set[tuple[int, int, int, bool]] = set()
         self._overdue: set[int] = set()
         # Loops that may be stalled, by worker id: what they had done, and since when that is known.
         self._still: dict[int, tuple[tuple[float, int], float]] = {}
@@ -73,9 +73,18 @@ class DeadlineSensor:
         self._timer: asyncio.TimerHandle | None = None
 
     def timeout(self) -> float:
-        """Seconds that a request may take; 0: no limit."""
+        """Seconds that a request may take without progress; 0: no limit."""
         loaded = self._configurations.current
         return loaded.settings.timeout if loaded else 0.0
+
+    def limit(self) -> float:
+        """Seconds that a request may take in all; 0: no limit."""
+        loaded = self._configurations.current
+        return loaded.settings.limit_request_time if loaded else 0.0
+
+    def deadline_of(self, request: InFlight) -> float | None:
+        """When a request will be overdue (CLOCK_MONOTONIC, seconds), as far as is known; None: never."""
+        return request.deadline(self.timeout(), self.limit())
 
     def resume(self) -> None:
         """After an upgrade in place: what the program before this one has reported may be over by now."""
@@ -94,9 +103,9 @@ class DeadlineSensor:
 
     def look(self, now: float) -> float:
         """Report what is to be reported; returns when to look again, in seconds."""
-        timeout = self.timeout()
-        wait = min(timeout, _LOOK) if timeout else _LOOK
-        live: set[tuple[int, int, int]] = set()
+        timeout, limit = self.timeout(), self.limit()
+        wait = min(timeout or _LOOK, limit or _LOOK, _LOOK)
+        live: set[tuple[int, int, int, bool]] = set()
         overdue: set[int] = set()
         for handle in list(self._ports.children.workers.values()):
             reading = self._scoreboard.look(handle.cell)
@@ -106,14 +115,15 @@ class DeadlineSensor:
             late = 0
             reported = len(self._reported)
             for request in in_flight:
-                deadline = request.deadline(timeout)
+                deadline = request.deadline(timeout, limit)
                 if deadline is None or deadline > now:
                     wait = min(wait, deadline - now) if deadline is not None else wait
                     continue
                 late += 1
-                live.add((handle.worker_id, request.thread, request.started_ns))
+                by_limit = request.timeout_at(timeout) > now
+                live.add((handle.worker_id, request.thread, request.started_ns, by_limit))
                 if len(self._reported) - reported < _REPORTS_IN_A_LOOK:
-                    self._report_overdue(handle, request, now)
+                    self._report_overdue(handle, request, now, limit if by_limit else timeout, by_limit)
             if late:
                 wait = min(wait, _WATCH)
                 overdue.add(handle.worker_id)
@@ -131,8 +141,11 @@ class DeadlineSensor:
             self._ports.submit(events.OverdueEnded(worker_id))
         return max(wait, _LEAST)
 
-    def _report_overdue(self, handle: WorkerHandle, request: InFlight, now: float) -> None:
-        key = (handle.worker_id, request.thread, request.started_ns)
+    def _report_overdue(
+        self, handle: WorkerHandle, request: InFlight, now: float, limit: float, by_limit: bool
+    ) -> None:
+        """by_limit: it is `limit_request_time` that is over, and not `timeout`; limit: its value."""
+        key = (handle.worker_id, request.thread, request.started_ns, by_limit)
         if key in self._reported:
             return
         bucket = self._buckets.get(handle.worker_id)
@@ -143,11 +156,12 @@ class DeadlineSensor:
         self._reported.add(key)
         # Marked here, where it is known which request is meant: its thread may serve another one by the time
         # that the fleet has decided what to do.
-        self._scoreboard.mark_overdue(handle.cell, request.thread, request.started_ns)
-        age = now - request.started
-        self._ports.submit(
-            events.RequestOverdue(handle.worker_id, request.thread, request.method, request.path, age)
+        self._scoreboard.mark_overdue(
+            handle.cell, request.thread, request.started_ns, int(now * 1e9), by_limit
         )
+        what = handle.worker_id, request.thread, request.method, request.path, now - request.started
+        setting = "limit_request_time" if by_limit else "timeout"
+        self._ports.submit(events.RequestOverdue(*what, setting, limit))
 
     def _report_only_overdue_left(self, worker_id: int) -> None:
         # At each look: requests may still come to it on connections that are open.

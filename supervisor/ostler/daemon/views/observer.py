@@ -34,7 +34,7 @@ from ostler.daemon.views.usage import ProcessUsage
 from ostler.fleet import events, health
 from ostler.fleet.model import Worker, WorkerState
 from ostler.osapi.backlog import accept_queue
-from ostler.scoreboard.cell_reader import Reading
+from ostler.scoreboard.cell_reader import InFlight, Reading
 from ostler.scoreboard.counts import Counts
 from ostler.scoreboard.layout import RULES, percentile
 from ostler.scoreboard.reader import Scoreboard
@@ -73,7 +73,7 @@ class Observer:
     Args:
         ports, configurations, scoreboard, listeners, ledger: what it works with.
         name: returns the instance's name.
-        timeout: returns the seconds that a request may take, 0 for no limit.
+        deadline_of: when a request will be overdue (CLOCK_MONOTONIC, seconds); None: never.
 
     Attributes:
         reloads: what is known of reloads.
@@ -88,7 +88,7 @@ class Observer:
         listeners: Listeners,
         ledger: Ledger,
         name: Callable[[], str],
-        timeout: Callable[[], float],
+        deadline_of: Callable[[InFlight], float | None],
     ) -> None:
         self._ports = ports
         self._configurations = configurations
@@ -96,7 +96,7 @@ class Observer:
         self._listeners = listeners
         self._ledger = ledger
         self._name = name
-        self._timeout = timeout
+        self._deadline_of = deadline_of
         self._started_at = self._program_since = time.time()
         self._started = time.monotonic()
         self._usage: dict[int, ProcessUsage] = {}
@@ -288,7 +288,6 @@ class Observer:
         now = time.monotonic()
         handle = self._ports.children.workers.get(worker.worker_id)
         reading = readings[handle.cell] if handle else Reading()
-        timeout = self._timeout()
         in_flight = [
             RequestView(
                 slot=worker.slot,
@@ -297,7 +296,7 @@ class Observer:
                 method=request.method,
                 path=request.path,
                 age=round(max(0.0, now - request.started), 3),
-                deadline_in=None if (due := request.deadline(timeout)) is None else round(due - now, 3),
+                deadline_in=None if (due := self._deadline_of(request)) is None else round(due - now, 3),
             )
             for request in reading.in_flight
         ]

@@ -257,8 +257,9 @@ class FleetRows(ListeningRows, frozen=True, kw_only=True):
         float,
         Setting(
             numbers.SECONDS,
-            "A request that takes longer is logged with its stack and ended (504); if that fails its worker "
-            "is replaced. 0 is never.",
+            "A request whose app makes no progress for longer (sends no part of its answer) is logged with "
+            "its stack and ended (504); if that fails its worker is replaced. Waiting for the client does "
+            "not count. 0 is never.",
             flags=("-t", "--timeout"),
             takes_effect=LIVE,
         ),
@@ -286,6 +287,18 @@ class FleetRows(ListeningRows, frozen=True, kw_only=True):
             gunicorn=None,
         ),
     ] = True
+    limit_request_time: Annotated[
+        float,
+        Setting(
+            numbers.SECONDS,
+            "How long a request may take in all from the call of the app on, whatever progress it makes and "
+            "whatever time it has asked for; then it is ended like one that is over its timeout. Not for "
+            "websockets. 0 is no limit.",
+            flags=("--limit-request-time",),
+            takes_effect=LIVE,
+            gunicorn=None,
+        ),
+    ] = 0.0
     graceful_timeout: Annotated[
         float,
         Setting(

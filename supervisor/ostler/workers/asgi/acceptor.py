@@ -57,6 +57,7 @@ class _IdleConnection:
     fd: int
     listener: str
     answered_at: int = 0
+    waiting_since: int = 0
     tls: bool = False
     peer_info: dict[str, str] | None = None
 
@@ -307,7 +308,11 @@ class AsgiAcceptor:
         if begun and protocol.stalled is None and (cycle is None or not cycle.response_started):
             transport.write(_TOO_SLOW)
             text = "it makes room for others" if rule == "worker_connections" else RequestTimeout.text
-            self.refused(protocol, 408, 0, rule, RequestTimeout(text, rule).reason)
+            reason = RequestTimeout(text, rule).reason
+            if cycle is None or cycle.response_complete:
+                self.refused(protocol, 408, 0, rule, reason)
+            else:  # the app has it, and it is counted when that returns
+                log_refused(self._limited, protocol.client[0] if protocol.client else "", 408, rule, reason)
         if client_speed.unsent(transport) or (at_once and self._tls is not None):
             transport.abort()
         else:

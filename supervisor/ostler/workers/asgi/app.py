@@ -2,8 +2,11 @@
 
 A request is over with the last part of its answer. What an app does afterwards, as background tasks of
 Starlette's do, keeps a worker from leaving, but has no deadline and is not shown. A request has the deadline
-that the supervisor gives all requests, until its answer begins; each part of an answer in parts gives it
-`timeout` from then. Websockets and event streams have no deadline.
+that the supervisor gives all requests; what it receives of its body, and what it sends of an answer in parts,
+is progress. Websockets have no deadline, and event streams only that of `limit_request_time`.
+
+An answer that is cut counts, and is logged, with the status that says why: 504 its deadline, 500 the app, 499
+its client has left.
 """
 
 import asyncio
@@ -24,6 +27,9 @@ from ostler.workers.asgi.request import AsgiRequest
 from ostler.workers.asgi.tasks import current
 from ostler.wsgi.interruption import QuitWorker
 
+# Exceptions by which frameworks let an app know that its client has gone: Starlette's.
+_SAYS_GONE = ("ClientDisconnect",)
+
 
 class AsgiApp:
     """The app of a worker, with its requests' accounting. Used by the loop's thread only.
@@ -38,7 +44,6 @@ class AsgiApp:
         flush_soon: called when there are lines in the access log's buffer.
 
     Attributes:
-        timeout: the setting, in ns.
         closing: answers announce the end of their connection.
         quitting: the worker ends at once: what fails from now on fails for that reason, and is not logged.
         logged: an exception that was logged already, and that uvicorn will log next.
@@ -68,7 +73,6 @@ class AsgiApp:
         self._flush_soon = flush_soon
         self._count = 0
         self.log = log
-        self.timeout = int(settings.timeout * 1_000_000_000)
         self.closing = settings.keepalive == 0
         self.quitting = False
         self.logged: BaseException | None = None
@@ -83,6 +87,11 @@ class AsgiApp:
             request = slot.owner = AsgiRequest(self, slot, method, started, scope, send)
             scope[EXTEND] = self._extend
             current.set(started)
+            cycle = getattr(send, "__self__", None)
+            if getattr(cycle, "more_body", False):
+                receive = request.receiving(receive)
+            if getattr(getattr(cycle, "flow", None), "write_paused", False):
+                request.waits_to_begin = True
             try:
                 await self.app(scope, receive, request.send)
             except BaseException as error:
@@ -135,6 +144,8 @@ class AsgiApp:
         request.answered = True
         if request.method == "HEAD" or request.status in BODILESS:
             request.sent = 0  # the body was left out
+        if request.status == 500 and request.client_is_gone:
+            request.status = 499
         slot, ended = request.slot, monotonic_ns()
         if request.status == 101:
             slot.refused(101, request.sent)  # how long a websocket was open is no duration of an answer
@@ -151,12 +162,11 @@ class AsgiApp:
 
     def _left_unanswered(self, request: AsgiRequest) -> None:
         """The app returned before the last part of its answer: it has a defect, or its client is gone."""
-        if not request.status:
-            request.status = 499 if request.client_is_gone else 500
-            if request.status == 500:
-                self.log.error(
-                    "request_failed", **request.name(), reason="the app returned without an answer"
-                )
+        if not request.has_no_body:
+            if not request.client_is_gone:
+                what = "before the end of its answer" if request.status else "without an answer"
+                self.log.error("request_failed", **request.name(), reason=f"the app returned {what}")
+            request.status = 500
         self.end(request)
 
     async def _failed(self, request: AsgiRequest, error: BaseException) -> bool:
@@ -167,7 +177,7 @@ class AsgiApp:
         if not request.overdue:
             self._log_failure(request, error)
             if not request.answered:
-                request.status = request.status or 500
+                request.status = 500
                 self.end(request)
             return True
         if not request.status:
@@ -175,12 +185,15 @@ class AsgiApp:
             return False
         self.logged = error
         if not request.answered:
+            request.status = 504
             self.end(request)
         return True
 
     def _log_failure(self, request: AsgiRequest, error: BaseException) -> None:
         self.logged = error
         if self.quitting or isinstance(error, QuitWorker):
+            return
+        if type(error).__name__ in _SAYS_GONE and request.client_is_gone:
             return
         if isinstance(error, asyncio.CancelledError):
             self.log.warning("request_cut", **request.name(), reason="the worker leaves")

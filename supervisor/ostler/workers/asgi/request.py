@@ -3,13 +3,12 @@
 import asyncio
 from collections.abc import Awaitable, Iterable
 from time import monotonic_ns
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from ostler.logs.worker_log import Log
-from ostler.scoreboard import layout
 from ostler.scoreboard.accounting import RequestSlot
 from ostler.workers.asgi.framing import BODILESS, framed
-from ostler.workers.asgi.interface import Message, Scope, Send
+from ostler.workers.asgi.interface import Message, Receive, Scope, Send
 from ostler.workers.asgi.tasks import stack_of, tasks_of
 from ostler.wsgi.interruption import DeadlineExceeded
 
@@ -18,11 +17,13 @@ _LATE = b"Gateway Timeout\n"
 _EVENT_STREAM = b"text/event-stream"
 
 
+_Result = TypeVar("_Result")
+
+
 class RequestOwner(Protocol):
     """What a request needs of the `AsgiApp` that it belongs to."""
 
     closing: bool
-    timeout: int
     log: Log
     loop: asyncio.AbstractEventLoop
 
@@ -43,6 +44,7 @@ class AsgiRequest:
         headers: of the answer.
         answered: the last part of the answer was sent, or will not be.
         overdue: it is being ended.
+        waits_to_begin: an answer before it on its connection waits for the client, so that this one may too.
     """
 
     # Defaults stand here and not in __init__: what a request does not change costs it nothing.
@@ -51,7 +53,12 @@ class AsgiRequest:
     headers: Iterable[tuple[bytes, bytes]] = ()
     answered = False
     overdue = False
+    waits_to_begin = False
     _streams = False
+    # In how many of its tasks it waits for its client now.
+    _waits = 0
+    # It may be silent for any time.
+    _is_silent = False
 
     def __init__(
         self, owner: RequestOwner, slot: RequestSlot, method: str, started: int, scope: Scope, send: Send
@@ -65,6 +72,30 @@ class AsgiRequest:
 
     # -- what the app calls ------------------------------------------------------------------------------
 
+    def receiving(self, receive: Receive) -> Receive:
+        """ASGI's `receive` of a request whose body is still coming: waiting for it is the client's time."""
+        protocol: Any = getattr(self._send, "__self__", None)
+
+        async def received() -> Message:
+            if self.answered or not protocol.more_body:
+                return await receive()  # what it waits for now is the client's end
+            return await self._waiting_for_client(receive())
+
+        return received
+
+    async def _waiting_for_client(self, step: Awaitable[_Result]) -> _Result:
+        """Await what is done when the client sends or reads; it counts as progress, and not as time."""
+        slot = self.slot
+        slot.pause()
+        self._waits += 1
+        try:
+            return await step
+        finally:
+            self._waits -= 1
+            # If it was answered, the slot may be another request's.
+            if not (self.answered or self._waits or self._is_silent):
+                slot.progressed(monotonic_ns())
+
     def send(self, message: Message) -> Awaitable[None]:
         """ASGI's `send` of a request. No coroutine of its own where nothing is to be done afterwards."""
         kind = message["type"]
@@ -76,6 +107,8 @@ class AsgiRequest:
                 message = {**message, "headers": [*self.headers, CLOSE]}
             if self.status in BODILESS or self.scope["http_version"] == "1.0":
                 message, self._send = framed(message, self._send, self.method)
+            if self.waits_to_begin and not self.answered:
+                return self._waiting_for_client(self._send(message))
         elif kind == "http.response.body":
             if message.get("more_body"):
                 return self._send_part(message)
@@ -90,19 +123,25 @@ class AsgiRequest:
     async def _send_part(self, message: Message) -> None:
         if not self._streams:
             self._streams = True
-            if self._is_event_stream() and not self.answered:
-                self.slot.extend_until(layout.NEVER)
+            self._is_silent = self._is_event_stream()
+            if self._is_silent and not self.answered:
                 self._mark_endless()
-        await self._send(message)
+        if self.answered:
+            await self._send(message)
+            return
+        await self._waiting_for_client(self._send(message))
         if not self.answered:
             self.sent += len(message.get("body", b""))
-            if self._owner.timeout:
-                self.slot.extend_until(monotonic_ns() + self._owner.timeout)
 
     async def _send_last(self, message: Message) -> None:
-        await self._send(message)
+        if self.answered:
+            await self._send(message)
+            return
+        await self._waiting_for_client(self._send(message))
         if not self.answered:
             self.sent += len(message.get("body", b""))
+            if self.client_is_gone:
+                self.status = 499
             self._owner.end(self)
 
     async def send_on_websocket(self, message: Message) -> None:
@@ -164,6 +203,11 @@ class AsgiRequest:
         await self.send({"type": "http.response.body", "body": _LATE})
 
     # -- for the log -------------------------------------------------------------------------------------
+
+    @property
+    def has_no_body(self) -> bool:
+        """Whether its answer has begun, and is complete with its head (RFC 9110 section 6.4.1)."""
+        return self.status in (204, 304) or (self.status > 0 and self.method == "HEAD")
 
     @property
     def client_is_gone(self) -> bool:

@@ -10,6 +10,7 @@ A connection whose request is in a greenlet is not watched, so the callback leav
 """
 
 from abc import abstractmethod
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from time import monotonic_ns
@@ -23,6 +24,7 @@ from ostler.scoreboard.layout import LEAST_QUEUED
 from ostler.workers import stacks
 from ostler.workers.acceptor import FULL_CHECK_SECONDS
 from ostler.workers.base import BaseWorker, Context
+from ostler.workers.connection import Connection
 from ostler.workers.greenlets import patching
 from ostler.workers.greenlets.hubs import Callback, Hub
 from ostler.workers.greenlets.serving import ForkedProcess, ServingGreenlets
@@ -32,6 +34,7 @@ from ostler.workers.reactor import BATCH, Reactor
 from ostler.workers.sweeper import SWEEP_DRAINING
 from ostler.workers.system_calls import Events, SystemCalls
 from ostler.workers.thread_engine import MANY_EVENTS
+from ostler.workers.units import SECOND
 from ostler.wsgi import forked
 from ostler.wsgi.interruption import QuitWorker
 
@@ -82,6 +85,9 @@ class GreenletEngine(BaseWorker):
         # When the reactor was last found empty, or all that was found had been taken.
         self._looked = 0
         self._prompt_until = 0
+        # When to look for requests that have waited too long; none waits for a greenlet.
+        self._late_due = 0
+        self._no_ready: deque[Connection] = deque()
         self._in_pass = self._flush_due = False
         self._defect: Exception | None = None
         self._done = False
@@ -234,9 +240,24 @@ class GreenletEngine(BaseWorker):
             self._accept(fd, now)
         if not acceptor.accepting:
             acceptor.try_start(slot, monotonic_ns())  # of those that were served, some have ended
+        self._answer_late()
         self._tick_every(_TICK if acceptor.accepting else FULL_CHECK_SECONDS)
         if self._access is not None:
             self._access.flush()
+
+    def _answer_late(self) -> None:
+        """While the worker is full, answer what waits outside for too long."""
+        late, acceptor = self.parts.late, self.parts.acceptor
+        if late is None:
+            return
+        if acceptor.accepting:
+            late.begin()
+        elif acceptor.waits_for_room and self._reactor.now >= self._late_due:
+            self._late_due = self._reactor.now + int(late.pause * SECOND)
+            late.answer(self._no_ready, self._slot, self._serve_late)
+
+    def _serve_late(self, connection: Connection) -> None:
+        self._greenlets.serve(connection, 0)
 
     def _share(self, events: Events) -> None:
         """Hand the connection of the last event off, if a sibling may be less busy."""

@@ -75,7 +75,7 @@ class GreenletSoftInterrupts(SoftInterrupts):
                 found.append((slot.ident, partial(traceback.extract_stack, frame_of)))
         return dump_of("greenlet", found)
 
-    def _slot_at_hand(self) -> RequestSlot | None:
+    def slot_at_hand(self) -> RequestSlot | None:
         slot: RequestSlot | None = getattr(getcurrent(), "slot", None)
         return slot
 

@@ -22,16 +22,17 @@ from meinheld import server
 from ostler.logs.limiter import LimitedLog
 from ostler.text import trace_of
 from ostler.workers.base import Context
+from ostler.workers.meinheld.answer_parts import LATE, SLICE, AnswerParts, plain_answer
 from ostler.workers.meinheld.peers import PeerAddresses
 from ostler.workers.refusals import log_refused
 from ostler.workers.soft_interrupt import SoftInterrupts
 from ostler.wsgi.environ import Environ, host_and_port, listener_environ
 from ostler.wsgi.interruption import DeadlineExceeded, QuitWorker
 
-_LATE = b"Gateway Timeout\n"
-_LATE_FIELDS = (("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(_LATE))))
 # What the kernel takes of answers at once, whatever its settings are, and what an answer's head may take.
 _ROOM, _HEAD = 8192, 1024
+# Where the type of `wsgi.file_wrapper` says that it is from; the kernel sends such a file in one go.
+_SERVERS = "meinheld"
 # Errors by which the server notices that a client has gone, or that `abandon` has closed its listeners.
 _GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ETIMEDOUT, errno.ENOTSOCK)
 # What RFC 3986 section 3.3 allows in a path.
@@ -53,7 +54,7 @@ _REASONS = {
 }
 
 # The codes of all `serve` functions, by which the frames that have called the app are known.
-_SERVE: set[CodeType] = set()
+_SERVE: set[CodeType] = {AnswerParts.__next__.__code__}
 
 
 class MeinheldCalls:
@@ -87,6 +88,8 @@ class MeinheldCalls:
         answered = 0
         message_waits = flushing = False
         limited = LimitedLog(log, time.monotonic)
+        # Why the answer to the present request was cut: a status, or 0.
+        cut = 0
         name, port = _server_name(context.listeners)
         peers = PeerAddresses(context.listeners)
         correct_peer = peers.correct if peers.needed else None
@@ -117,14 +120,25 @@ class MeinheldCalls:
             )
             try:
                 result: Iterable[bytes] = app(environ, start_response)
-                make_blocking(environ["meinheld.client"].get_fd(), result)
-                return result
+                fd = environ["meinheld.client"].get_fd()
+                make_blocking(fd, result)
             except DeadlineExceeded as late:
+                fields, body = plain_answer(LATE)
                 try:
-                    start_response("504 Gateway Timeout", list(_LATE_FIELDS))
+                    start_response(LATE, fields)
                 except TypeError:
                     raise late from None  # it has begun to answer
-                return [_LATE]
+                return [body]
+            kind = type(result)
+            if kind is list and len(result) == 1 and len(result[0]) <= SLICE:  # type: ignore[arg-type, index]
+                return result
+            if kind.__module__ == _SERVERS:
+                return result
+            return AnswerParts(result, slot, fd, start_response, failed, note_cut)
+
+        def note_cut(status: str) -> None:
+            nonlocal cut
+            cut = int(status[:3])
 
         def make_blocking(fd: int, result: Iterable[bytes]) -> None:
             """Make a connection one whose writes block, before one of them may have to."""
@@ -145,7 +159,7 @@ class MeinheldCalls:
             return start
 
         def access(environ: Environ) -> None:
-            nonlocal serving, answered, quota
+            nonlocal serving, answered, quota, cut
             if environ is not serving:
                 other(environ)
             else:
@@ -156,6 +170,8 @@ class MeinheldCalls:
                 else:
                     took = max(0, environ["REQUEST_TIME"] * 1_000_000)  # by the wall clock
                 # If the head could not be sent, the number of bytes is negative.
+                if cut:
+                    environ["STATUS_CODE"], cut = cut, 0
                 count(environ["STATUS_CODE"], max(0, environ["SEND_BYTES"]), took)
                 if access_log is not None:
                     write(environ, took)
@@ -237,11 +253,14 @@ class MeinheldCalls:
             limited.report()
 
         def failed(_kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+            nonlocal cut
             if isinstance(error, (DeadlineExceeded, QuitWorker)):
                 return  # logged elsewhere
             if isinstance(error, OSError) and trace is None:
                 # The server's own, not the app's.
                 late = error.errno == errno.EINTR and slot.overdue == slot.started
+                if serving is not None and not cut and (late or error.errno in _GONE):
+                    cut = 504 if late else 499
                 if error.errno not in _GONE and not late:
                     log.error("meinheld", problem=str(error))
                 return

@@ -9,7 +9,8 @@ for one such event, or for a second.
 The server can't put an answer off until its client takes more of it: it has added the connection to its epoll
 in a way that allows no change (EPOLLEXCLUSIVE, epoll_ctl(2)), and so waits for ever; or, built with its own
 header of greenlet 0.4, it sends an error page in the middle of the answer. Therefore connections are made to
-block: a client that takes its answer slowly keeps its worker busy, but for no longer than `timeout`.
+block: a client that takes its answer slowly keeps its worker busy, but only while it takes 64 KiB of it
+within `timeout` (`answer_parts`). A file of `wsgi.file_wrapper` is sent in one go, so it must take it whole.
 
 What is written here about the server is of its release 1.0.2, the last. It also offers apps greenlets of its
 own; these only work where it was built with the header of the greenlet that is installed.

@@ -41,7 +41,7 @@ class Stage:
         self.submitted: list[Any] = []
         self.now = START
         self.scoreboard = Scoreboard(clock=lambda: int(self.now * 1e9))
-        self.settings = SimpleNamespace(timeout=TIMEOUT, worker_class="sync")
+        self.settings = SimpleNamespace(timeout=TIMEOUT, limit_request_time=0.0, worker_class="sync")
         self.state = State(current=1)
         self.handles: dict[int, Any] = {}
         loaded: Any = SimpleNamespace(settings=self.settings)
@@ -118,6 +118,14 @@ class ActingWorker:
         words[layout.EXTENDED_UNTIL] = int((self._stage.now + seconds) * 1e9)
         words[layout.EXTENDED_FOR] = words[layout.STARTED]
 
+    def progress(self, thread: int = 0) -> None:
+        words, _ = self.cell.slot(thread)
+        words[layout.PROGRESSED] = int(self._stage.now * 1e9)
+
+    def pause(self, thread: int = 0) -> None:
+        words, _ = self.cell.slot(thread)
+        words[layout.PROGRESSED] = words[layout.STARTED] | layout.PAUSED
+
     def marked(self, thread: int = 0) -> bool:
         words, _ = self.cell.slot(thread)
         return bool(words[layout.STARTED] and words[layout.OVERDUE] == words[layout.STARTED])
@@ -131,7 +139,11 @@ def stage() -> Iterator[Stage]:
 
 
 def overdue(worker_id: int, age: float, thread: int = 0, path: str = "/x") -> events.RequestOverdue:
-    return events.RequestOverdue(worker_id, thread, "GET", path, pytest.approx(age))
+    return events.RequestOverdue(worker_id, thread, "GET", path, pytest.approx(age), "timeout", TIMEOUT)
+
+
+def over_limit(worker_id: int, age: float, limit: float) -> events.RequestOverdue:
+    return events.RequestOverdue(worker_id, 0, "GET", "/x", pytest.approx(age), "limit_request_time", limit)
 
 
 # -- requests --------------------------------------------------------------------------------------------
@@ -222,6 +234,78 @@ def test_less_time_than_usual(stage: Stage) -> None:
     worker.extend(1)
     stage.look(TIMEOUT - 0.1)
     assert stage.reported() == []
+
+
+def test_progress(stage: Stage) -> None:
+    """A request may take `timeout` from its last progress on; if it makes some while it is overdue, it is
+    overdue no more.
+    """
+    worker = stage.worker()
+    worker.begin(0)
+    for _ in range(3):
+        stage.look(TIMEOUT - 1)
+        worker.progress(0)
+    assert stage.look(TIMEOUT - 0.5) == pytest.approx(0.5)
+    assert stage.reported() == []
+    stage.look(0.5)
+    assert stage.reported() == [overdue(1, 4 * TIMEOUT - 3)]
+    worker.progress(0)
+    stage.look(0.1)
+    assert stage.reported() == [events.OverdueEnded(1)]
+    stage.look(TIMEOUT)
+    assert stage.reported() == [overdue(1, 5 * TIMEOUT - 2.9)]
+
+
+def test_a_request_that_waits_for_its_client(stage: Stage) -> None:
+    """Its time does not count; the next request of the thread does not wait."""
+    worker = stage.worker()
+    worker.begin(0)
+    worker.pause(0)
+    assert stage.look(10 * TIMEOUT) == 1.0
+    worker.progress(0)
+    stage.look(TIMEOUT - 0.1)
+    assert stage.reported() == []
+    worker.pause(0)
+    worker.end(0)
+    stage.look(0.1)
+    worker.begin(0)
+    stage.look(TIMEOUT)
+    assert stage.reported() == [overdue(1, TIMEOUT)]
+
+
+def test_a_limit_for_the_whole_request(stage: Stage) -> None:
+    """Neither progress, nor waiting, nor time that it has asked for takes it beyond `limit_request_time`."""
+    stage.settings.limit_request_time = limit = 3 * TIMEOUT
+    worker = stage.worker()
+    worker.begin(0)
+    worker.extend(1000)
+    worker.pause(0)
+    assert stage.look(limit - 0.4) == pytest.approx(0.4)
+    stage.look(0.4)
+    assert stage.reported() == [over_limit(1, limit, limit)]
+    worker.progress(0)
+    stage.look(0.1)
+    assert stage.reported() == [], "it stays overdue, and is reported once"
+    assert worker.marked(0)
+    stage.settings.timeout = 0.0
+    worker.end(0)
+    worker.begin(0)
+    stage.reported()
+    stage.look(limit)
+    assert over_limit(1, limit, limit) in stage.reported()
+
+
+def test_both_limits_one_after_the_other(stage: Stage) -> None:
+    """One that was overdue already, and goes on in the moment when its whole time is over, is ended too."""
+    stage.settings.limit_request_time = limit = TIMEOUT + 5
+    worker = stage.worker()
+    worker.begin(0)
+    stage.look(TIMEOUT)
+    assert stage.reported() == [overdue(1, TIMEOUT)]
+    stage.look(4.9)
+    worker.progress(0)
+    stage.look(0.1)
+    assert stage.reported() == [over_limit(1, limit, limit)]
 
 
 def test_only_overdue_left(stage: Stage) -> None:
