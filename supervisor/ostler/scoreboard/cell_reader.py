@@ -51,6 +51,7 @@ class InFlight:
         ident: what a stack dump calls its thread or greenlet.
         extended_until: up to when the app has asked for time, 0.0 if it has not asked, inf: without a limit.
         overdue: it was marked as overdue (`Scoreboard.mark_overdue`).
+        upgraded: it has taken its connection, e.g. for a websocket, and has no deadline.
     """
 
     thread: int
@@ -60,6 +61,7 @@ class InFlight:
     ident: int
     extended_until: float = 0.0
     overdue: bool = False
+    upgraded: bool = False
 
     @property
     def started(self) -> float:
@@ -67,7 +69,7 @@ class InFlight:
 
     def deadline(self, timeout: float) -> float | None:
         """When it is overdue if requests may take `timeout` seconds; None: never, which is what 0 means."""
-        if not timeout or self.extended_until == math.inf:
+        if not timeout or self.upgraded or self.extended_until == math.inf:
             return None
         return max(self.started + timeout, self.extended_until)
 
@@ -280,10 +282,15 @@ class Cell:
                 extended = words[start + layout.EXTENDED_FOR] == started
                 until = extended_until(words[start + layout.EXTENDED_UNTIL], now) if extended else 0.0
                 marked = self.marked.get(number) == started
+                upgraded = words[start + layout.UPGRADED] == started
                 request = known.get(number)
                 if request is not None and request.started_ns == started:
-                    if request.extended_until != until or request.overdue != marked:
-                        request = replace(request, extended_until=until, overdue=marked)
+                    if (request.extended_until, request.overdue, request.upgraded) != (
+                        until,
+                        marked,
+                        upgraded,
+                    ):
+                        request = replace(request, extended_until=until, overdue=marked, upgraded=upgraded)
                     found.append(request)
                     continue
                 _raise(implausible_time("a request's start", started, self.born, now))
@@ -291,7 +298,7 @@ class Cell:
                 # One that has ended while it was copied may have the next one's text.
                 if self._started_now(number) == started:
                     ident = words[start + layout.IDENT]
-                    found.append(InFlight(number, method, path, started, ident, until, marked))
+                    found.append(InFlight(number, method, path, started, ident, until, marked, upgraded))
         return found
 
 

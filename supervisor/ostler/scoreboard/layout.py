@@ -5,8 +5,8 @@ cell. A cell is a header page, then the request slots: one for each request that
 All numbers are unsigned 64-bit words in native order. Only `accounting` writes them, and `Cell.mark` in the
 supervisor. No two threads write a word at the same time: HEARTBEAT is written by the thread that polls,
 SLOTS_IN_USE under a lock, a slot's words by the thread that serves in it. Exceptions: a slot's EXTENDED words
-may be written by any thread on behalf of its request; OVERDUE is written by the supervisor, and reset by the
-worker when the slot gets another use.
+and UPGRADED may be written by any thread on behalf of its request; OVERDUE is written by the supervisor, and
+reset by the worker when the slot gets another use.
 
 A cell's size is fixed when it is made, for the most slots that the worker may need. The file is sparse: a
 page takes memory from when it is first written, or read through a map; reading it by pread(2) allocates
@@ -40,6 +40,7 @@ STATUS_CLASSES = 8  # ten words: answers by the status's first digit
 OVERDUE = 19  # what STARTED was in the request that the supervisor found overdue
 EXTENDED_FOR = 20  # what STARTED was in the request that asked for more time
 EXTENDED_UNTIL = 21  # CLOCK_MONOTONIC ns up to which it may take
+UPGRADED = 22  # what STARTED was in the request that has taken its connection
 HISTOGRAM = 24  # of times in the app
 BUCKETS = 104
 QUEUED = HISTOGRAM + BUCKETS  # of times before that, from LEAST_QUEUED on; those below are not counted

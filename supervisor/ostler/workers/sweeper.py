@@ -3,10 +3,11 @@
 from collections.abc import Callable
 
 from ostler.http1.errors import RequestTimeout
+from ostler.http1.frames import GOING_AWAY, SERVICE_RESTART
 from ostler.scoreboard.accounting import RequestSlot
 from ostler.settings.table import Settings
 from ostler.workers.acceptor import Acceptor
-from ostler.workers.connection import CLOSED, LINGERING, Connection
+from ostler.workers.connection import CLOSED, LINGERING, UPGRADED, Connection
 from ostler.workers.connection_table import ConnectionTable
 from ostler.workers.drain import DrainState
 from ostler.workers.eviction import has_data
@@ -88,6 +89,8 @@ class Sweeper:
         for connection in batch:
             if connection.watched and connection.phase is not CLOSED:
                 self._look_at(connection, now, slot)
+            elif draining and connection.phase is UPGRADED:
+                self._end_upgraded(connection, now)
 
     def _go_on_draining(self, slot: RequestSlot) -> None:
         drain = self._drain
@@ -105,6 +108,20 @@ class Sweeper:
                 if (connection := self._acceptor.receive(slot)) is None:
                     break
                 self._reactor.watch(connection)
+
+    def _end_upgraded(self, connection: Connection, now: int) -> None:
+        """End what the app has taken, shortly before draining is over; its app returns then.
+
+        A client that speaks websocket is asked to close first. The connection stays that of its thread.
+        """
+        drain, app_socket = self._drain, connection.app_socket
+        if drain.deadline is None or app_socket is None:
+            return
+        lead, left = drain.upgraded_lead(), drain.deadline - now
+        if left <= lead:
+            app_socket.say_goodbye(SERVICE_RESTART if drain.hand_over else GOING_AWAY)
+        if left <= lead // 2:
+            app_socket.cut()
 
     def _look_at(self, connection: Connection, now: int, slot: RequestSlot) -> None:
         if connection.is_idle:

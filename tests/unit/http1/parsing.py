@@ -50,10 +50,12 @@ def taken(parser: RequestParser) -> list[Got]:
 
 
 def parsed(*pieces: bytes, rules: Rules = RULES) -> list[Got]:
-    """The requests in the bytes, which must end with a complete one."""
+    """The requests in the bytes, which must end with a complete one. No upgrade is taken."""
     parser = RequestParser(rules, io.BytesIO)
     for piece in pieces:
         parser.feed(piece)
+        while parser.holds:
+            parser.resume()
     assert not parser.receiving
     return taken(parser)
 

@@ -13,7 +13,6 @@ from typing import Any
 
 from ostler.logs.access import AccessLog
 from ostler.logs.worker_log import Log
-from ostler.scoreboard import layout
 from ostler.scoreboard.accounting import Accounting
 from ostler.settings.table import Settings
 from ostler.text import frames_of, trace_of
@@ -98,7 +97,7 @@ class AsgiApp:
         started = monotonic_ns()
         slot = self._begin("WS", scope.get("raw_path", b""), started)
         request = slot.owner = AsgiRequest(self, slot, "WS", started, scope, send)
-        slot.extend_until(layout.NEVER)
+        slot.upgraded()
         scope[EXTEND] = self._extend
         current.set(started)
         try:
