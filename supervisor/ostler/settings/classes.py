@@ -12,6 +12,9 @@ WSGI = OWN_HTTP | {"meinheld"}
 ASGI = frozenset({"asgi"})
 NOT_MEINHELD = OWN_HTTP | ASGI
 
+GEVENT_WEBSOCKET = "geventwebsocket.gunicorn.workers.GeventWebSocketWorker"
+"""The class of the package gevent-websocket; in its place is one of ours: `gevent` with `wsgi.websocket`."""
+
 _ALIASES = {
     "threads": "gthread",
     "gunicorn.workers.sync.syncworker": "sync",
@@ -35,6 +38,8 @@ _ALIASES = {
     "meinheld.gmeinheld:meinheldworker": "meinheld",
     "gunicorn.workers.gasgi.asgiworker": "asgi",
     "egg:gunicorn#asgi": "asgi",
+    "geventwebsocket.gunicorn.workers.geventwebsocketworker": GEVENT_WEBSOCKET,
+    "flask_sockets.worker": GEVENT_WEBSOCKET,
     "uvicorn": "asgi",
     "uvicorn.workers.uvicornworker": "asgi",
     "uvicorn.workers.uvicornh11worker": "asgi",
@@ -45,10 +50,6 @@ _ALIASES = {
 _AIOHTTP = (
     "aiohttp's apps are neither WSGI nor ASGI apps; serve them with aiohttp's own server, "
     "aiohttp.web.run_app, under a service manager"
-)
-_SOCKETS = (
-    "WSGI apps have no websockets here; make it an ASGI app (python-socketio has ASGIApp) and use asgi, "
-    "or serve it without websockets by gevent"
 )
 _NO_SERVER = "is a base class of gunicorn's, which serves nothing itself; use sync, gthread, gevent or asgi"
 
@@ -68,8 +69,6 @@ _REFUSED = {
     "sanic.worker.gunicornworker": "Sanic's apps are ASGI apps as well: use asgi",
     "sanic.worker.gunicorn.gunicornworker": "Sanic's apps are ASGI apps as well: use asgi",
     "quart.worker.gunicornworker": "Quart's apps are ASGI apps: use asgi",
-    "geventwebsocket.gunicorn.workers.geventwebsocketworker": _SOCKETS,
-    "flask_sockets.worker": _SOCKETS,
     "gunicorn.workers.base.worker": _NO_SERVER,
     "gunicorn.workers.base_async.asyncworker": _NO_SERVER,
     "pyuwsgi": "uWSGI is a server of its own; its apps are WSGI apps: use sync or gthread",

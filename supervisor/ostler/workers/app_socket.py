@@ -26,6 +26,8 @@ from ostler.workers.system_calls import READ_SIZE, WaitInApp
 
 # Bytes that are sent, encrypted or followed at once, so that others get their turn.
 _SEND_SIZE = 256 * 1024
+# It uses no more of a socket than AppSocket has.
+_makefile: Callable[..., Any] = original.Socket.makefile
 
 
 class _Descriptor:
@@ -207,7 +209,8 @@ class AppSocket:
 
     # -- files, descriptors and ends -----------------------------------------------------------------------
 
-    makefile = original.Socket.makefile
+    def makefile(self, *args: Any, **kwargs: Any) -> Any:
+        return _makefile(self, *args, **kwargs)
 
     def _decref_socketios(self) -> None:
         """For the files of `makefile`."""

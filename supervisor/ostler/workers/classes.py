@@ -5,7 +5,7 @@ from importlib import import_module, metadata
 from typing import cast
 
 from ostler.errors import SettingError
-from ostler.settings.classes import names
+from ostler.settings.classes import GEVENT_WEBSOCKET, names
 from ostler.settings.table import Settings
 from ostler.workers.base import BaseWorker
 
@@ -19,6 +19,14 @@ _OURS = {
     "eventlet": ("ostler.workers.greenlets.eventlet_hub", "EventletWorker"),
     "asgi": ("ostler.workers.asgi.worker", "AsgiWorker"),
     "meinheld": ("ostler.workers.meinheld.worker", "MeinheldWorker"),
+}
+
+# The same for a class of a package that needs gunicorn, and what to install.
+_IN_PLACE_OF = {
+    GEVENT_WEBSOCKET: (
+        ("ostler.workers.greenlets.gevent_websocket", "GeventWebSocketWorker"),
+        "pip install 'ostler[gevent]' gevent-websocket",
+    ),
 }
 
 # How to install a worker class's packages, where that is not the extra of its name.
@@ -36,7 +44,9 @@ def worker_class(settings: Settings) -> type[BaseWorker]:
     """
     name = settings.worker_class
     if name in _OURS:
-        return _ours(name)
+        return _ours(name, _OURS[name], INSTALL.get(name, f"pip install 'ostler[{name}]'"))
+    if name in _IN_PLACE_OF:
+        return _ours(name, *_IN_PLACE_OF[name])
     entries = metadata.entry_points(group=GROUP)
     for entry in entries:
         if entry.name == name:
@@ -57,14 +67,13 @@ def built_in(found: type[BaseWorker], settings: Settings) -> str | None:
     return next((name for name, place in _OURS.items() if place in made_from), None)
 
 
-def _ours(name: str) -> type[BaseWorker]:
-    module, attribute = _OURS[name]
+def _ours(name: str, place: tuple[str, str], install: str) -> type[BaseWorker]:
+    module, attribute = place
     try:
         return cast("type[BaseWorker]", getattr(import_module(module), attribute))
     except ImportError as error:
         if error.name is not None and error.name.partition(".")[0] == "ostler":
             raise
-        install = INSTALL.get(name, f"pip install 'ostler[{name}]'")
         raise SettingError("worker_class", f"{name} can't be used ({error}); {install}") from error
 
 

@@ -45,7 +45,6 @@ def test_a_class_itself() -> None:
         ("aiohttp.GunicornUVLoopWebWorker", "aiohttp.web.run_app"),
         ("gaiohttp", "aiohttp.web.run_app"),
         ("sanic.worker.GunicornWorker", "use asgi"),
-        ("flask_sockets.worker", "websockets"),
         ("gunicorn.workers.base.Worker", "gunicorn.workers.base.Worker is a base class"),
         ("pyuwsgi", "uWSGI"),
         ("", "expected the name"),
