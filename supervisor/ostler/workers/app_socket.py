@@ -99,6 +99,7 @@ class AppSocket:
         self._fd: _Descriptor | None = None
         self._readiness: _Readiness | None = None
         self._waiting = 0
+        self._exposed = False  # `fileno` has returned the descriptor
         self._peer_ended = self._shut = self._closed = self._ended = self._said_goodbye = False
         # Nothing waits for others while it holds this one.
         self._lock = original.Lock()
@@ -223,6 +224,7 @@ class AppSocket:
         with self._lock:
             if self._closed or self._ended:
                 return -1
+            self._exposed = True
             if self._readiness is None and (self._tls or self._buffer):
                 self._readiness = _Readiness(self._own_fd())
                 self._set_readiness()
@@ -263,8 +265,11 @@ class AppSocket:
             self._use()
         with self._lock:
             self._closed = True
-            if self._io_refs <= 0 and not self._ended:
-                self._end_connection()
+            if self._io_refs <= 0:
+                if not self._ended:
+                    self._end_connection()
+                self._exposed = False
+                self._release()
 
     def __enter__(self) -> Self:
         return self
@@ -353,6 +358,7 @@ class AppSocket:
             if open_yet:
                 open_yet = self._end_connection()
             self._ended = True
+            self._release()
             return open_yet
 
     # -- inside --------------------------------------------------------------------------------------------
@@ -407,3 +413,12 @@ class AppSocket:
         finally:
             with self._lock:
                 self._waiting -= 1
+                self._release()
+
+    def _release(self) -> None:
+        """Close the descriptor if nothing can use it any more, rather than with the last reference.
+
+        What the app has got by `fileno` may be in a selector: it is closed when the app closes the socket.
+        """
+        if (self._closed or self._ended) and not (self._waiting or self._exposed):
+            self._fd = self._readiness = None
