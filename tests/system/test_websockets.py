@@ -8,7 +8,7 @@ python-socketio, and plain sockets for what no library sends.
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -69,8 +69,12 @@ def url(daemon: Daemon, path: str) -> str:
 
 @contextmanager
 def opened(daemon: Daemon, path: str = "/echo", **options: Any) -> Iterator[websocket.WebSocket]:
-    with closing(websocket.create_connection(url(daemon, path), PATIENCE, **options)) as ws:
+    ws = websocket.create_connection(url(daemon, path), PATIENCE, **options)
+    try:
         yield ws
+    finally:
+        ws.close(timeout=PATIENCE)
+        ws.shutdown()  # `close` does nothing more if a close frame was sent
 
 
 def echoes(ws: websocket.WebSocket, text: str = "hello") -> bool:
@@ -238,8 +242,7 @@ def assert_polite(daemon: Daemon) -> None:
 def test_a_reload(place: Place, kind: str) -> None:
     """A websocket goes on until `graceful_timeout` is over, and is closed with 1012.
 
-    Its worker is not killed, and may become the spare as any other. Other clients are served by the new worker
-    meanwhile.
+    Its worker is not killed, and may become the spare as any other. The new worker serves meanwhile.
     """
     place.add("ws.py", FLASK_SOCK)
     daemon = place.start(*arguments(kind), "--graceful-timeout", "3", "ws:app")
