@@ -358,6 +358,7 @@ class AppSocket:
             if open_yet:
                 open_yet = self._end_connection()
             self._ended = True
+            self._take = _nothing  # it refers to the connection, which refers to this
             self._release()
             return open_yet
 
@@ -422,3 +423,7 @@ class AppSocket:
         """
         if (self._closed or self._ended) and not (self._waiting or self._exposed):
             self._fd = self._readiness = None
+
+
+def _nothing() -> None:
+    """The connection can't be taken any more."""

@@ -132,6 +132,7 @@ class ConnectionTable:
             connection.streamed.end()
         if connection.app_socket is not None:
             connection.app_socket.end()
+            connection.app_socket = None
         try:
             # A process that the app forked may hold the same socket: the client would not see its end.
             connection.sock.shutdown(socket.SHUT_RDWR)

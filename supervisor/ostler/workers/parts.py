@@ -98,7 +98,7 @@ class Parts:
         def end_keep_alive() -> None:
             runner.keep_connections = False
 
-        sweeper = Sweeper(settings, reactor, table, responder, acceptor, siblings, drain, end_keep_alive)
+        sweeper = Sweeper(settings, reactor, table, responder, acceptor, siblings, drain, end_keep_alive, log)
         return cls(
             *(reactor, limited, date, drain, table, factory, responder, siblings, acceptor, receiver),
             runner,

@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 from ostler.http1.errors import RequestTimeout
 from ostler.http1.frames import GOING_AWAY, SERVICE_RESTART
+from ostler.logs.worker_log import Log
 from ostler.scoreboard.accounting import RequestSlot
 from ostler.settings.table import Settings
 from ostler.workers.acceptor import Acceptor
-from ostler.workers.connection import CLOSED, LINGERING, UPGRADED, Connection
+from ostler.workers.connection import CLOSED, LINGERING, Connection
 from ostler.workers.connection_table import ConnectionTable
 from ostler.workers.drain import DrainState
 from ostler.workers.eviction import has_data
@@ -57,6 +58,7 @@ class Sweeper:
         siblings: Siblings,
         drain: DrainState,
         end_keep_alive: Callable[[], None],
+        log: Log,
     ) -> None:
         self._reactor = reactor
         self._table = table
@@ -65,6 +67,8 @@ class Sweeper:
         self._siblings = siblings
         self._drain = drain
         self._end_keep_alive = end_keep_alive
+        self._log = log
+        self._upgraded_closed = False
         self._keepalive = int(settings.keepalive * SECOND)
         self.remaining: list[Connection] = []
         self.due = 0
@@ -79,6 +83,8 @@ class Sweeper:
         draining = self._drain.asked
         if draining:
             self._go_on_draining(slot)
+            if self._table.upgraded:
+                self._end_upgraded(now)
         if not self.remaining:
             self.remaining = list(self._table.open.values())
             self.due = now + int((SWEEP_DRAINING if draining else SWEEP) * SECOND)
@@ -89,8 +95,6 @@ class Sweeper:
         for connection in batch:
             if connection.watched and connection.phase is not CLOSED:
                 self._look_at(connection, now, slot)
-            elif draining and connection.phase is UPGRADED:
-                self._end_upgraded(connection, now)
 
     def _go_on_draining(self, slot: RequestSlot) -> None:
         drain = self._drain
@@ -109,19 +113,25 @@ class Sweeper:
                     break
                 self._reactor.watch(connection)
 
-    def _end_upgraded(self, connection: Connection, now: int) -> None:
-        """End what the app has taken, shortly before draining is over; its app returns then.
+    def _end_upgraded(self, now: int) -> None:
+        """End the connections that the app has taken, shortly before draining is over; its requests end then.
 
-        A client that speaks websocket is asked to close first. The connection stays that of its thread.
+        Clients that speak websocket are asked to close first. The connections stay those of their threads.
         """
-        drain, app_socket = self._drain, connection.app_socket
-        if drain.deadline is None or app_socket is None:
+        drain = self._drain
+        if drain.deadline is None:
             return
         lead, left = drain.upgraded_lead(), drain.deadline - now
-        if left <= lead:
+        if left > lead:
+            return
+        found = [sock for each in list(self._table.upgraded) if (sock := each.app_socket) is not None]
+        if not self._upgraded_closed:
+            self._upgraded_closed = True
+            self._log.info("upgraded_closed", count=len(found), reason="graceful_timeout is over")
+        for app_socket in found:
             app_socket.say_goodbye(SERVICE_RESTART if drain.hand_over else GOING_AWAY)
-        if left <= lead // 2:
-            app_socket.cut()
+            if left <= lead // 2:
+                app_socket.cut()
 
     def _look_at(self, connection: Connection, now: int, slot: RequestSlot) -> None:
         if connection.is_idle:
