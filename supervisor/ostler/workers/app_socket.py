@@ -131,6 +131,9 @@ class AppSocket:
                 except BlockingIOError:
                     if flags & socket.MSG_DONTWAIT:
                         raise
+                except OSError:
+                    self._peer_ended = True
+                    raise
                 else:
                     self._peer_ended = not data and size > 0
                     return data
@@ -201,6 +204,9 @@ class AppSocket:
                     sent: int = self._sock.send(view)
                 except BlockingIOError:
                     pass
+                except OSError:
+                    self._peer_ended = True
+                    raise
                 else:
                     self.sent += sent
                     if self._outgoing is not None:
@@ -387,7 +393,7 @@ class AppSocket:
     def _end_connection(self) -> bool:
         """Say that nothing more comes, and wake what waits; False if the client was gone."""
         try:
-            self._sock.shutdown(socket.SHUT_RDWR if self._waiting else socket.SHUT_WR)
+            self._sock.shutdown(socket.SHUT_RDWR if self._waiting or self._exposed else socket.SHUT_WR)
         except OSError:
             return False
         return True

@@ -81,6 +81,8 @@ class Upgrade:
             except (StopIteration, OSError) as error:
                 if not self.is_end(error):
                     raise
+            if result is None and self.socket.taken:
+                result = ()
             if type(result) not in (list, tuple, FileWrapper):
                 return _Parts(self, exchange, result)
             if self.socket.taken:
