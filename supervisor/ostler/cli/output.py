@@ -192,7 +192,8 @@ def print_workers(workers: Sequence[WorkerView]) -> None:
             age(worker.age),
             str(worker.requests),
             str(worker.connections),
-            _cells(f"{_shown(r)} {age(r.age)}" for r in worker.in_flight),
+            # Websockets and their like stay for hours: they come last.
+            _cells(f"{_shown(r)} {age(r.age)}" for r in sorted(worker.in_flight, key=lambda r: r.upgraded)),
             "-" if worker.cpu_percent is None else f"{worker.cpu_percent:.0f}%",
             size(worker.rss),
             size(worker.uss),

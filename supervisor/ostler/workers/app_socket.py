@@ -22,6 +22,7 @@ from typing import Any, Self
 
 from ostler.http1.frames import Outgoing, close_frame
 from ostler.osapi import original
+from ostler.osapi.wake import Wake
 from ostler.workers.system_calls import READ_SIZE, WaitInApp
 
 # Bytes that are sent, encrypted or followed at once, so that others get their turn.
@@ -49,10 +50,13 @@ class _Readiness:
 
     def __init__(self, fd: int) -> None:
         self._epoll = original.epoll()
-        self._buffered = _Descriptor(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
+        self._buffered = Wake()
         self._epoll.register(fd, select.EPOLLIN)
         self._epoll.register(self._buffered.fd, select.EPOLLIN)
         self._is_set = False
+
+    def __del__(self) -> None:
+        self._buffered.close()
 
     def fileno(self) -> int:
         return self._epoll.fileno()
@@ -61,9 +65,9 @@ class _Readiness:
         if buffered != self._is_set:
             self._is_set = buffered
             if buffered:
-                os.eventfd_write(self._buffered.fd, 1)
+                self._buffered.send()
             else:
-                os.eventfd_read(self._buffered.fd)
+                self._buffered.clear()
 
 
 class AppSocket:
