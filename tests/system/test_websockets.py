@@ -333,7 +333,7 @@ def test_flask_socketio(place: Place, kind: str, mode: str, hidden: tuple[str, .
             client = socketio.SimpleClient(http_session=session)
             client.connect(daemon.url, transports=transports, wait_timeout=int(PATIENCE))
             stack.callback(client.disconnect)
-            daemon.until(lambda c=client: c.transport == "websocket", "the upgrade")
+            daemon.until(lambda c=client: c.client.transport() == "websocket", "the upgrade")
             daemon.until(lambda: daemon.status().upgraded == 1, "it is shown")
             for data in ("hello", {"n": [1, 2]}, b"\0\xff", "x" * 20_000):
                 client.emit("echo", data)
