@@ -286,6 +286,63 @@ def test_a_stop(place: Place, kind: str) -> None:
     assert_polite(daemon)
 
 
+@EACH
+def test_a_stop_at_once(place: Place, kind: str) -> None:
+    """SIGINT waits for no websocket, nor for the threads that a library has started for it."""
+    place.add("ws.py", FLASK_SOCK)
+    daemon = place.start(*arguments(kind), "--graceful-timeout", "600", "ws:app", PINGS="1")
+    with opened(daemon) as ws:
+        assert echoes(ws)
+        assert daemon.stop(signal.SIGINT) == 0
+    assert [event["cause"] for event in daemon.events("worker_died")] == []
+
+
+OTHER_PROTOCOL = """\
+def app(environ, start_response):
+    sock = environ["gunicorn.socket"]
+    sock.sendall(b"HTTP/1.1 101 Switching Protocols\\r\\nConnection: Upgrade\\r\\nUpgrade: lines\\r\\n\\r\\n")
+    with sock.makefile("rwb") as lines:
+        for line in lines:
+            lines.write(line.upper())
+            lines.flush()
+    sock.close()
+    return [b"nobody gets this"]
+"""
+
+
+@EACH
+def test_another_protocol(place: Place, kind: str) -> None:
+    """It gets no close frame at a drain: its connection ends, and the app's loop with it."""
+    place.add("lines.py", OTHER_PROTOCOL)
+    daemon = place.start(*arguments(kind), "--graceful-timeout", "2", "lines:app")
+    with socket.create_connection(daemon.address, PATIENCE) as sock:
+        sock.sendall(handshake("/", "lines") + b"early\nla")
+        assert received(sock, b"EARLY\n").endswith(b"\r\n\r\nEARLY\n")
+        sock.sendall(b"ter\n")
+        assert received(sock, b"\n") == b"LATER\n"
+        daemon.send(signal.SIGTERM)
+        assert sock.recv(100) == b""
+    assert daemon.wait() == 0
+    assert_polite(daemon)
+
+
+def test_a_client_that_leaves(place: Place) -> None:
+    """Its thread is free again, in each of many rounds, however it leaves."""
+    place.add("ws.py", FLASK_SOCK)
+    daemon = place.start("--threads", "3", "-w", "1", "ws:app")
+    for way in range(12):
+        with opened(daemon, ("/echo", "/once", "/bug")[way % 3]) as ws:
+            ws.send("hello")
+            if way % 3 == 0:
+                assert ws.recv() == "hello"
+            if way % 2:
+                ws.shutdown()
+    daemon.until(lambda: daemon.status().in_flight == 0, "their ends")
+    daemon.until(lambda: daemon.workers()[0].connections == 0, "the ends of their connections")
+    assert daemon.get("/").text == "plain"
+    daemon.counted(requests=13)
+
+
 # -- other libraries -------------------------------------------------------------------------------------
 
 SOCKET_IO = """\

@@ -222,7 +222,8 @@ class WsgiRunner:
                         return
                     upgrade.socket.end()
                     app, upgrade = self._app, None
-                    _resume(connection)
+                    if exchange.keep_alive:
+                        _resume(connection)
                 if gone and not exchange.head_sent:
                     if connection.violation is not None:
                         self._responder.refuse(connection, connection.violation, slot)
