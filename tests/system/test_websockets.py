@@ -245,7 +245,7 @@ def test_a_reload(place: Place, kind: str) -> None:
     Its worker is not killed, and may become the spare as any other. The new worker serves meanwhile.
     """
     place.add("ws.py", FLASK_SOCK)
-    daemon = place.start(*arguments(kind), "--graceful-timeout", "3", "ws:app")
+    daemon = place.start(*arguments(kind), "--graceful-timeout", "5", "ws:app")
     with ExitStack() as stack:
         ws = stack.enter_context(opened(daemon))
         assert echoes(ws)

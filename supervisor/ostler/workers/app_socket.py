@@ -22,52 +22,13 @@ from typing import Any, Self
 
 from ostler.http1.frames import Outgoing, close_frame
 from ostler.osapi import original
-from ostler.osapi.wake import Wake
+from ostler.workers.readiness import OwnDescriptor, Readiness
 from ostler.workers.system_calls import READ_SIZE, WaitInApp
 
 # Bytes that are sent, encrypted or followed at once, so that others get their turn.
 _SEND_SIZE = 256 * 1024
 # It uses no more of a socket than AppSocket has.
 _makefile: Callable[..., Any] = original.Socket.makefile
-
-
-class _Descriptor:
-    """A descriptor that is closed with its last reference."""
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-
-    def __del__(self) -> None:
-        original.close(self.fd)
-
-
-class _Readiness:
-    """A descriptor that is readable while a socket is, or while bytes of it are buffered in the process.
-
-    Under TLS, and while bytes that came with the request are left, the socket's own descriptor does not say
-    whether `recv` would return at once. Selectors need one that does; it is never writable.
-    """
-
-    def __init__(self, fd: int) -> None:
-        self._epoll = original.epoll()
-        self._buffered = Wake()
-        self._epoll.register(fd, select.EPOLLIN)
-        self._epoll.register(self._buffered.fd, select.EPOLLIN)
-        self._is_set = False
-
-    def __del__(self) -> None:
-        self._buffered.close()
-
-    def fileno(self) -> int:
-        return self._epoll.fileno()
-
-    def set(self, buffered: bool) -> None:
-        if buffered != self._is_set:
-            self._is_set = buffered
-            if buffered:
-                self._buffered.send()
-            else:
-                self._buffered.clear()
 
 
 class AppSocket:
@@ -100,8 +61,8 @@ class AppSocket:
         self._take = take
         self._wait = wait
         self._outgoing = Outgoing() if websocket else None
-        self._fd: _Descriptor | None = None
-        self._readiness: _Readiness | None = None
+        self._fd: OwnDescriptor | None = None
+        self._readiness: Readiness | None = None
         self._waiting = 0
         self._exposed = False  # `fileno` has returned the descriptor
         self._peer_ended = self._shut = self._closed = self._ended = self._said_goodbye = False
@@ -236,7 +197,7 @@ class AppSocket:
                 return -1
             self._exposed = True
             if self._readiness is None and (self._tls or self._buffer):
-                self._readiness = _Readiness(self._own_fd())
+                self._readiness = Readiness(self._own_fd())
                 self._set_readiness()
             return self._own_fd() if self._readiness is None else self._readiness.fileno()
 
@@ -357,6 +318,16 @@ class AppSocket:
                 except OSError:
                     pass  # the client has ended it already
 
+    def withdraw(self) -> bool:
+        """The request has ended: every call fails from now on. False if the app has taken the connection."""
+        with self._lock:
+            if self.taken:
+                return False
+            self._ended = True
+            self._take = _nothing
+            self._release()
+            return True
+
     def end(self) -> bool:
         """The request has ended: every call fails from now on. Called by the thread that has served it.
 
@@ -391,7 +362,7 @@ class AppSocket:
 
     def _own_fd(self) -> int:
         if self._fd is None:
-            self._fd = _Descriptor(os.dup(self._plain.fileno()))
+            self._fd = OwnDescriptor(os.dup(self._plain.fileno()))
         return self._fd.fd
 
     def _end_connection(self) -> bool:

@@ -215,14 +215,13 @@ class WsgiRunner:
                     gone = True
                     exchange.give_up()
                 if upgrade is not None:
-                    if upgrade.taken:
+                    if not upgrade.socket.withdraw():
                         self._end_upgraded(
                             connection, slot, request, exchange, environ, upgrade.socket.sent, took
                         )
                         return
-                    upgrade.socket.end()
                     app, upgrade = self._app, None
-                    if exchange.keep_alive:
+                    if exchange.keep_alive and not gone:
                         _resume(connection)
                 if gone and not exchange.head_sent:
                     if connection.violation is not None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ostler.settings.classes import BUILT_IN, canonical, names
+from ostler.settings.classes import BUILT_IN, GEVENT_WEBSOCKET, canonical, names
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,8 @@ from ostler.settings.classes import BUILT_IN, canonical, names
         ("uvicorn.workers.UvicornWorker", "asgi"),
         ("uvicorn_worker.UvicornWorker", "asgi"),
         ("gunicorn.workers.gasgi.ASGIWorker", "asgi"),
+        ("geventwebsocket.gunicorn.workers.geventwebsocketworker", GEVENT_WEBSOCKET),
+        ("flask_sockets.worker", GEVENT_WEBSOCKET),
         # Other names keep their case, because entry points and paths are case-sensitive.
         ("MyApp.workers.Mine", "MyApp.workers.Mine"),
     ],
