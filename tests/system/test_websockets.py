@@ -221,11 +221,11 @@ def close_code(ws: websocket.WebSocket) -> int:
     """Wait for the server's close frame, answer it, and wait for the end of the connection."""
     opcode, data = ws.recv_data()
     assert opcode == websocket.ABNF.OPCODE_CLOSE
-    ws.send_close()
     try:
+        ws.send_close()
         assert ws.sock.recv(1) == b"", "something follows the close frame"
-    except ConnectionResetError:
-        pass
+    except ConnectionError:
+        pass  # the server has ended the connection already
     return int.from_bytes(data[:2], "big")
 
 
@@ -267,6 +267,50 @@ def test_a_reload(place: Place, kind: str) -> None:
     daemon.event("reload_done")
     daemon.until(lambda: before not in daemon.pids(), "the old worker serves no more")
     assert_polite(daemon)
+
+
+def test_scaling_down(place: Place) -> None:
+    """A worker too many keeps its websockets for `graceful_timeout`; those of the other one stay."""
+    place.add("ws.py", FLASK_SOCK)
+    daemon = place.start("--threads", "8", "-w", "2", "--graceful-timeout", "2", "ws:app")
+    daemon.settled(2)
+    with ExitStack() as stack:
+        clients: dict[int, list[websocket.WebSocket]] = {1: [], 2: []}
+
+        def on_both() -> bool:
+            before = {w.slot: w.upgraded for w in daemon.workers()}
+            ws = stack.enter_context(opened(daemon))
+            assert echoes(ws)
+            now = daemon.until(
+                lambda: [w.slot for w in daemon.workers() if w.upgraded > before[w.slot]], "it is shown"
+            )
+            clients[now[0]].append(ws)
+            return all(clients.values())
+
+        # Which worker accepts is the kernel's choice.
+        daemon.until(on_both, "a websocket in each worker")
+        assert daemon.ctl("scale", "1").code == 0
+        for ws in clients[2]:
+            assert close_code(ws) == 1012
+        daemon.settled(1)
+        assert all(map(echoes, clients[1]))
+        daemon.until(lambda: daemon.status().upgraded == len(clients[1]), "those that are left")
+    assert_polite(daemon)
+
+
+@pytest.mark.parametrize("kind", ["gevent", "eventlet"])
+def test_many_in_one_worker(place: Place, kind: str) -> None:
+    """Greenlets: no thread each, and ordinary requests are served between them."""
+    place.add("ws.py", FLASK_SOCK)
+    daemon = place.start("-k", kind, "-w", "1", "ws:app")
+    with ExitStack() as stack:
+        clients = [stack.enter_context(opened(daemon)) for _ in range(100)]
+        assert all(map(echoes, clients))
+        daemon.until(lambda: daemon.status().upgraded == 100, "they are shown")
+        assert daemon.get("/").text == "plain"
+        assert all(map(echoes, clients))
+    daemon.until(lambda: daemon.status().in_flight == 0, "their ends")
+    daemon.counted(requests=101, errors=0)
 
 
 @EACH
