@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page, async_playwright, expect
@@ -121,6 +122,15 @@ async def test_page_follows_the_stream(page: Page, api: FakeApi) -> None:
     await expect(page.locator("tr[data-slot='4']")).to_contain_text("over")
     api.send("workers", some_workers()[:2])
     await expect(page.locator("tr[data-slot]")).to_have_count(2)
+
+
+async def test_upgraded_connections_are_named(page: Page, api: FakeApi) -> None:
+    """Websockets are marked, and stand behind ordinary requests, however old they are."""
+    websocket = msgspec.structs.replace(a_request(4, "GET", "/ws", 90_000.0), deadline_in=None, upgraded=True)
+    api.send("workers", [a_worker(4, websocket, a_request(4, "GET", "/slow", 2.0, thread=1))])
+    requests = page.locator("tr[data-slot='4'] .flights li")
+    await expect(requests.nth(0)).to_contain_text("/slow")
+    await expect(requests.nth(1)).to_contain_text("GET /ws upgraded")
 
 
 async def test_exits_are_shown(page: Page, api: FakeApi) -> None:

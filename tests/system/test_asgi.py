@@ -6,11 +6,11 @@ import signal
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from http.client import IncompleteRead
 
 import pytest
-from websockets.exceptions import ConnectionClosedError
+from websockets.exceptions import ConnectionClosed, ConnectionClosedError
 from websockets.sync.client import ClientConnection, connect
 
 from tests.kit.daemon import Daemon, Place
@@ -476,3 +476,55 @@ def test_hundreds_of_requests_at_once(place: Place) -> None:
     size = len("many passed")
     assert sorted(lines) == [f"GET 200 {size}"] * 300 + ["HEAD 200 0"] * 100
     assert daemon.status().totals.bytes_sent == 300 * size
+
+
+# -- websockets at a reload ------------------------------------------------------------------------------
+
+STARLETTE = """\
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route, WebSocketRoute
+
+async def echo(ws):
+    await ws.accept()
+    while True:
+        await ws.send_text(await ws.receive_text())
+
+async def bug(ws):
+    await ws.accept()
+    try:
+        await ws.receive_text()
+    finally:
+        raise KeyError("a bug of the app")
+
+async def plain(request):
+    return PlainTextResponse("plain")
+
+app = Starlette(routes=[WebSocketRoute("/echo", echo), WebSocketRoute("/bug", bug), Route("/", plain)])
+"""
+
+
+def test_open_websockets_at_a_reload(place: Place) -> None:
+    """Each is closed with 1012; all together are one line of log. A bug that an app has then is an error."""
+    place.add("stars.py", STARLETTE)
+    daemon = place.start("-k", "asgi", "stars:app")
+    url = daemon.url.replace("http", "ws", 1)
+    with ExitStack() as stack:
+        open_ones = [stack.enter_context(connect(f"{url}/echo")) for _ in range(3)]
+        open_ones.append(stack.enter_context(connect(f"{url}/bug")))
+        for ws in open_ones[:3]:
+            ws.send("hello")
+            assert ws.recv(PATIENCE) == "hello"
+        daemon.until(lambda: daemon.status().upgraded == 4, "they are shown")
+        daemon.send(signal.SIGHUP)
+        for ws in open_ones:
+            with pytest.raises(ConnectionClosed) as caught:
+                ws.recv(PATIENCE)
+            assert caught.value.rcvd is not None
+            assert caught.value.rcvd.code == 1012
+        daemon.event("reload_done")
+    assert daemon.event("upgraded_closed")["level"] == "info"
+    assert sum(event["count"] for event in daemon.events("upgraded_closed")) == 4
+    (failure,) = daemon.events("request_failed")
+    assert "KeyError: 'a bug of the app'" in failure["traceback"]
+    daemon.counted(requests=4)

@@ -106,7 +106,6 @@ def test_a_hanging_request(place: Place) -> None:
         ("aiohttp.GunicornWebWorker", "aiohttp.web.run_app"),
         *thorough(("aiohttp.worker.GunicornUVLoopWebWorker", "aiohttp.web.run_app")),
         ("sanic.worker.GunicornWorker", "use asgi"),
-        *thorough(("geventwebsocket.gunicorn.workers.GeventWebSocketWorker", "ASGIApp")),
         *thorough(("gunicorn.workers.base_async.AsyncWorker", "base class")),
         ("plain.Holder", "no subclass of ostler.workers.base.BaseWorker"),
         ("no.such.Thing", "can't import no.such.Thing"),

@@ -16,6 +16,7 @@ export interface RequestView {
   path: string;
   age: number;
   deadline_in: number | null;
+  upgraded: boolean;
 }
 
 export interface WorkerView {
@@ -34,6 +35,7 @@ export interface WorkerView {
   rss: number | null;
   uss: number | null;
   deadline_in: number | null;
+  upgraded: number;
   implausible: boolean;
 }
 
@@ -90,6 +92,7 @@ export interface StatusView {
   override: number | null;
   workers_range: [number, number] | null;
   program_since: number;
+  upgraded: number;
 }
 
 export interface SampleView {

@@ -141,7 +141,7 @@ def print_status(status: StatusView) -> None:
         ),
         ("listeners", ", ".join(status.listeners) or "none"),
         ("supervisor", f"pid {status.pid}, up {age(status.uptime)}, generation {status.generation}"),
-        ("requests", f"{totals.requests} answered, {totals.errors} errors, {status.in_flight} in flight"),
+        ("requests", f"{totals.requests} answered, {totals.errors} errors, {_in_flight(status)}"),
         ("processes", f"{totals.spawned} started, {totals.deaths} died unasked"),
         ("version", f"Ostler {status.version}, Python {status.python}{_upgraded(status)}"),
     ]
@@ -155,6 +155,15 @@ def print_status(status: StatusView) -> None:
         style = STATE_STYLES.get(status.state, "") if label == "state" else ""
         _add_row(table, label, _cell(text, style))
     _console().print(table)
+
+
+def _in_flight(status: StatusView) -> str:
+    upgraded = f" ({status.upgraded} upgraded)" if status.upgraded else ""
+    return f"{status.in_flight} in flight{upgraded}"
+
+
+def _shown(request: RequestView) -> str:
+    return f"{request.method} {request.path}{' upgraded' if request.upgraded else ''}"
 
 
 def print_workers(workers: Sequence[WorkerView]) -> None:
@@ -183,7 +192,8 @@ def print_workers(workers: Sequence[WorkerView]) -> None:
             age(worker.age),
             str(worker.requests),
             str(worker.connections),
-            _cells(f"{r.method} {r.path} {age(r.age)}" for r in worker.in_flight),
+            # Websockets and their like stay for hours: they come last.
+            _cells(f"{_shown(r)} {age(r.age)}" for r in sorted(worker.in_flight, key=lambda r: r.upgraded)),
             "-" if worker.cpu_percent is None else f"{worker.cpu_percent:.0f}%",
             size(worker.rss),
             size(worker.uss),
@@ -214,7 +224,7 @@ def print_requests(requests: Sequence[RequestView]) -> None:
             str(r.thread),
             r.method,
             r.path,
-            age(r.deadline_in),
+            "upgraded" if r.upgraded else age(r.deadline_in),
         )
     _console().print(table)
 

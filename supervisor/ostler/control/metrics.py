@@ -125,6 +125,11 @@ def _traffic(figures: Figures) -> Iterable["Metric"]:
     yield _counter("connections", "Connections accepted.", totals.connections)
     yield _gauge("open_connections", "Connections that are open.", figures.open_connections)
     yield _gauge("requests_in_flight", "Requests in the app.", figures.status.in_flight)
+    yield _gauge(
+        "upgraded_connections",
+        "Requests in the app that have taken their connections, e.g. for websockets.",
+        figures.status.upgraded,
+    )
     yield _histogram(
         "request_duration_seconds",
         "Time in the app. The sum is estimated from the scoreboard's finer buckets: at most an eighth off.",
@@ -180,6 +185,7 @@ def _workers(figures: Figures) -> Iterable["Metric"]:
         ("errors", "Requests with a status of 500 and above.", lambda w: w.errors),
         ("connections", "Connections that the worker has open.", lambda w: w.connections),
         ("requests_in_flight", "Requests of the worker that are in the app.", lambda w: len(w.in_flight)),
+        ("upgraded_connections", "Those of them that have taken their connections.", lambda w: w.upgraded),
         (
             "cpu_ratio",
             "CPU time used in the last second; 1 is a whole processor.",

@@ -65,6 +65,8 @@ class RequestView(msgspec.Struct, frozen=True):
     age: float
     deadline_in: float | None
     """Seconds until the request is overdue; None without a deadline, negative when overdue."""
+    upgraded: bool = False
+    """It has taken its connection, e.g. for a websocket, and occupies its thread while that is open."""
 
 
 class WorkerView(msgspec.Struct, frozen=True):
@@ -87,6 +89,8 @@ class WorkerView(msgspec.Struct, frozen=True):
     uss: int | None
     deadline_in: float | None
     """The nearest deadline of its requests in flight."""
+    upgraded: int = 0
+    """How many of its requests in flight have taken their connections, e.g. for websockets."""
     implausible: bool = False
     """Its scoreboard has impossible values: they are not counted, and its requests are not shown."""
 
@@ -166,6 +170,8 @@ class StatusView(msgspec.Struct, frozen=True):
     """The older generation that is kept, so that it can serve again; None: none is."""
     program_since: float = 0.0
     """When this version of the supervisor took over: `started_at`, unless it was upgraded in place."""
+    upgraded: int = 0
+    """How many of the requests in flight have taken their connections, e.g. for websockets."""
 
 
 class SampleView(msgspec.Struct, frozen=True):

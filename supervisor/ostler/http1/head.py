@@ -151,6 +151,7 @@ class Head(msgspec.Struct):
         length: bytes of the body; CHUNKED if its length is not announced.
         expects_continue: the client waits for `100 Continue` (RFC 9110 section 10.1.1).
         repeatable: an equal block in a later request has this head, too.
+        upgrade: the client offers to go on with another protocol, e.g. websocket (RFC 9110 section 7.8).
     """
 
     block: bytes
@@ -160,6 +161,7 @@ class Head(msgspec.Struct):
     length: int
     expects_continue: bool
     repeatable: bool
+    upgrade: bool = False
 
 
 class _Fields(list[tuple[bytes, bytes]]):
@@ -185,7 +187,7 @@ def parse_head(block: bytes, protocol: str, rules: Rules) -> Head:
     try:
         httptools.HttpRequestParser(headers).feed_data(b"GET / HTTP/1.1" + block)
     except httptools.HttpParserUpgrade:
-        pass  # no upgrade is offered, and a server may ignore the field (RFC 9110 section 7.8)
+        pass  # whether the offer is taken is decided later (RFC 9110 section 7.8)
     except httptools.HttpParserCallbackError as error:
         # No fault of the client: an exception of a signal handler, or no memory, in a callback.
         raise (error.__context__ or error) from None
@@ -207,7 +209,7 @@ def parse_head(block: bytes, protocol: str, rules: Rules) -> Head:
     old = protocol == "HTTP/1.0"
     host = coding = content_type = None
     length: int | None = None
-    close = https = insecure = expects = upgrades = dropped = False
+    close = https = insecure = expects = upgrades = asks_upgrade = dropped = False
     keep = not old
     meanings: FieldMeanings = rules.meanings
     known = meanings.known
@@ -238,6 +240,7 @@ def parse_head(block: bytes, protocol: str, rules: Rules) -> Head:
             options = [option.strip(b" \t") for option in value.lower().split(b",")]
             close = close or b"close" in options
             keep = keep or b"keep-alive" in options
+            asks_upgrade = asks_upgrade or b"upgrade" in options
         elif meaning == _EXPECT:
             expects = not old
             if expects and value.lower() != b"100-continue":
@@ -269,7 +272,8 @@ def parse_head(block: bytes, protocol: str, rules: Rules) -> Head:
         headers = [field for field in headers if meanings.learn(field[0]) != _DROP]
     keep = keep and not close
     repeatable = keep and not (old or length or expects or upgrades)
-    return Head(whole, headers, https, keep, length or 0, expects, repeatable)
+    upgrade = upgrades and asks_upgrade and not old
+    return Head(whole, headers, https, keep, length or 0, expects, repeatable, upgrade)
 
 
 def _strict(block: bytes, rules: Rules) -> bytes:

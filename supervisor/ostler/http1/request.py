@@ -81,6 +81,9 @@ class Request(msgspec.Struct, gc=False):  # made in a third of the time of a pla
 class RequestParser:
     """Parses the requests of one connection.
 
+    What comes behind a request that offers an upgrade may be of the other protocol. So it is held, not
+    parsed, until the owner calls `resume` or `stop`.
+
     Args:
         rules: limits and options.
         new_body: makes the sink for a body; may raise OSError.
@@ -98,6 +101,7 @@ class RequestParser:
         "_empty_lines",
         "_ended",
         "_head",
+        "_held",
         "_line",
         "_measured",
         "_new_body",
@@ -117,7 +121,8 @@ class RequestParser:
         self.wants_continue = False
         self._head: Head | None = None  # of the last request, if it is repeatable
         self._empty_lines = 0
-        self._ended = False  # nothing that still comes is a request
+        self._ended = False  # nothing that still comes is a request, or it is not known yet
+        self._held: bytearray | None = None  # what came behind a request that offers an upgrade
         # Of a request that comes in several reads: bytes that are not parsed yet, then its parsed parts.
         self._part: bytearray | None = None
         self._line: Line | None = None
@@ -134,6 +139,16 @@ class RequestParser:
     def rules(self, rules: Rules) -> None:
         self._rules = rules
         self._head = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether what comes is held, because the last request offers an upgrade."""
+        return self._held is not None
+
+    @property
+    def held(self) -> bytes:
+        """What is held so far."""
+        return bytes(self._held or b"")
 
     @property
     def in_body(self) -> bool:
@@ -172,6 +187,8 @@ class RequestParser:
                 self.requests.append(Request(line, head, True, None, 0))
                 return
         if self._ended:
+            if self._held is not None:
+                self._held += data
             return
         try:
             self._take(data)
@@ -179,6 +196,30 @@ class RequestParser:
             self._end()
             raise
         self.receiving = self._part is not None or self._body is not None
+
+    def resume(self) -> None:
+        """The upgrade was not taken: parse what came behind its request.
+
+        Raises:
+            ProtocolViolation: as `feed`.
+        """
+        held, self._held = self._held, None
+        if held is not None:
+            self._ended = False
+            if held:
+                self.feed(bytes(held))
+
+    def stop(self) -> None:
+        """The upgrade was taken: nothing is parsed any more."""
+        self._held = None
+
+    def _end_behind(self, head: Head) -> None:
+        """End, or hold what follows, behind a request with this head if that is needed."""
+        if head.upgrade:
+            self._end()
+            self._held = bytearray()
+        elif not head.keep_alive:
+            self._end()
 
     def _end(self) -> None:
         self._ended = True
@@ -196,7 +237,11 @@ class RequestParser:
         while at < end:
             body = self._body
             at = self._take_head(data, at) if body is None else self._take_body(body, data, at)
-            if at < 0 or self._ended:
+            if at < 0:
+                return
+            if self._ended:
+                if self._held is not None:
+                    self._held += data[at:]
                 return
 
     def _gather(self, part: bytearray, data: bytes) -> bytes | None:
@@ -256,8 +301,8 @@ class RequestParser:
             self._begin(request, at == len(data))
         else:
             self.requests.append(request)
-            if not head.keep_alive:
-                self._end()
+            if not head.repeatable:
+                self._end_behind(head)
         return at
 
     def _check_part_of_line(self, part: bytearray, start: int) -> None:
@@ -338,5 +383,4 @@ class RequestParser:
             self.requests.append(request)
         else:  # it is in `requests` already
             request.complete = True
-        if not request.keep_alive:
-            self._end()
+        self._end_behind(request.head)

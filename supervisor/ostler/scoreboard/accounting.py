@@ -52,6 +52,7 @@ from ostler.scoreboard.layout import (
     RULES,
     STARTED,
     STATUS_CLASSES,
+    UPGRADED,
     bucket_of,
 )
 
@@ -77,8 +78,8 @@ class RequestSlot:
     """Shows one request at a time, and counts answers and connections.
 
     Its methods are called by one thread: the one that made it with `thread_slot`, or for slots of `begin` and
-    `take` the one that runs the loop. `extend` and `extend_until` may be called by any thread; reading may be
-    done anywhere, signal handlers included.
+    `take` the one that runs the loop. `extend`, `extend_until` and `upgraded` may be called by any thread;
+    reading may be done anywhere, signal handlers included.
 
     Attributes:
         number: where it is in the cell; -1: the cell is full, so that it counts but does not show requests.
@@ -206,6 +207,12 @@ class RequestSlot:
         """A sibling worker handed off a connection to this one."""
         self._counts[layout.RECEIVED] += 1
 
+    def upgraded(self) -> None:
+        """The request in the app has taken its connection, e.g. for a websocket: it has no deadline."""
+        if started := self._words[STARTED]:
+            self._words[UPGRADED] = started
+            self.extend_until(NEVER, started)
+
     # -- deadlines -----------------------------------------------------------------------------------------
 
     def progressed(self, now: int) -> None:
@@ -297,7 +304,8 @@ class RequestSlot:
     def _forget(self) -> None:
         """Show nothing, not even what was shown last."""
         words = self._words
-        words[METHOD_LENGTH] = words[PATH_LENGTH] = words[OVERDUE] = words[EXTENDED_FOR] = 0
+        words[METHOD_LENGTH] = words[PATH_LENGTH] = 0
+        words[OVERDUE] = words[EXTENDED_FOR] = words[UPGRADED] = 0
         self.method, self.target = "", b""
 
     def _unmap(self) -> None:

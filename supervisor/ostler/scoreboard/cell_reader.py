@@ -53,6 +53,7 @@ class InFlight:
         overdue: it was marked as overdue (`Scoreboard.mark_overdue`).
         progressed: when it last made progress: sent a part of its answer, or received one of its body; 0.0:
             not since it began; inf: its time does not count now, because it waits for its client.
+        upgraded: it has taken its connection, e.g. for a websocket, and has no deadline.
     """
 
     thread: int
@@ -63,6 +64,7 @@ class InFlight:
     extended_until: float = 0.0
     overdue: bool = False
     progressed: float = 0.0
+    upgraded: bool = False
 
     @property
     def started(self) -> float:
@@ -75,7 +77,7 @@ class InFlight:
             timeout: seconds that a request may take without progress; 0: any.
             limit: seconds that a request may take in all, whatever it does; 0: any. Not for websockets.
         """
-        if self.extended_until == math.inf:
+        if self.upgraded or self.extended_until == math.inf:
             return None
         due = self.timeout_at(timeout)
         return min(due, self.started + limit) if limit else (None if due == math.inf else due)
@@ -297,12 +299,17 @@ class Cell:
                 until = extended_until(words[start + layout.EXTENDED_UNTIL], now) if extended else 0.0
                 marked = self.marked.get(number) == started
                 progressed = progressed_at(words[start + layout.PROGRESSED], started, now)
+                upgraded = words[start + layout.UPGRADED] == started
                 request = known.get(number)
                 if request is not None and request.started_ns == started:
-                    changed = request.extended_until != until or request.progressed != progressed
-                    if changed or request.overdue != marked:
+                    before = request.extended_until, request.overdue, request.progressed, request.upgraded
+                    if before != (until, marked, progressed, upgraded):
                         request = replace(
-                            request, extended_until=until, overdue=marked, progressed=progressed
+                            request,
+                            extended_until=until,
+                            overdue=marked,
+                            progressed=progressed,
+                            upgraded=upgraded,
                         )
                     found.append(request)
                     continue
@@ -311,7 +318,8 @@ class Cell:
                 # One that has ended while it was copied may have the next one's text.
                 if self._started_now(number) == started:
                     ident = words[start + layout.IDENT]
-                    found.append(InFlight(number, method, path, started, ident, until, marked, progressed))
+                    changing = until, marked, progressed, upgraded
+                    found.append(InFlight(number, method, path, started, ident, *changing))
         return found
 
 

@@ -5,9 +5,9 @@ cell. A cell is a header page, then the request slots: one for each request that
 All numbers are unsigned 64-bit words in native order. Only `accounting` writes them, and `Cell.mark` in the
 supervisor. No two threads write a word at the same time: HEARTBEAT is written by the thread that polls,
 SLOTS_IN_USE under a lock, a slot's words by the thread that serves in it. Exceptions: a slot's EXTENDED words
-may be written by any thread on behalf of its request; the OVERDUE words are written by the supervisor, and
-OVERDUE is reset by the worker when the slot gets another use. PROGRESSED is not reset between requests: a
-time before STARTED, or another request's PAUSED, means nothing.
+and UPGRADED may be written by any thread on behalf of its request; the OVERDUE words are written by the
+supervisor, and OVERDUE is reset by the worker when the slot gets another use. PROGRESSED is not reset between
+requests: a time before STARTED, or another request's PAUSED, means nothing.
 
 A cell's size is fixed when it is made, for the most slots that the worker may need. The file is sparse: a
 page takes memory from when it is first written, or read through a map; reading it by pread(2) allocates
@@ -54,10 +54,11 @@ RULES = (
     *("body_timeout", "worker_connections", "queue_timeout", "proxy_protocol", "storage", "other"),
 )
 """By which requests are refused. http1.errors says what they are."""
-COUNTED = REFUSED + len(RULES)  # so many words; no others follow
+COUNTED = REFUSED + len(RULES)  # all numbers that are counted are below
+UPGRADED = COUNTED  # what STARTED was in the request that has taken its connection
 
 # A slot's text, behind its words: method, then path.
-TEXT = 2048
+TEXT = 2112
 TEXT_SIZE = SLOT_SIZE - TEXT
 METHOD_SIZE = 24
 PATH_SIZE = TEXT_SIZE - METHOD_SIZE

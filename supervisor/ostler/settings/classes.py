@@ -17,6 +17,8 @@ NOT_MEINHELD = OWN_HTTP | ASGI
 
 # `asgi` with uvicorn's other HTTP protocol. The name is uvicorn's.
 H11 = "uvicorn.workers.UvicornH11Worker"
+GEVENT_WEBSOCKET = "geventwebsocket.gunicorn.workers.GeventWebSocketWorker"
+"""The class of the package gevent-websocket; in its place is one of ours: `gevent` with `wsgi.websocket`."""
 
 _ALIASES = {
     "threads": "gthread",
@@ -41,6 +43,8 @@ _ALIASES = {
     "meinheld.gmeinheld:meinheldworker": "meinheld",
     "gunicorn.workers.gasgi.asgiworker": "asgi",
     "egg:gunicorn#asgi": "asgi",
+    "geventwebsocket.gunicorn.workers.geventwebsocketworker": GEVENT_WEBSOCKET,
+    "flask_sockets.worker": GEVENT_WEBSOCKET,
     "uvicorn": "asgi",
     "uvicorn.workers.uvicornworker": "asgi",
     "uvicorn.workers.uvicornh11worker": H11,
@@ -51,10 +55,6 @@ _ALIASES = {
 _AIOHTTP = (
     "aiohttp's apps are neither WSGI nor ASGI apps; serve them with aiohttp's own server, "
     "aiohttp.web.run_app, under a service manager"
-)
-_SOCKETS = (
-    "WSGI apps have no websockets here; make it an ASGI app (python-socketio has ASGIApp) and use asgi, "
-    "or serve it without websockets by gevent"
 )
 _NO_SERVER = "is a base class of gunicorn's, which serves nothing itself; use sync, gthread, gevent or asgi"
 
@@ -74,8 +74,6 @@ _REFUSED = {
     "sanic.worker.gunicornworker": "Sanic's apps are ASGI apps as well: use asgi",
     "sanic.worker.gunicorn.gunicornworker": "Sanic's apps are ASGI apps as well: use asgi",
     "quart.worker.gunicornworker": "Quart's apps are ASGI apps: use asgi",
-    "geventwebsocket.gunicorn.workers.geventwebsocketworker": _SOCKETS,
-    "flask_sockets.worker": _SOCKETS,
     "gunicorn.workers.base.worker": _NO_SERVER,
     "gunicorn.workers.base_async.asyncworker": _NO_SERVER,
     "pyuwsgi": "uWSGI is a server of its own; its apps are WSGI apps: use sync or gthread",

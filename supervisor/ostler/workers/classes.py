@@ -5,7 +5,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
 from ostler.errors import InvalidValue, SettingError
-from ostler.settings.classes import H11, names
+from ostler.settings.classes import GEVENT_WEBSOCKET, H11, names
 from ostler.settings.table import Settings
 from ostler.workers.base import BaseWorker
 
@@ -24,8 +24,14 @@ _OURS = {
     "meinheld": ("ostler.workers.meinheld.worker", "MeinheldWorker"),
 }
 
-# Variants of these under names of other packages, which need not be installed.
-_VARIANTS = {H11: ("ostler.workers.asgi.subclass", "UvicornH11Worker")}
+# The same for classes of other packages in whose place is one of ours, and what to install.
+_IN_PLACE_OF = {
+    H11: (("ostler.workers.asgi.subclass", "UvicornH11Worker"), "pip install 'ostler[asgi]'"),
+    GEVENT_WEBSOCKET: (
+        ("ostler.workers.greenlets.gevent_websocket", "GeventWebSocketWorker"),
+        "pip install 'ostler[gevent]' gevent-websocket",
+    ),
+}
 
 # How to install a worker class's packages, where that is not the extra of its name.
 INSTALL = {
@@ -41,7 +47,7 @@ def worker_class(settings: Settings) -> type[BaseWorker]:
         SettingError: there is none of that name, or it can't be imported.
     """
     name = settings.worker_class
-    if name in _OURS or name in _VARIANTS:
+    if name in _OURS or name in _IN_PLACE_OF:
         return of_ours(name)
     # Imported here: it takes a tenth of a fork server's start, which our own classes do without.
     from importlib import metadata
@@ -68,14 +74,15 @@ def built_in(found: type[BaseWorker], settings: Settings) -> str | None:
 
 def of_ours(name: str) -> type[BaseWorker]:
     """One of our own classes. Raises SettingError if its packages are missing."""
-    module, attribute = _OURS.get(name) or _VARIANTS[name]
+    if name in _IN_PLACE_OF:
+        (module, attribute), install = _IN_PLACE_OF[name]
+    else:
+        (module, attribute), install = _OURS[name], INSTALL.get(name, f"pip install 'ostler[{name}]'")
     try:
         return cast("type[BaseWorker]", getattr(import_module(module), attribute))
     except ImportError as error:
         if error.name is not None and error.name.partition(".")[0] == "ostler":
             raise
-        extra = "asgi" if name in _VARIANTS else name
-        install = INSTALL.get(name, f"pip install 'ostler[{extra}]'")
         raise SettingError("worker_class", f"{name} can't be used ({error}); {install}") from error
 
 

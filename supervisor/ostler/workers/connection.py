@@ -28,6 +28,7 @@ from ostler.wsgi.exchange import ClientGone
 if TYPE_CHECKING:
     from ssl import SSLContext
 
+    from ostler.workers.app_socket import AppSocket
     from ostler.wsgi.body import StreamedBody
 
 STALL_LIMIT = 60 * SECOND
@@ -41,6 +42,7 @@ class Phase(Enum):
 
     PROXY_HEADER = "a PROXY header must come first"
     OPEN = "requests are received and answered"
+    UPGRADED = "the app has taken it, e.g. for a websocket; nothing but its end is ours"
     CLOSING = "the last answer was given; the connection ends when all of it is sent"
     LINGERING = "all is sent; what still comes is discarded until the client closes"
     """A plain close would answer what still comes with a reset, which takes the answer away from the client
@@ -50,13 +52,15 @@ class Phase(Enum):
 
 PROXY_HEADER: Final = Phase.PROXY_HEADER
 OPEN: Final = Phase.OPEN
+UPGRADED: Final = Phase.UPGRADED
 CLOSING: Final = Phase.CLOSING
 LINGERING: Final = Phase.LINGERING
 CLOSED: Final = Phase.CLOSED
 
 TRANSITIONS: Final = {
     PROXY_HEADER: {OPEN, CLOSING, CLOSED},
-    OPEN: {CLOSING, CLOSED},
+    OPEN: {UPGRADED, CLOSING, CLOSED},
+    UPGRADED: {LINGERING, CLOSED},
     CLOSING: {LINGERING, CLOSED},
     LINGERING: {CLOSED},
     CLOSED: set[Phase](),
@@ -133,6 +137,7 @@ class Connection:
         body_deadline: when the body that is being received is too late, unless more of it comes.
         credited_bytes: bytes of it that have extended that deadline already.
         pulled_at: when the app last got bytes of a body that it reads while it comes.
+        app_socket: what the app uses it by, once that has taken it; None: it has not.
     """
 
     __slots__ = (
@@ -142,6 +147,7 @@ class Connection:
         "_wait_for",
         "address",
         "answered_at",
+        "app_socket",
         "body_deadline",
         "credited_bytes",
         "direct",
@@ -214,6 +220,7 @@ class Connection:
         self.in_body = False
         self.body_deadline = self.credited_bytes = 0
         self.pulled_at = 0
+        self.app_socket: AppSocket | None = None
 
     def enter(self, phase: Phase) -> None:
         """Change the phase.

@@ -1,23 +1,29 @@
 """The open connections of a worker: how many there may be, in all and from one address, and how they end."""
 
 import socket
+from time import monotonic_ns
+from typing import TYPE_CHECKING
 
 from ostler.logs.limiter import LimitedLog
 from ostler.scoreboard.accounting import RequestSlot
 from ostler.settings.table import Settings
-from ostler.workers.connection import CLOSED, CLOSING, LINGERING, Connection
+from ostler.workers.connection import CLOSED, CLOSING, LINGERING, UPGRADED, Connection
 from ostler.workers.connection_limits import AddressCounts, most_connections, network_of
 from ostler.workers.reactor import Reactor
+
+if TYPE_CHECKING:
+    from ostler.workers.app_socket import AppSocket
 
 
 class ConnectionTable:
     """All connections that are not closed.
 
-    `close`, `linger` and `end` are called by the thread to which the connection belongs, all else only by the
-    thread that polls. `slot` is always the calling thread's, for counting.
+    `close`, `linger`, `end`, `upgrade` and `end_upgraded` are called by the thread to which the connection
+    belongs, all else only by the thread that polls. `slot` is always the calling thread's, for counting.
 
     Attributes:
         open: the connections by their descriptors.
+        upgraded: those that the app has taken; each has two descriptors.
         most: how many there may be.
         addresses: how many there are of each address, where these are limited.
     """
@@ -26,12 +32,15 @@ class ConnectionTable:
         self._reactor = reactor
         self._limited = limited
         self.open: dict[int, Connection] = {}
+        self.upgraded: set[Connection] = set()
         self.most = most_connections(settings.worker_connections)
+        self._most_descriptors = most_connections(2 * settings.worker_connections)
         self.addresses = AddressCounts(settings.limit_connections_per_address)
 
     @property
     def is_full(self) -> bool:
-        return len(self.open) >= self.most
+        count = len(self.open)
+        return count >= self.most or count + len(self.upgraded) >= self._most_descriptors
 
     def add(self, connection: Connection, host: str, slot: RequestSlot) -> bool:
         """Take a connection in; False if its address has too many: it is closed then.
@@ -83,6 +92,31 @@ class ConnectionTable:
         except OSError:
             self.close(connection, slot)
 
+    def upgrade(self, connection: Connection, app_socket: "AppSocket", slot: RequestSlot) -> None:
+        """The app takes a connection: from now on only its end is ours, which is `end_upgraded`.
+
+        Also called by another thread of the app, on behalf of the one to which the connection belongs.
+        """
+        connection.enter(UPGRADED)
+        connection.app_socket = app_socket
+        connection.parser.stop()
+        self._reactor.unwatch(connection)
+        self.upgraded.add(connection)
+        slot.upgraded()
+
+    def end_upgraded(self, connection: Connection, slot: RequestSlot) -> None:
+        """The app's request has ended, and its connection with it."""
+        app_socket = connection.app_socket
+        if app_socket is None or connection.phase is CLOSED:
+            return
+        connection.idle_since = monotonic_ns()
+        if app_socket.end():
+            # As in `linger`: the client may be sending its own close.
+            self.upgraded.discard(connection)
+            connection.enter(LINGERING)
+        else:
+            self.close(connection, slot)
+
     def close(self, connection: Connection, slot: RequestSlot) -> None:
         """Close a connection, whatever its phase; one that is closed already is left alone."""
         if connection.phase is CLOSED:
@@ -96,6 +130,9 @@ class ConnectionTable:
             connection.output.close()
         if connection.streamed is not None:
             connection.streamed.end()
+        if connection.app_socket is not None:
+            connection.app_socket.end()
+            connection.app_socket = None
         try:
             # A process that the app forked may hold the same socket: the client would not see its end.
             connection.sock.shutdown(socket.SHUT_RDWR)
@@ -116,6 +153,7 @@ class ConnectionTable:
 
     def _remove(self, connection: Connection) -> None:
         self.open.pop(connection.fd, None)
+        self.upgraded.discard(connection)
         if connection.address is not None:
             self.addresses.remove(connection.address)
             connection.address = None

@@ -7,6 +7,9 @@ from time import monotonic_ns
 
 from ostler.workers.units import SECOND
 
+# How long (ns) before the deadline connections that the app has taken are ended, at most.
+_UPGRADED_LEAD = SECOND
+
 
 class DrainState:
     """Whether a worker drains, and until when.
@@ -59,6 +62,10 @@ class DrainState:
         self.began = monotonic_ns()
         self.deadline = self.began + int(self._seconds * SECOND)
         return True
+
+    def upgraded_lead(self) -> int:
+        """How long (ns) before the deadline upgraded connections are ended: their apps need a moment."""
+        return min(_UPGRADED_LEAD, int(self._seconds * SECOND) // 4)
 
     def is_over(self, now: int) -> bool:
         """Whether the time is over, whatever is unanswered."""

@@ -18,6 +18,7 @@ from time import monotonic
 from typing import Self
 
 from ostler.logs.limiter import LimitedLog
+from ostler.scoreboard.accounting import RequestSlot
 from ostler.workers.acceptor import Acceptor
 from ostler.workers.base import Context
 from ostler.workers.connection_factory import ConnectionFactory
@@ -71,6 +72,7 @@ class Parts:
         flush_access: Callable[[], object],
         multithreaded: bool,
         turn: int,
+        on_upgrade: Callable[[RequestSlot], object] = lambda _slot: None,
     ) -> Self:
         """The parts of one engine; for the arguments see those parts that have them."""
         settings, log, tls = context.settings, context.log, context.tls
@@ -88,13 +90,24 @@ class Parts:
         receiver = Receiver(reactor, table, responder, calls, settings.proxy_protocol, tls)
         queue_times = QueueTimes(reactor, settings.queue_timeout > 0)
         runner = WsgiRunner(
-            context, table, responder, queue_times, date, soft_interrupts, flush_access, multithreaded, turn
+            *(
+                context,
+                table,
+                responder,
+                queue_times,
+                date,
+                soft_interrupts,
+                flush_access,
+                multithreaded,
+                turn,
+            ),
+            *(calls.wait_in_app, on_upgrade),
         )
 
         def end_keep_alive() -> None:
             runner.keep_connections = False
 
-        sweeper = Sweeper(settings, reactor, table, responder, acceptor, siblings, drain, end_keep_alive)
+        sweeper = Sweeper(settings, reactor, table, responder, acceptor, siblings, drain, end_keep_alive, log)
         late = None
         if queue_timeout := int(settings.queue_timeout * SECOND):
             access = context.access

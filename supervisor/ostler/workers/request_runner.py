@@ -7,9 +7,9 @@ tests/unit/workers/test_request_runner.py checks that for any implementation.
 
 from collections.abc import Callable
 from time import monotonic_ns
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from ostler.http1.errors import RULES
+from ostler.http1.errors import RULES, ProtocolViolation
 from ostler.http1.request import Head, Request
 from ostler.scoreboard.accounting import RequestSlot
 from ostler.scoreboard.layout import LEAST_QUEUED
@@ -21,10 +21,14 @@ from ostler.workers.queueing import QueueTimes, queue_timeout_app
 from ostler.workers.responder import Responder
 from ostler.workers.server_date import ServerDate
 from ostler.workers.soft_interrupt import LONG_REQUEST_NS, SoftInterrupts
+from ostler.workers.system_calls import WaitInApp, wait_in_app
 from ostler.wsgi.body import StreamedBody
 from ostler.wsgi.environ import Environ, head_environ, listener_environ, request_environ, worker_environ
 from ostler.wsgi.exchange import App, ClientGone, Exchange
 from ostler.wsgi.interruption import DeadlineExceeded, QuitWorker
+
+if TYPE_CHECKING:
+    from ostler.workers.upgrades import Upgrade
 
 _WILDCARDS = ("0.0.0.0", "[::]")  # noqa: S104
 # A longer request counts as this much (ns), so that a few do not hide how long most take.
@@ -73,6 +77,11 @@ class RequestRunner(Protocol):
            exception that was meant for this request is raised nowhere else.
         4. The access log and `request_failed` are written, the quota is counted down.
 
+        A request that offers an upgrade has `gunicorn.socket` in its environ, see `upgrades`. If the app
+        takes the connection by it, the request is counted as one with the status 101 and without a time in
+        the app, and ends the connection (`ConnectionTable.end_upgraded`). If not, it is an ordinary one, and
+        what came behind it is parsed (`parser.resume`).
+
         It may read all of the connection. It writes `parser.requests` (takes from the front),
         `parser.wants_continue`, `output` (by `send` and `send_file`), `unconfirmed`, `idle_since`,
         `answered_at`, `template` and `template_head`, `streamed`, and `pulled_at`. While the app reads a body
@@ -110,6 +119,8 @@ class WsgiRunner:
         soft_interrupts: ends requests that take too long.
         flush_access: called behind each line of the access log.
         multithreaded: as `wsgi.multithread`.
+        wait_in_app: how the app waits for a connection that it has taken; see SystemCalls.
+        on_upgrade: called with the request slot when the app takes a connection.
         turn: after how long (ns) pipelined requests of a connection let other clients go first; 0: never.
     """
 
@@ -124,6 +135,8 @@ class WsgiRunner:
         flush_access: Callable[[], object],
         multithreaded: bool,
         turn: int,
+        wait_in_app: WaitInApp = wait_in_app,
+        on_upgrade: Callable[[RequestSlot], object] = lambda _slot: None,
     ) -> None:
         settings = context.settings
         self._app: App = context.app
@@ -136,6 +149,8 @@ class WsgiRunner:
         self._log = context.log
         self._access = context.access
         self._flush_access = flush_access
+        self._wait_in_app = wait_in_app
+        self._on_upgrade = on_upgrade
         self._averages = settings.threads > 1
         self._turn = turn
         self._quota = context.quota
@@ -158,6 +173,7 @@ class WsgiRunner:
         try:
             requests = connection.parser.requests
             turn_ends = 0
+            app, upgrade = self._app, None
             while requests and not connection.output:
                 request = requests.pop(0)
                 line = request.line
@@ -170,7 +186,13 @@ class WsgiRunner:
                 template = connection.template
                 if request.head is not connection.template_head or template is None:
                     template = self._make_template(connection, request.head)
+                    if request.head.upgrade and request.complete:
+                        upgrade = self._offer(connection, request, slot)
+                        exchange = self._new_exchange(request, upgrade, self._date.lines, keep_alive)
+                        app = upgrade.around(self._app, exchange)
                 environ = request_environ(template, request)
+                if upgrade is not None:
+                    environ["gunicorn.socket"] = upgrade.socket
                 started = monotonic_ns()
                 if started > prompt_until and (
                     waited := self._queue_times.waited(connection, started, prompt_until - LEAST_QUEUED)
@@ -178,13 +200,16 @@ class WsgiRunner:
                     slot.waited(waited)
                     if 0 < self._queue_timeout < waited:
                         if self._answer_503(connection, slot, request, exchange, environ):
+                            if upgrade is not None:
+                                app, upgrade = self._app, None
+                                _resume(connection)
                             continue
                         return
                 gone = late = False
                 try:
                     slot.begin(line.method, line.target, started)
                     try:
-                        exchange.run(self._app, environ)
+                        exchange.run(app, environ)
                     except ClientGone:
                         gone = True
                     slot.leave_app()
@@ -199,6 +224,15 @@ class WsgiRunner:
                     took = ended - started
                     gone = late = True
                     exchange.give_up()
+                if upgrade is not None:
+                    if not upgrade.socket.withdraw():
+                        self._end_upgraded(
+                            connection, slot, request, exchange, environ, upgrade.socket.sent, took
+                        )
+                        return
+                    app, upgrade = self._app, None
+                    if exchange.keep_alive and not gone:
+                        _resume(connection)
                 if gone and not late:
                     if connection.violation is not None and not exchange.head_sent:
                         self._responder.refuse(connection, connection.violation, slot)
@@ -244,6 +278,8 @@ class WsgiRunner:
             slot.waited(max(monotonic_ns() - connection.idle_since, LEAST_QUEUED))
             if not self._answer_503(connection, slot, request, exchange, environ):
                 return
+            if request.head.upgrade:
+                _resume(connection)
             parser = connection.parser
             if not (parser.requests or connection.output) and (
                 connection.violation is not None or parser.wants_continue
@@ -281,6 +317,32 @@ class WsgiRunner:
             self._table.end(connection, request.keep_alive, slot)
             return False
         return True
+
+    def _offer(self, connection: Connection, request: Request, slot: RequestSlot) -> "Upgrade":
+        """The upgrade that a request offers, for the app."""
+        # Imported here: most workers never see one.
+        from ostler.workers.upgrades import Upgrade
+
+        return Upgrade(connection, request, self._table, slot, self._wait_in_app, self._on_upgrade)
+
+    def _end_upgraded(
+        self,
+        connection: Connection,
+        slot: RequestSlot,
+        request: Request,
+        exchange: Exchange,
+        environ: Environ,
+        sent: int,
+        took: int,
+    ) -> None:
+        """End the request by which the app has taken the connection."""
+        exchange.code, exchange.status, exchange.sent = 101, "101 Switching Protocols", sent
+        slot.refused(101, sent)  # how long a websocket was open is no duration of an answer
+        self._table.end_upgraded(connection, slot)
+        if self._access is not None or exchange.error is not None:
+            self._log_request(request, exchange, environ, took)
+        if self._quota:
+            self._count_down()
 
     def _make_template(self, connection: Connection, head: Head) -> Environ:
         """The part of the environ that goes for all requests of the connection with this head."""
@@ -321,6 +383,15 @@ class WsgiRunner:
         self._answered += 1
         if self._answered >= self._quota:
             self._quota = self._on_quota(self._answered) or 0
+
+
+def _resume(connection: Connection) -> None:
+    """An upgrade was not taken: what came behind its request is HTTP."""
+    try:
+        connection.parser.resume()
+    except ProtocolViolation as violation:
+        connection.violation = violation.without_traceback()
+    connection.note_progress(monotonic_ns())
 
 
 def _feed_from(connection: Connection, request: Request, exchange: Exchange, slot: RequestSlot) -> None:

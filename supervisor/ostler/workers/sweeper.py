@@ -3,6 +3,8 @@
 from collections.abc import Callable
 
 from ostler.http1.errors import RequestTimeout
+from ostler.http1.frames import GOING_AWAY, SERVICE_RESTART
+from ostler.logs.worker_log import Log
 from ostler.scoreboard.accounting import RequestSlot
 from ostler.settings.table import Settings
 from ostler.workers.acceptor import Acceptor
@@ -54,6 +56,7 @@ class Sweeper:
         siblings: Siblings,
         drain: DrainState,
         end_keep_alive: Callable[[], None],
+        log: Log,
     ) -> None:
         self._reactor = reactor
         self._table = table
@@ -62,6 +65,8 @@ class Sweeper:
         self._siblings = siblings
         self._drain = drain
         self._end_keep_alive = end_keep_alive
+        self._log = log
+        self._upgraded_closed = False
         self._keepalive = int(settings.keepalive * SECOND)
         self.remaining: list[Connection] = []
         self.due = 0
@@ -76,6 +81,8 @@ class Sweeper:
         draining = self._drain.asked
         if draining:
             self._go_on_draining(slot)
+            if self._table.upgraded:
+                self._end_upgraded(now)
         if not self.remaining:
             self.remaining = list(self._table.open.values())
             self.due = now + int((SWEEP_DRAINING if draining else SWEEP) * SECOND)
@@ -103,6 +110,26 @@ class Sweeper:
                 if (connection := self._acceptor.receive(slot)) is None:
                     break
                 self._reactor.watch(connection)
+
+    def _end_upgraded(self, now: int) -> None:
+        """End the connections that the app has taken, shortly before draining is over; its requests end then.
+
+        Clients that speak websocket are asked to close first. The connections stay those of their threads.
+        """
+        drain = self._drain
+        if drain.deadline is None:
+            return
+        lead, left = drain.upgraded_lead(), drain.deadline - now
+        if left > lead:
+            return
+        found = [sock for each in list(self._table.upgraded) if (sock := each.app_socket) is not None]
+        if not self._upgraded_closed:
+            self._upgraded_closed = True
+            self._log.info("upgraded_closed", count=len(found), reason="graceful_timeout is over")
+        for app_socket in found:
+            app_socket.say_goodbye(SERVICE_RESTART if drain.hand_over else GOING_AWAY)
+            if left <= lead // 2:
+                app_socket.cut()
 
     def _look_at(self, connection: Connection, now: int, slot: RequestSlot) -> None:
         if connection.is_idle:

@@ -1,8 +1,8 @@
 """The system calls of an engine on its epoll and its sockets: how they are made is a strategy.
 
 Worker classes that serve in one thread use `SystemCalls()` as it is. Several threads wait for each other's
-interpreter lock, so that their engine takes `contended_calls`. Greenlets replace `wait_for`, which would
-stop all of them.
+interpreter lock, so that their engine takes `contended_calls`. Greenlets replace `wait_for` and
+`wait_in_app`, which would stop all of them.
 """
 
 import socket
@@ -35,6 +35,16 @@ def wait_for(fd: int, event: int, deadline: int) -> bool:
             return False
 
 
+WaitInApp = Callable[[int, int, float | None], bool]
+
+
+def wait_in_app(fd: int, event: int, seconds: float | None) -> bool:
+    """Wait for an event of poll(2) in a thread of the app; None: for ever. False if none came."""
+    poll = original.poll()
+    poll.register(fd, event)
+    return bool(poll.poll(None if seconds is None else seconds * 1000))
+
+
 @dataclass(frozen=True, slots=True)
 class SystemCalls:
     """The calls, each raising OSErrors as Python's own does.
@@ -48,6 +58,8 @@ class SystemCalls:
         modify: (epoll, descriptor, mask): changes what the epoll watches a descriptor for; any thread.
         wait_for: (descriptor, event of poll(2), deadline): as the function of this name; called where the app
             runs, while its client is slow.
+        wait_in_app: (descriptor, event of poll(2), seconds): as the function of this name; called by any
+            thread or greenlet of the app, for a connection that the app has taken.
     """
 
     poll: Callable[[original.epoll, float, int], Events] = original.epoll.poll
@@ -55,6 +67,7 @@ class SystemCalls:
     send: Callable[[Any, bytes], int] = socket.socket.send
     modify: Callable[[original.epoll, int, int], None] = original.epoll.modify
     wait_for: Callable[[int, int, int], bool] = wait_for
+    wait_in_app: WaitInApp = wait_in_app
 
 
 PLAIN = SystemCalls()

@@ -14,6 +14,7 @@ from time import monotonic_ns
 from types import FrameType
 from typing import ClassVar, Self
 
+from ostler.osapi import original
 from ostler.osapi.wake import Wake
 from ostler.scoreboard.accounting import RequestSlot
 from ostler.scoreboard.layout import LEAST_QUEUED
@@ -75,7 +76,7 @@ class Engine(BaseWorker):
         # With several threads each line is written at once, else all of a pass when it is over.
         flush = self._access.flush if threaded and self._access is not None else _nothing
         self.parts = parts = Parts.of(
-            context, self._reactor, calls, self.soft_interrupts, flush, threaded, _TURN
+            *(context, self._reactor, calls, self.soft_interrupts, flush, threaded, _TURN), self._on_upgrade
         )
         self._acceptor, self._siblings, self._sweeper = parts.acceptor, parts.siblings, parts.sweeper
         self._date, self._drain, self._runner = parts.date, parts.drain, parts.runner
@@ -92,8 +93,8 @@ class Engine(BaseWorker):
         self._new_first = False
         # What the leader serves while it offers the leadership.
         self._current: Connection | None = None
-        # The leadership was offered from within a request, by `on_message`.
-        self._offered_by_signal = False
+        # The leadership was offered from within a request, by `on_message` or `_on_upgrade`.
+        self._offered_within = False
         # A request that gets to the app by this time has not waited; see RequestRunner.
         self._prompt_until = 0
         # When all that was found in the last pass had been served.
@@ -132,15 +133,28 @@ class Engine(BaseWorker):
         Must be called from a signal handler of the main thread.
         """
         slot = self._slots.get(0)
-        if slot is None or not slot.started or self.leader.has_watcher or not self._siblings:
+        if slot is not None and slot.started:
+            self._offer_from_within(slot)
+
+    def _on_upgrade(self, slot: RequestSlot) -> None:
+        """The request in `slot` has taken its connection, and stays in the app for as long as that is open.
+
+        Called in any thread of the app.
+        """
+        if self._threads == 1 and original.get_ident() == slot.ident:
+            self._offer_from_within(slot)
+
+    def _offer_from_within(self, slot: RequestSlot) -> None:
+        """Have the watcher poll while the only thread is in a request; called in that thread."""
+        if self.leader.has_watcher or not self._siblings:
             return
-        if self._offered_by_signal:
-            return  # the next message came while this function does its work
-        self._offered_by_signal = True
+        if self._offered_within:
+            return  # a message came while this function does its work
+        self._offered_within = True
         if self._start_watcher():
             self.leader.offer(slot)
         else:
-            self._offered_by_signal = False
+            self._offered_within = False
 
     def drain(self, hand_over: bool = False, seconds: float | None = None) -> None:
         """See BaseWorker; any thread may call it: it sets a flag that the leader reads in its next pass."""
@@ -338,7 +352,7 @@ class Engine(BaseWorker):
         if not leader.has_watcher:
             self._current = connection
             self._run_requests(connection, slot, self._prompt_until)
-            if self._offered_by_signal:
+            if self._offered_within:
                 is_leader = leader.withdraw(slot)
                 self._put_back(connection, is_leader)
                 return is_leader

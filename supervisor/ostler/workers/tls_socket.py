@@ -39,6 +39,7 @@ class TlsSocket:
         OSError: the client is gone already.
 
     Attributes:
+        plain: the accepted socket.
         handshaken: the handshake is done; nothing can be sent before.
         wants_write: what blocked last was blocked on writing: call `recv` again when the socket is writable.
         finished: the client has said that nothing more comes.
@@ -48,19 +49,19 @@ class TlsSocket:
         "_ended",
         "_incoming",
         "_outgoing",
-        "_plain",
         "_records",
         "_tls",
         "_unsent",
         "_writing",
         "finished",
         "handshaken",
+        "plain",
         "wants_write",
     )
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
         sock.getpeername()
-        self._plain = sock
+        self.plain = sock
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         self._records = Records()
@@ -85,12 +86,12 @@ class TlsSocket:
             OSError: the connection broke, or the client sends too many records without data.
         """
         if flags or self._ended:
-            return self._plain.recv(size, flags)
+            return self.plain.recv(size, flags)
         if self.finished:
             return b""
         if self.wants_write:
             self._flush()
-        received = self._plain.recv(size)
+        received = self.plain.recv(size)
         if not received:
             self._incoming.write_eof()
         found: list[bytes] = []
@@ -156,7 +157,7 @@ class TlsSocket:
         data = self._unsent or self._outgoing.read()
         while data:
             try:
-                sent = self._plain.send(data)
+                sent = self.plain.send(data)
             except BlockingIOError:
                 self._unsent = data
                 self.wants_write = True
@@ -175,10 +176,10 @@ class TlsSocket:
     def _answer_plainly(self) -> None:
         """Answer a client that speaks plain HTTP here, as far as that is possible without waiting."""
         try:
-            self._plain.send(_PLAIN_ANSWER)
-            self._plain.shutdown(socket.SHUT_WR)
+            self.plain.send(_PLAIN_ANSWER)
+            self.plain.shutdown(socket.SHUT_WR)
             # Unread bytes would turn the close into a reset, which may overtake the answer.
-            self._plain.recv(64 * 1024)
+            self.plain.recv(64 * 1024)
         except OSError:
             pass  # the client is gone
 
@@ -217,10 +218,10 @@ class TlsSocket:
         return self.finished
 
     def fileno(self) -> int:
-        return self._plain.fileno()
+        return self.plain.fileno()
 
     def getsockopt(self, level: int, option: int, size: int) -> bytes:
-        return self._plain.getsockopt(level, option, size)
+        return self.plain.getsockopt(level, option, size)
 
     def shutdown(self, how: int) -> None:
         """As of a plain socket; a close_notify is sent to the client first.
@@ -234,10 +235,10 @@ class TlsSocket:
                 pass  # the client's own has not come yet, or never will
             self._try_flush()
         self._ended = True
-        self._plain.shutdown(how)
+        self.plain.shutdown(how)
 
     def close(self) -> None:
-        self._plain.close()
+        self.plain.close()
 
     def peer_info(self) -> dict[str, str]:
         """What the environ says of the connection, once the handshake is done; see `tls_peer_info`."""

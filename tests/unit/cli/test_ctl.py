@@ -132,6 +132,15 @@ def test_requests_the_oldest_first(daemon: Served, run: Ctl) -> None:
     assert "8m20s" in out
 
 
+def test_upgraded_requests(daemon: Served, run: Ctl) -> None:
+    """They are named, have no deadline, and hide no other request of a worker."""
+    websocket = msgspec.structs.replace(in_flight("/ws", 9000.0), deadline_in=None, upgraded=True)
+    daemon.backend.fleet[1].in_flight = [websocket, in_flight("/slow")]
+    out = run("workers").out
+    assert out.index("GET /slow") < out.index("GET /ws upgraded")
+    assert [words.split()[-1] for words in run("requests").out.splitlines()[1:]] == ["upgraded", "25s"]
+
+
 def test_no_requests(daemon: Served, run: Ctl) -> None:
     """An idle fleet is shown in words, or as an empty array."""
     assert run("requests").out == "no request is in flight\n"

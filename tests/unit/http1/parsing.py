@@ -52,10 +52,11 @@ def taken(parser: RequestParser) -> list[Got]:
 
 
 def parsed(*pieces: bytes, rules: Rules = RULES) -> list[Got]:
-    """The requests in the bytes, which must end with a complete one."""
+    """The requests in the bytes, which must end with a complete one. No upgrade is taken."""
     parser = RequestParser(rules, io.BytesIO)
     for piece in pieces:
         parser.feed(piece)
+        resume(parser)
     assert not parser.receiving
     return taken(parser)
 
@@ -71,10 +72,16 @@ def refused(*pieces: bytes, rules: Rules = RULES) -> tuple[ProtocolViolation, li
     return caught.value, taken(parser)
 
 
+def resume(parser: RequestParser) -> None:
+    """Take no upgrade."""
+    while parser.holds and parser.requests[-1].keep_alive:
+        parser.resume()
+
+
 def fed(pieces: list[bytes], rules: Rules, remember: bool = True) -> tuple[RequestParser, str | None]:
     """A parser that was fed the pieces, and with which status it refused them, if it did.
 
-    remember: with what earlier requests taught.
+    No upgrade is taken. remember: with what earlier requests taught.
     """
     parser = RequestParser(rules, io.BytesIO)
     try:
@@ -83,6 +90,7 @@ def fed(pieces: list[bytes], rules: Rules, remember: bool = True) -> tuple[Reque
                 parser.forget()
                 lines.remembered.clear()
             parser.feed(piece)
+            resume(parser)
     except ProtocolViolation as violation:
         return parser, violation.status
     return parser, None

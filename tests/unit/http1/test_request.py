@@ -446,7 +446,7 @@ def test_a_parser_is_dead_after_a_violation() -> None:
 UPGRADE = b"GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
 
 
-def test_an_upgrade_is_ignored() -> None:
+def test_an_upgrade_that_is_not_taken_is_ignored() -> None:
     """RFC 9110 section 7.8: the request is served as if it had no Upgrade field, and so are later ones."""
     for pieces in ([UPGRADE + GET] * 2, [UPGRADE, GET] * 2, bytewise(UPGRADE + GET) * 2):
         got = parsed(*pieces)
@@ -462,6 +462,61 @@ def test_an_upgrade_with_a_body_keeps_it(framed: bytes) -> None:
     wire = b"POST / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n" + framed + GET
     for pieces in ([wire], bytewise(wire)):
         assert [(got.method, got.body) for got in parsed(*pieces)] == [("POST", b"hello"), ("GET", None)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "offered"),
+    [
+        (b"Connection: Upgrade\r\nUpgrade: websocket\r\n", True),
+        (b"Connection: keep-alive, upgrade\r\nUpgrade: websocket\r\n", True),
+        (b"Connection: keep-alive\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n", True),
+        (b"Connection: close, Upgrade\r\nUpgrade: websocket\r\n", True),
+        (b"Upgrade: websocket\r\n", False),
+        (b"Connection: Upgrade\r\n", False),
+        (b"Connection: keep-alive\r\n", False),
+    ],
+)
+def test_an_upgrade_is_offered_by_two_fields(fields: bytes, offered: bool) -> None:
+    """RFC 9110 section 7.8: Upgrade counts only if Connection names it, and not in HTTP/1.0."""
+    wire = b"GET / HTTP/1.1\r\nHost: x\r\n" + fields + b"\r\n"
+    assert parser_of(wire).requests[0].head.upgrade is offered
+    assert not parser_of(wire.replace(b"1.1", b"1.0")).requests[0].head.upgrade
+
+
+FRAME = b"\x81\x85\0\0\0\0hello"
+
+
+def test_what_comes_behind_an_upgrade_is_held() -> None:
+    """It may be of the other protocol: nothing of it is parsed, nothing of it is lost, however it comes."""
+    body = b"POST / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: x\r\nContent-Length: 2\r\n\r\nhi"
+    for head in (UPGRADE, body, UPGRADE.replace(b"Connection: ", b"Connection: close, ")):
+        for pieces in ([GET + head + FRAME + GET], [head, FRAME, GET], bytewise(head + FRAME + GET)):
+            parser = parser_of(*pieces)
+            assert parser.requests[-1].head.upgrade
+            assert parser.holds
+            assert not parser.receiving
+            assert parser.held == FRAME + GET
+            parser.stop()
+            parser.feed(GET)
+            assert not parser.holds
+            assert parser.requests[-1].head.upgrade, "nothing is parsed any more"
+
+
+def test_what_was_held_can_be_invalid() -> None:
+    """A frame behind an upgrade that is not taken is no request."""
+    parser = parser_of(UPGRADE + FRAME)
+    with pytest.raises(ProtocolViolation):
+        parser.resume()
+    assert len(parser.requests) == 1
+
+
+def test_two_upgrades_are_decided_one_after_the_other() -> None:
+    """What is held may begin with the next request that offers one."""
+    parser = parser_of(UPGRADE + UPGRADE + FRAME)
+    assert len(parser.requests) == 1
+    parser.resume()
+    assert len(parser.requests) == 2
+    assert parser.held == FRAME
 
 
 # -- bounds ----------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ostler.settings.classes import BUILT_IN, canonical, names
+from ostler.settings.classes import BUILT_IN, GEVENT_WEBSOCKET, canonical, names
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,8 @@ from ostler.settings.classes import BUILT_IN, canonical, names
         ("uvicorn.workers.UvicornH11Worker", "uvicorn.workers.UvicornH11Worker"),
         ("uvicorn_worker.UvicornH11Worker", "uvicorn.workers.UvicornH11Worker"),
         ("gunicorn.workers.gasgi.ASGIWorker", "asgi"),
+        ("geventwebsocket.gunicorn.workers.geventwebsocketworker", GEVENT_WEBSOCKET),
+        ("flask_sockets.worker", GEVENT_WEBSOCKET),
         # Other names keep their case, because entry points and paths are case-sensitive.
         ("MyApp.workers.Mine", "MyApp.workers.Mine"),
     ],
@@ -47,7 +49,6 @@ def test_a_class_itself() -> None:
         ("aiohttp.GunicornUVLoopWebWorker", "aiohttp.web.run_app"),
         ("gaiohttp", "aiohttp.web.run_app"),
         ("sanic.worker.GunicornWorker", "use asgi"),
-        ("flask_sockets.worker", "websockets"),
         ("gunicorn.workers.base.Worker", "gunicorn.workers.base.Worker is a base class"),
         ("pyuwsgi", "uWSGI"),
         ("", "expected the name"),

@@ -11,6 +11,7 @@ from ostler.workers.connection import (
     OPEN,
     PROXY_HEADER,
     TRANSITIONS,
+    UPGRADED,
     IllegalPhaseChange,
     Phase,
 )
@@ -20,6 +21,9 @@ LEGAL = {
     (PROXY_HEADER, OPEN),
     (PROXY_HEADER, CLOSING),
     (PROXY_HEADER, CLOSED),
+    (OPEN, UPGRADED),
+    (UPGRADED, LINGERING),
+    (UPGRADED, CLOSED),
     (OPEN, CLOSING),
     (OPEN, CLOSED),
     (CLOSING, LINGERING),

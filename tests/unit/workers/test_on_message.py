@@ -112,7 +112,7 @@ def test_a_message_to_an_idle_worker(worker: Worker) -> None:
             until(lambda c=count: worker.read == c and worker.handled == c, "it is read")
             assert client.get("/").body == b"/"
             until(lambda c=count: worker.rig.counts().requests == c, "it has ended")
-        assert not worker.rig.engine._offered_by_signal
+        assert not worker.rig.engine._offered_within
 
     worker.rig.run_here(play)
 

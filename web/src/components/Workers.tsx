@@ -96,7 +96,8 @@ function Age({ seconds }: { seconds: number }): JSX.Element {
 }
 
 function Flights({ requests }: { requests: RequestView[] }): JSX.Element {
-  const oldestFirst = [...requests].sort((a, b) => b.age - a.age);
+  // Websockets and their like stay for hours: they must not hide what takes too long.
+  const oldestFirst = [...requests].sort((a, b) => Number(a.upgraded) - Number(b.upgraded) || b.age - a.age);
   const more = oldestFirst.length - SHOWN;
   return (
     <ul>
@@ -117,6 +118,7 @@ function Flight({ request }: { request: RequestView }): JSX.Element {
     <li class={left !== null && left < 0 ? "overdue" : used > 0.7 ? "late" : undefined}>
       <code title={`${request.method} ${request.path}`}>
         <b>{request.method}</b> {request.path}
+        {request.upgraded && <small> upgraded</small>}
       </code>
       <span class="n">{elapsed(age)}</span>
       {used > 0.02 && <i style={{ width: `${(100 * used).toFixed(1)}%` }} />}

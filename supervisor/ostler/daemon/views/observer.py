@@ -151,6 +151,7 @@ class Observer:
             started_at=self._started_at,
             uptime=time.monotonic() - self._started,
             in_flight=_in_flight(readings),
+            upgraded=sum(r.upgraded for reading in readings.values() for r in reading.in_flight),
             totals=Totals(
                 requests=totals.requests,
                 errors=totals.errors,
@@ -297,6 +298,7 @@ class Observer:
                 path=request.path,
                 age=round(max(0.0, now - request.started), 3),
                 deadline_in=None if (due := self._deadline_of(request)) is None else round(due - now, 3),
+                upgraded=request.upgraded,
             )
             for request in reading.in_flight
         ]
@@ -314,6 +316,7 @@ class Observer:
             requests=reading.counts.requests,
             errors=reading.counts.errors,
             in_flight=in_flight,
+            upgraded=sum(request.upgraded for request in in_flight),
             cpu_percent=usage.cpu_percent if usage else None,
             rss=usage.rss if usage else None,
             uss=usage.uss if usage else None,

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from time import monotonic_ns
 from typing import Any
 
+from ostler.http1.frames import SERVICE_RESTART
 from ostler.logs.access import AccessLog
 from ostler.logs.worker_log import Log
-from ostler.scoreboard import layout
 from ostler.scoreboard.accounting import Accounting
 from ostler.settings.table import Settings
 from ostler.text import frames_of, trace_of
@@ -27,6 +27,7 @@ from ostler.workers.asgi.request import AsgiRequest
 from ostler.workers.asgi.tasks import current
 from ostler.wsgi.interruption import QuitWorker
 
+_SWITCHED = 101
 # Exceptions by which frameworks let an app know that its client has gone: Starlette's.
 _SAYS_GONE = ("ClientDisconnect",)
 
@@ -45,6 +46,7 @@ class AsgiApp:
 
     Attributes:
         closing: answers announce the end of their connection.
+        leaving: the worker drains, and has closed all websockets.
         quitting: the worker ends at once: what fails from now on fails for that reason, and is not logged.
         logged: an exception that was logged already, and that uvicorn will log next.
         startup_error, startup_message: why the app's startup failed.
@@ -74,6 +76,7 @@ class AsgiApp:
         self._count = 0
         self.log = log
         self.closing = settings.keepalive == 0
+        self.leaving = False
         self.quitting = False
         self.logged: BaseException | None = None
         self.startup_error: BaseException | None = None
@@ -109,14 +112,15 @@ class AsgiApp:
         started = monotonic_ns()
         slot = self._begin("WS", scope.get("raw_path", b""), started)
         request = slot.owner = AsgiRequest(self, slot, "WS", started, scope, send)
-        slot.extend_until(layout.NEVER)
+        slot.upgraded()
         scope[EXTEND] = self._extend
         current.set(started)
         try:
             await self.app(scope, receive, request.send_on_websocket)
         except BaseException as error:
-            # uvicorn's own only say that the client has gone.
-            if not type(error).__module__.startswith("uvicorn."):
+            if self.leaving and request.status == _SWITCHED and _says_closed(error):
+                self.logged = error  # its end was ours, which one line has said for all
+            elif not _is_uvicorns(error):
                 self._log_failure(request, error)
             raise
         finally:
@@ -147,7 +151,7 @@ class AsgiApp:
         if request.status == 500 and request.client_is_gone:
             request.status = 499
         slot, ended = request.slot, monotonic_ns()
-        if request.status == 101:
+        if request.status == _SWITCHED:
             slot.refused(101, request.sent)  # how long a websocket was open is no duration of an answer
             slot.release()
         else:
@@ -204,6 +208,23 @@ class AsgiApp:
 
 SERVING = (AsgiApp.__call__.__code__, AsgiApp._serve_websocket.__code__)
 """Functions whose local variable `request` is the one that their task serves."""
+
+
+def _says_closed(error: BaseException) -> bool:
+    """Whether an exception only says that its websocket was closed, as those of frameworks do."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(_says_closed, error.exceptions))
+    return (
+        isinstance(error, asyncio.CancelledError)
+        or getattr(error, "code", None) == SERVICE_RESTART
+        or type(error).__name__.endswith(("Disconnect", "Disconnected", "ConnectionClosed"))
+        or _is_uvicorns(error)
+    )
+
+
+def _is_uvicorns(error: BaseException) -> bool:
+    """Whether it is one of uvicorn's own, which only say that the client has gone."""
+    return type(error).__module__.startswith("uvicorn.")
 
 
 def _app_part(error: BaseException) -> Any:

@@ -315,25 +315,30 @@ class AsgiWorker(BaseWorker):
     async def _finish(self) -> None:
         """Answer what is there, and close what is idle; what is left when the time is over is cut."""
         assert self._drain_until is not None
-        self._app.closing = True
+        self._app.closing = self._app.leaving = True
         state = self._state
         idle_since: dict[Any, float] = {}
         while state.connections or state.tasks or self._acceptor.arriving:
             now = self._loop.time()
             if now >= self._drain_until - self._shutdown_seconds():
                 break
+            websockets = 0
             for connection in list(state.connections):
                 cycle: Any = getattr(connection, "cycle", _WEBSOCKET)
                 if connection.transport.is_closing():
                     pass  # under TLS: after a second close it is not known what is still to be sent
                 elif cycle is _WEBSOCKET:
                     connection.shutdown()  # by code 1012 of RFC 6455's registry: clients connect again
+                    websockets += 1
                 elif cycle is not None and not cycle.response_complete:
                     idle_since.pop(connection, None)
                 elif not (self._hand_over and self._acceptor.hand_off(connection)) and (
                     now - idle_since.setdefault(connection, now) > _DRAIN_IDLE
                 ):
                     connection.shutdown()
+            if websockets:
+                # One line for all: their apps end by an exception each, which is no failure.
+                self._log.info("upgraded_closed", count=websockets, reason="the worker leaves")
             await asyncio.sleep(_DRAIN_POLL)
         for task in list(state.tasks):
             task.cancel("graceful_timeout is over")

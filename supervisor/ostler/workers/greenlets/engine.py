@@ -67,7 +67,7 @@ class GreenletEngine(BaseWorker):
         self._stacks_fd = context.stacks_fd
         self.soft_interrupts = GreenletSoftInterrupts(context.accounting)
         self._greenlets = ServingGreenlets(hub, context.accounting, lambda: self.parts)
-        calls = SystemCalls(wait_for=self._greenlets.wait_for)
+        calls = SystemCalls(wait_for=self._greenlets.wait_for, wait_in_app=hub.wait)
         self._reactor = Reactor(Wake(), calls)
         # Requests of one thread may be in the app at the same time.
         self.parts = Parts.of(

@@ -1,6 +1,7 @@
 """eventlet's hub; importing this needs eventlet, and patches nothing."""
 
 import os
+import select
 import warnings
 from typing import Any
 
@@ -59,6 +60,14 @@ class EventletHub(Hub):
 
     def soon(self, callback: Callback) -> None:
         self._hub.schedule_call_global(0, callback)
+
+    def wait(self, fd: int, event: int, seconds: float | None) -> bool:
+        write = bool(event & select.POLLOUT)
+        try:
+            hubs.trampoline(fd, read=not write, write=write, timeout=seconds, timeout_exc=TimeoutError)
+        except TimeoutError:
+            return False
+        return True
 
     def descriptors(self) -> set[int]:
         epoll = getattr(self._hub, "poll", None)

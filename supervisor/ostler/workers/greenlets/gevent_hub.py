@@ -1,9 +1,11 @@
 """gevent's hub; importing this needs gevent, and patches nothing."""
 
+import select
 from typing import Any
 
 import gevent
 from gevent import monkey
+from gevent.socket import wait_read, wait_write
 
 from ostler.workers.greenlets.engine import GreenletEngine
 from ostler.workers.greenlets.hubs import Callback, Hub
@@ -38,6 +40,14 @@ class GeventHub(Hub):
 
     def soon(self, callback: Callback) -> None:
         self._loop.run_callback(callback)
+
+    def wait(self, fd: int, event: int, seconds: float | None) -> bool:
+        wait = wait_write if event & select.POLLOUT else wait_read
+        try:
+            wait(fd, seconds, TimeoutError)
+        except TimeoutError:
+            return False
+        return True
 
     def descriptors(self) -> set[int]:
         fd = self._loop.fileno()

@@ -52,6 +52,10 @@ class Hub(ABC):
         """Call back in the hub once what is ready now has run; not for signal handlers."""
 
     @abstractmethod
+    def wait(self, fd: int, event: int, seconds: float | None) -> bool:
+        """As system_calls.wait_in_app: in any greenlet but the hub's, also of another thread."""
+
+    @abstractmethod
     def close(self) -> None:
         """End the hub's threads, and leave it as it was; after `run`."""
 
