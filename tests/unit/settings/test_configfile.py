@@ -310,7 +310,7 @@ assert tuple(map(int, gunicorn.__version__.split("."))) >= (20,)
 assert util.parse_address("127.0.0.1:80") == ("127.0.0.1", 80)
 assert util.parse_address("127.0.0.1") == ("127.0.0.1", 8000)
 assert util.parse_address("unix:/run/a.sock") == "/run/a.sock"
-assert util.import_app("os:getcwd") is __import__("os").getcwd
+assert util.import_app("wsgiref.simple_server:demo_app").__name__ == "demo_app"
 try:
     util.import_app("os:none")
 except AppImportError as error:

@@ -35,7 +35,7 @@ class Server:
         self.loop = asyncio.get_running_loop()
         self.config = uvicorn_setup.make_config(self.app, Settings(), {"http": http})
         tolerant = unusual_requests.tolerant(self.config.http_protocol_class)
-        self.protocol = memory_bounds.bounded(tolerant)
+        self.protocol = memory_bounds.bounded(tolerant, lambda *_: None)
         self.state = uvicorn_setup.ServerState()
         self.seen: list[Any] = []
         self.go_on = asyncio.Event()
