@@ -81,7 +81,7 @@ class MeinheldCalls:
         keep_headers = "}o)" in context.settings.access_log_format and access_log is not None
 
         def serve(environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
-            nonlocal serving
+            nonlocal serving, cut
             environ["SERVER_NAME"] = name
             environ["SERVER_PORT"] = port
             environ["ostler.extend_deadline"] = extend
@@ -91,7 +91,7 @@ class MeinheldCalls:
                 return []
             if keep_headers:
                 start_response = keeping(start_response)
-            serving = environ
+            serving, cut = environ, 0
             # Of a request whose app lets others run, nothing is shown any more.
             begin(
                 environ["REQUEST_METHOD"], environ["PATH_INFO"].encode("latin-1", "replace"), monotonic_ns()
