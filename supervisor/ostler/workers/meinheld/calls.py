@@ -99,7 +99,7 @@ class MeinheldCalls:
         keep_headers = "}o)" in context.settings.access_log_format and access_log is not None
 
         def serve(environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
-            nonlocal serving
+            nonlocal serving, cut
             environ["SERVER_NAME"] = name
             environ["SERVER_PORT"] = port
             if not port and "HTTP_HOST" in environ:  # a Unix socket
@@ -113,7 +113,7 @@ class MeinheldCalls:
                 return []
             if keep_headers:
                 start_response = keeping(start_response)
-            serving = environ
+            serving, cut = environ, 0
             # Of a request whose app lets others run, nothing is shown any more.
             begin(
                 environ["REQUEST_METHOD"], environ["PATH_INFO"].encode("latin-1", "replace"), monotonic_ns()
