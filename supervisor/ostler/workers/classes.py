@@ -1,13 +1,16 @@
 """Finds the class that the setting `worker_class` names."""
 
 from difflib import get_close_matches
-from importlib import import_module, metadata
-from typing import cast
+from importlib import import_module
+from typing import TYPE_CHECKING, cast
 
 from ostler.errors import SettingError
 from ostler.settings.classes import GEVENT_WEBSOCKET, names
 from ostler.settings.table import Settings
 from ostler.workers.base import BaseWorker
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 GROUP = "ostler.workers"
 
@@ -47,6 +50,9 @@ def worker_class(settings: Settings) -> type[BaseWorker]:
         return _ours(name, _OURS[name], INSTALL.get(name, f"pip install 'ostler[{name}]'"))
     if name in _IN_PLACE_OF:
         return _ours(name, *_IN_PLACE_OF[name])
+    # Imported here: it takes a tenth of a fork server's start, which our own classes do without.
+    from importlib import metadata
+
     entries = metadata.entry_points(group=GROUP)
     for entry in entries:
         if entry.name == name:
@@ -77,7 +83,7 @@ def _ours(name: str, place: tuple[str, str], install: str) -> type[BaseWorker]:
         raise SettingError("worker_class", f"{name} can't be used ({error}); {install}") from error
 
 
-def _loaded(entry: metadata.EntryPoint) -> type[BaseWorker]:
+def _loaded(entry: "EntryPoint") -> type[BaseWorker]:
     try:
         found = entry.load()
     except Exception as error:
