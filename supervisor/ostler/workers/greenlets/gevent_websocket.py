@@ -51,7 +51,8 @@ class _Handshake(WebSocketHandler):  # type: ignore[misc]
         self.request_version = environ["SERVER_PROTOCOL"]
         self.socket = sock
         self.rfile = sock.makefile("rb")
-        self.client_address = sock.getpeername() or id(sock)
+        port = environ.get("REMOTE_PORT")
+        self.client_address = (environ["REMOTE_ADDR"], int(port)) if port else id(sock)
         self.status = ""
         self.headers: list[tuple[str, str]] = []
 
@@ -79,7 +80,7 @@ def with_websockets(app: App) -> App:
             try:
                 _run_to_its_end(app, environ)
             finally:
-                del server.clients[handshake.client_address]
+                server.clients.pop(handshake.client_address, None)
                 environ["wsgi.websocket"] = None
                 if not websocket.closed:
                     websocket.close()
