@@ -10,13 +10,14 @@ become at its end.
 import os
 import random
 
-from ostler.forkserver.forking import Asked, Forking, take_over
+from ostler.forkserver.forking import Asked, Forking, leave_unless_waiting, take_over
 from ostler.forkserver.preparation import Preparation
 from ostler.ipc import messages
 from ostler.ipc.channel import Channel
 from ostler.logs.standard_streams import ignore_write_errors
 from ostler.osapi.priority import lower_priority
 from ostler.workers import app_forks, boot, signals
+from ostler.workers.multiprocessing_state import end_children
 
 
 def main(channel_fd: int, lowered: int) -> None:
@@ -29,9 +30,10 @@ def main(channel_fd: int, lowered: int) -> None:
     # The supervisor ends this process by closing the channel.
     signals.ignore_group_signals()
     app_forks.register()
+    app_forks.keep_private(lambda: [channel_fd])
     random.seed()
     # Without its supervisor it ends, also while an app is being loaded.
-    signals.on_hang_up(channel_fd, lambda: os._exit(0))
+    signals.on_hang_up(channel_fd, leave_unless_waiting)
     channel: Channel[Asked] = Channel.from_fd(channel_fd, Asked)
     try:
         preparation = Preparation(channel, lowered)
@@ -41,9 +43,15 @@ def main(channel_fd: int, lowered: int) -> None:
     if generation is None or preparation.sinks is None:
         return
     lowered = preparation.lowered
+    seconds = generation.settings.graceful_timeout
     inheritance = Forking(channel, generation, preparation.sinks).run(messages.AppLoaded())
+    if inheritance is None:
+        # Without the app's atexit functions: each worker runs its own copy of them.
+        end_children(seconds)
+        os._exit(0)
     while inheritance is not None:
         zygote = boot.run(inheritance, lowered)
         lowered = lower_priority()
         inheritance = take_over(zygote).run(messages.ZygoteReady())
-    os._exit(0)
+    # It was a worker.
+    boot.leave(0)

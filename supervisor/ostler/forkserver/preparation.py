@@ -45,6 +45,7 @@ from ostler.settings import configfile
 from ostler.settings.load import Loaded
 from ostler.settings.opening_rights import others_logs, rights_for
 from ostler.settings.table import Settings, without_effect
+from ostler.workers import app_forks
 from ostler.workers.base import BaseWorker
 from ostler.workers.classes import built_in, worker_class
 from ostler.workers.inheritance import WorkerGeneration
@@ -303,6 +304,8 @@ class Preparation:
         settings = self._loaded.settings
         giving_fd, taking_fd, *listener_fds = descriptors
         listeners: list[socket.socket] = [original.Socket(fileno=fd) for fd in listener_fds]
+        handoff = original.Socket(fileno=giving_fd), original.Socket(fileno=taking_fd)
+        app_forks.keep_private(lambda: [sock.fileno() for sock in (*listeners, *handoff)])
         app = self._hooks.server.app
         try:
             # Not before: a daemon that is to detach does so before this, and starts again.
@@ -329,7 +332,7 @@ class Preparation:
             worker_class=self._worker_class,
             app=app.callable,
             tls=self._tls,
-            handoff=(original.Socket(fileno=giving_fd), original.Socket(fileno=taking_fd)),
+            handoff=handoff,
             listeners=listeners,
             hooks=self._hooks,
         )

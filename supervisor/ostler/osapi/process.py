@@ -117,6 +117,12 @@ def has_terminal() -> bool:
     return True
 
 
+def is_interactive() -> bool:
+    """Whether standard input is the terminal that controls this process: a debugger in the app may read it,
+    which only the terminal's foreground process group can."""
+    return os.isatty(0) and has_terminal()
+
+
 def is_to_be_reaped(pid: int) -> bool | None:
     """Whether our child `pid` has ended and wait(2) reports it; None: this is no child of ours.
 

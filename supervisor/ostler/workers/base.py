@@ -38,7 +38,7 @@ A complete one is in tests/system/apps/reference.py. `ostler.scoreboard.accounti
 
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -198,6 +198,10 @@ class BaseWorker(ABC):
     def descriptors(self) -> set[int]:
         """The descriptors that `close` will close."""
         return set()
+
+    def client_descriptors(self) -> Iterable[int]:
+        """The descriptors of clients' connections, for which a process that the app forks gets /dev/null."""
+        return ()
 
     def close(self) -> None:
         """Close all descriptors but the listeners'; called after `run`."""

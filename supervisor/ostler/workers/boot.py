@@ -91,6 +91,7 @@ class WorkerProcess:
             restore_priority(self._lowered)
         self._install_signals()
         app_forks.register()
+        app_forks.keep_private(self._private_descriptors)
         self._channel.set_blocking(True)
         if not self._wait_for_boot():
             return 0
@@ -290,6 +291,16 @@ class WorkerProcess:
             *(sock.fileno() for sock in sockets),
             *self._sinks.descriptors(),
         }
+
+    def _private_descriptors(self) -> set[int]:
+        """What processes that the app forks are not to have: they could speak for this worker, or hold the
+        connections of its clients."""
+        generation = self._generation
+        found = {self._channel.fileno(), self._inherited.stacks_fd}
+        found.update(sock.fileno() for sock in (*generation.handoff, *generation.listeners))
+        if self._engine is not None:
+            found.update(self._engine.client_descriptors())
+        return found
 
     def _lose_supervisor(self) -> None:
         """Drain and end: the supervisor is gone, which alone can replace or end this worker."""

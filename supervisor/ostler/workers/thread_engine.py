@@ -187,6 +187,9 @@ class Engine(BaseWorker):
         """See BaseWorker; called by the leader."""
         return self._reactor.descriptors() | set(self._open)
 
+    def client_descriptors(self) -> list[int]:
+        return list(self._open)
+
     def close(self) -> None:
         self.parts.table.close_all(self.slot(0))
         self._reactor.close()

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from ostler.daemon.children.handles import ForkServerHandle
+from ostler.daemon.children.app_processes import AppProcesses
+from ostler.daemon.children.handles import AnyChild, ForkServerHandle
 from ostler.daemon.children.hooks import HookDispatcher
 from ostler.daemon.children.inbox import Inbox
 from ostler.daemon.children.ports import Ports
@@ -52,7 +53,7 @@ class ForkServerManager:
 
     Args:
         start: how the daemon was asked to start.
-        ports, configurations, listeners, inbox, reaper, hooks, workers: what it works with.
+        ports, configurations, listeners, inbox, reaper, hooks, workers, app_processes: what it works with.
         handoff: descriptors of the socket pair of the hand-off.
         callbacks: see there.
 
@@ -70,6 +71,7 @@ class ForkServerManager:
         reaper: Reaper,
         hooks: HookDispatcher,
         workers: WorkerManager,
+        app_processes: AppProcesses,
         handoff: Callable[[], tuple[int, int]],
         callbacks: ForkServerCallbacks,
     ) -> None:
@@ -82,6 +84,7 @@ class ForkServerManager:
         self._reaper = reaper
         self._hooks = hooks
         self._workers = workers
+        self._app_processes = app_processes
         self._handoff = handoff
         self._callbacks = callbacks
         self.instance_name = ""
@@ -156,7 +159,7 @@ class ForkServerManager:
             self._hooks.done(handle, message.name)
         elif isinstance(message, messages.LogTaken):
             self._callbacks.on_log_taken(message.number)
-        elif record.stops_when_idle or record.background_only:
+        elif record.stops_when_idle or record.background_only or record.kept_for_workers:
             pass  # nothing else of it is wanted any more
         elif isinstance(message, messages.Decided):
             if record.decision is None and not record.listener_keys:
@@ -272,21 +275,33 @@ class ForkServerManager:
     # -- ends -----------------------------------------------------------------------------------------------
 
     def stop(self, action: actions.StopForkServer) -> None:
-        """Let it end, or only run its background work."""
+        """Let it end, now or when its workers have, or only run its background work."""
         handle = self._children.fork_servers.get(action.generation)
         if handle is None:
             return
+        if not self._ports.state().stopping:
+            handle.record.kept_for_workers = self._app_processes.is_used(handle)
         if handle.record.may_run_background_work and not self._ports.state().stopping:
-            self._keep_for_background_work(handle)
+            self._keep(handle)
+            self._hooks.leave(handle)
+        elif handle.record.kept_for_workers:
+            self._keep(handle)
         else:
             self._hooks.stop(handle)
 
-    def _keep_for_background_work(self, handle: ForkServerHandle) -> None:
-        """The generation ends. The fork server stays if its hooks have started background work; the fleet
-        treats it as ended."""
+    def let_unused_end(self, ended: AnyChild) -> None:
+        """A child has ended: let the fork servers end that were only kept for it."""
+        for handle in list(self._children.leaving.values()):
+            record = handle.record
+            if record.kept_for_workers and not self._app_processes.is_used(handle, ended):
+                record.kept_for_workers = False
+                if not record.background_only:
+                    self._hooks.leave(handle)
+
+    def _keep(self, handle: ForkServerHandle) -> None:
+        """The generation ends. The fork server stays for a while; the fleet treats it as ended."""
         handle.record.exit_cause = fork_server_leaving(self._ports.state(), handle.generation)
         self._children.leave(handle)
-        self._hooks.leave(handle)
         self._workers.forget_unforked(handle.generation)
         self._ports.submit(events.ForkServerExited(handle.generation, ExitStatus()))
         self._ports.loop.call_soon(self._settle)  # when the fleet has processed the event
@@ -318,6 +333,7 @@ class ForkServerManager:
         if current:
             self._ports.submit(events.ForkServerExited(generation, status, handle.record.problem))
         attempt("hooks of a fork server that ended", lambda: self._hooks.fork_server_ended(handle))
+        attempt("fork servers that were kept", lambda: self.let_unused_end(handle))
         if current:
             attempt("settling listeners", self._settle)
 
@@ -340,6 +356,9 @@ class ForkServerManager:
         zygote.record.listener_keys = keys
         self._children.add_fork_server(zygote)
         self.watch(zygote)
+        if old is not None and self._app_processes.is_used(old):
+            old.record.kept_for_workers = True
+            old = None
         self._hooks.zygote_promoted(old, zygote, worker)
         self._workers.forget_unforked(action.generation)
 

@@ -16,6 +16,7 @@ from ostler.ipc import messages
 from ostler.ipc.channel import BadMessage
 from ostler.osapi.needed import with_remedy
 from ostler.osapi.process import is_anothers_child
+from ostler.osapi.process_groups import own_group
 from ostler.scoreboard.reader import Scoreboard
 from ostler.settings import capacity
 
@@ -152,6 +153,9 @@ class WorkerManager:
             raise BadMessage(f"that process {message.pid} is a worker, which is no child of the supervisor's")
         handle.record.phase = ChildPhase.BOOTING
         alive = handle.forked(message.pid)
+        handle.record.groups = [*fork_server.record.groups]
+        if (group := own_group(message.pid)) is not None:
+            handle.record.groups.append(group)
         self._ports.submit(events.WorkerForked(message.worker_id, message.pid))
         if alive:
             self._children.worker_forked(handle)

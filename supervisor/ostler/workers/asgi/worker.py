@@ -172,9 +172,12 @@ class AsgiWorker(BaseWorker):
         self._soft_interrupts.interrupt(frame)
 
     def descriptors(self) -> set[int]:
-        transports = [connection.transport for connection in self._state.connections]
+        return self._descriptors | self.client_descriptors()
+
+    def client_descriptors(self) -> set[int]:
+        transports = [connection.transport for connection in list(self._state.connections)]
         sockets = [transport.get_extra_info("socket") for transport in transports]
-        return self._descriptors | {sock.fileno() for sock in sockets if sock is not None}
+        return {sock.fileno() for sock in sockets if sock is not None}
 
     def close(self) -> None:
         if not self._loop.is_closed():

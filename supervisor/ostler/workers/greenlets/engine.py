@@ -179,6 +179,9 @@ class GreenletEngine(BaseWorker):
     def descriptors(self) -> set[int]:
         return self._reactor.descriptors() | set(self.parts.table.open) | self._hub.descriptors()
 
+    def client_descriptors(self) -> list[int]:
+        return list(self.parts.table.open)
+
     def close(self) -> None:
         self._greenlets.close()
         self._hub.close()

@@ -172,6 +172,11 @@ class MeinheldWorker(BaseWorker):
         # And the server's ends of these connections, which have the listener's name.
         return {*self._inner, *self._listeners, *ours, *self._connections(listeners)}
 
+    def client_descriptors(self) -> set[int]:
+        listeners = [self._wake_listener] if self._wake_listener is not None else []
+        # Its copies of the listeners, too.
+        return {*self._listeners, *self._connections(listeners)}
+
     def close(self) -> None:
         self._close_wakes()
         if self._wake_listener is not None:
