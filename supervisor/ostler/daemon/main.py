@@ -62,6 +62,10 @@ SIGNAL_EVENTS: dict[signal.Signals, events.Event] = {
 }
 
 
+# Seconds from a stop until listeners without waiting connections are shut, and until the next attempt.
+_HANDSHAKES, _SHUT_AGAIN = 0.1, 0.02
+
+
 class Daemon:
     """One run of the supervisor. Called only by the event loop's thread.
 
@@ -176,7 +180,7 @@ class Daemon:
             task.cancel()
         self._watcher.stop()
         await self._control.close()
-        self._listeners.keep_only(set())
+        self._listeners.close_all()
         self._forwarder.write_all()
         self._own_settings.close()
 
@@ -250,6 +254,14 @@ class Daemon:
     def _on_stopping(self) -> None:
         self._upgrader.end_check()
         self._notifier.send("STOPPING=1")
+        if self._shell.state.stopping == "graceful":
+            self._listeners.refuse_new()
+            # Handshakes that have begun get time to be completed, and connections to be accepted.
+            self._loop.call_later(_HANDSHAKES, self._shut_listeners)
+
+    def _shut_listeners(self) -> None:
+        if not self._listeners.shut_empty():
+            self._loop.call_later(_SHUT_AGAIN, self._shut_listeners)
 
     def _on_files(self, generation: int, message: messages.Watch | messages.AppBroken) -> None:
         self._watcher.received(generation, message)

@@ -154,6 +154,7 @@ class Shell:
             self.inbox,
             self.stacks,
             self.reaper,
+            listeners,
             callbacks.on_files,
         )
         self.fork_servers = ForkServerManager(

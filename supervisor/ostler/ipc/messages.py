@@ -15,7 +15,7 @@ import msgspec
 from ostler.ipc.channel import LINE_LIMIT, TRACEBACK_LIMIT
 from ostler.settings.load import Loaded
 
-VERSION = 10
+VERSION = 11
 
 MOST_LINES = 100
 MOST_NAMES = 2000
@@ -250,12 +250,14 @@ class Drain(_Message, frozen=True):
 
     hand_over: idle connections go to other workers; zygote: do not end, but answer `ZygoteReady` and be a
     fork server from then on, with the same channel; seconds: graceful_timeout as it is now, which a reload
-    may have changed since the worker was started; None: the worker's own setting.
+    may have changed since the worker was started; None: the worker's own setting; empty_queue: the listeners
+    take no new connections: accept those that wait, until the supervisor has shut the listeners.
     """
 
     hand_over: bool = False
     zygote: bool = False
     seconds: Time | None = None
+    empty_queue: bool = False
 
 
 class AuditZygote(_Message, frozen=True):

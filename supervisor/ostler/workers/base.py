@@ -162,6 +162,13 @@ class BaseWorker(ABC):
                 the worker. None: as long as the worker's own setting says.
         """
 
+    def empty_queue(self) -> None:
+        """Called before `drain` if the daemon stops: go on accepting until the listeners are shut down.
+
+        They take no new connections. When none waits any more the supervisor shuts them down, and `accept`
+        fails with EINVAL. A class that does not do this leaves waiting connections to be reset.
+        """
+
     @abstractmethod
     def stop(self) -> None:
         """Make `run` return soon, whatever is unanswered; may be called from a signal handler."""

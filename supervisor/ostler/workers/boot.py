@@ -229,6 +229,8 @@ class WorkerProcess:
             message = received[0]
             if isinstance(message, messages.Drain):
                 self._promotion.wanted = message.zygote  # of several messages the last one counts
+                if message.empty_queue:
+                    self._engine.empty_queue()
                 self._drain(message.hand_over, message.seconds)
             elif isinstance(message, messages.AuditZygote):
                 self._audit(message.force)

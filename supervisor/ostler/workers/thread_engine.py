@@ -147,6 +147,9 @@ class Engine(BaseWorker):
         self._drain.ask(hand_over, seconds)
         self._reactor.wake()
 
+    def empty_queue(self) -> None:
+        self._drain.empties_queue = True
+
     def abandon(self) -> None:
         """See BaseWorker; may be called from a signal handler of the main thread."""
         self._drain.abandoned = True
@@ -276,7 +279,8 @@ class Engine(BaseWorker):
         now = self._reactor.now
         self._sweeper.sweep(now, slot)
         if self._drain.asked and (
-            not (self._open or self._events or self._ready) or self._drain.is_over(now)
+            not (self._open or self._events or self._ready or self._acceptor.may_accept)
+            or self._drain.is_over(now)
         ):
             self._done = True
 

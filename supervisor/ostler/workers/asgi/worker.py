@@ -126,7 +126,7 @@ class AsgiWorker(BaseWorker):
         self._drain_until: float | None = None
         self._ticker: asyncio.TimerHandle | None = None
         self._flushing = False
-        self._hand_over = False
+        self._hand_over = self._empties_queue = False
         self._stopped = False
 
     def _protocol(self) -> Any:
@@ -153,6 +153,9 @@ class AsgiWorker(BaseWorker):
                 self._drain_until = self._loop.time() + seconds
         self.draining = True
         self._call(self._drain_asked.set)
+
+    def empty_queue(self) -> None:
+        self._empties_queue = True
 
     def stop(self) -> None:
         self._stopped = self.draining = True
@@ -285,7 +288,8 @@ class AsgiWorker(BaseWorker):
         if not self.draining:
             self._acceptor.open()
             await self._drain_asked.wait()
-        self._acceptor.close()
+        if not self._empties_queue:
+            self._acceptor.close()
         self._drain_until = self._loop.time() + self._drain_seconds
         await self._finish()
         left = max(self._drain_until - self._loop.time(), self._shutdown_seconds())
@@ -304,7 +308,7 @@ class AsgiWorker(BaseWorker):
         self._app.closing = True
         state = self._state
         idle_since: dict[Any, float] = {}
-        while state.connections or state.tasks or self._acceptor.arriving:
+        while state.connections or state.tasks or self._acceptor.arriving or self._acceptor.is_open:
             now = self._loop.time()
             if now >= self._drain_until - self._shutdown_seconds():
                 break
@@ -321,6 +325,7 @@ class AsgiWorker(BaseWorker):
                 ):
                     connection.shutdown()
             await asyncio.sleep(_DRAIN_POLL)
+        self._acceptor.close()
         for task in list(state.tasks):
             task.cancel("graceful_timeout is over")
         if state.tasks:

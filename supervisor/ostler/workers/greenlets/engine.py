@@ -165,6 +165,9 @@ class GreenletEngine(BaseWorker):
         self.parts.drain.ask(hand_over, seconds)
         self._reactor.wake()
 
+    def empty_queue(self) -> None:
+        self.parts.drain.empties_queue = True
+
     def abandon(self) -> None:
         """See BaseWorker; may be called from a signal handler of the main thread."""
         self.parts.drain.abandoned = True
@@ -306,7 +309,7 @@ class GreenletEngine(BaseWorker):
             self._hub.soon(self._pass)
         if parts.drain.asked:
             self._tick_every(SWEEP_DRAINING)
-            if not parts.table.open or parts.drain.is_over(now):
+            if not (parts.table.open or parts.acceptor.may_accept) or parts.drain.is_over(now):
                 self._done = True
 
     def _tick_every(self, seconds: float) -> None:
