@@ -16,7 +16,6 @@ import struct
 import sys
 import threading
 import time
-from pathlib import Path
 
 from msgspec import structs
 
@@ -26,7 +25,7 @@ from ostler.logs import bridge
 from ostler.logs.sinks import LogSinks
 from ostler.osapi import original
 from ostler.osapi.needed import with_remedy
-from ostler.osapi.process import adopt_no_orphans, set_title
+from ostler.osapi.process import adopt_no_orphans, number_of_children, set_title
 from ostler.osapi.process_groups import lead_own_group, own_group
 from ostler.workers import app_forks, boot, signals
 from ostler.workers.inheritance import Inheritance, WorkerGeneration, Zygote
@@ -108,8 +107,7 @@ class Forking:
         for sock in (*generation.listeners, *generation.handoff):
             sock.close()
         set_title(f"ostler: hooks gen {generation.number} [{generation.name}]")
-        children = Path("/proc/thread-self/children")
-        return threading.active_count() > 1 or (children.exists() and bool(children.read_text().split()))
+        return threading.active_count() > 1 or number_of_children() > 0
 
     def _spawn(self, ask: messages.Spawn, descriptors: list[int]) -> Inheritance | None:
         """Fork a worker; in the worker, returns what it inherits."""

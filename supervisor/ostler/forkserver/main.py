@@ -44,7 +44,9 @@ def main(channel_fd: int, lowered: int) -> None:
         return
     lowered = preparation.lowered
     seconds = generation.settings.graceful_timeout
-    inheritance = Forking(channel, generation, preparation.sinks).run(messages.AppLoaded())
+    inheritance = Forking(channel, generation, preparation.sinks).run(
+        messages.AppLoaded(replaces=generation.hooks.replaces_background_work)
+    )
     if inheritance is None:
         # Without the app's atexit functions: each worker runs its own copy of them.
         end_children(seconds)

@@ -30,7 +30,7 @@ from ostler.forkserver.configuration import (
 from ostler.forkserver.forking import Asked, fields_of
 from ostler.forkserver.rights import become_account, leave_terminal, set_umask
 from ostler.hooks.calling import HookFailed
-from ostler.hooks.generation import Cause, Hooks
+from ostler.hooks.generation import Hooks
 from ostler.ipc import messages
 from ostler.ipc.channel import Channel, line, lines, shorten
 from ostler.logs import bridge, logconfig
@@ -128,7 +128,7 @@ class Preparation:
             loaded = msgspec.structs.replace(
                 loaded, one_loop=self._worker_class.one_loop, tls=self._tls is not None
             )
-            remarks += self._set_up_hooks(loaded.settings, functions, ask.cause)
+            remarks += self._set_up_hooks(loaded.settings, functions, ask)
             if ask.known is None:
                 warnings += remarks
             if loaded.settings.reload and ask.cause != "check":
@@ -273,7 +273,7 @@ class Preparation:
         logconfig.apply(settings, file.values.get("logconfig_dict") if file is not None else None)
 
     def _set_up_hooks(
-        self, settings: Settings, functions: Mapping[str, Callable[..., Any]], cause: Cause
+        self, settings: Settings, functions: Mapping[str, Callable[..., Any]], ask: messages.Configure
     ) -> list[str]:
         """Keep the hooks that will be called; returns warnings about those that will not."""
         remarks = []
@@ -287,7 +287,8 @@ class Preparation:
         without = {"ssl_context", *uncalled}
         called = {name: function for name, function in functions.items() if name not in without}
         assert self.sinks is not None
-        self._hooks = Hooks(called, settings, self.sinks.log.event, self._load_app, cause)
+        emit, load = self.sinks.log.event, self._load_app
+        self._hooks = Hooks(called, settings, emit, load, ask.cause, ask.workers_before)
         return remarks
 
     def _load_app(self) -> App:

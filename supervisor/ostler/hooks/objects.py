@@ -228,9 +228,12 @@ class HookServer(HookArgument):
         WORKERS: the workers that this process has forked and that have not ended, by pid.
         LISTENERS: the listening sockets; none before they are bound.
         worker_age: of the newest worker.
+        cause: why this fork server was started: `start`, `reload`, `upgrade`, or `restart` if the one before
+            it had died. gunicorn has no such attribute.
     """
 
     _called = "server"
+    cause = "start"
 
     def __init__(self, settings: Settings, app: HookApp, log: HookLog) -> None:
         self.cfg = HookSettings(settings)

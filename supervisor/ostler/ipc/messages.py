@@ -49,7 +49,8 @@ class Configure(_Message, frozen=True):
     settings if it is not new: then the file that they are from is evaluated for what else it does, no other
     is looked for, and these apply; cause: why there is a new generation, which decides what hooks are called;
     detached: with `daemon`, close the standard descriptors; variables: which environment variable each value
-    in `command_line` is from, if it is from one; remarks: warnings about the command line.
+    in `command_line` is from, if it is from one; workers_before: at a reload the number of workers that was
+    wanted, for a hook; remarks: warnings about the command line.
     """
 
     version: int
@@ -61,6 +62,7 @@ class Configure(_Message, frozen=True):
     cause: Literal["start", "reload", "upgrade", "restart", "check"] = "start"
     detached: bool = False
     variables: dict[str, str] = {}
+    workers_before: int | None = None
     remarks: list[str] = []
 
 
@@ -164,9 +166,13 @@ class Configured(_Message, frozen=True):
 
 
 class AppLoaded(_Message, frozen=True):
-    """Ready to spawn; with `preload_app` the app is loaded. `loggers`: it wants `LogLine`s."""
+    """Ready to spawn; with `preload_app` the app is loaded.
+
+    loggers: it wants `LogLine`s; replaces: what hooks of earlier fork servers have started is not needed.
+    """
 
     loggers: bool = False
+    replaces: bool = False
 
 
 class LoadFailed(_Message, frozen=True):

@@ -117,6 +117,14 @@ def has_terminal() -> bool:
     return True
 
 
+def number_of_children() -> int:
+    """How many children the calling thread has; 0 if the kernel does not say (proc_pid_children(5))."""
+    try:
+        return len(Path("/proc/thread-self/children").read_bytes().split())
+    except OSError:
+        return 0
+
+
 def is_interactive() -> bool:
     """Whether standard input is the terminal that controls this process: a debugger in the app may read it,
     which only the terminal's foreground process group can."""

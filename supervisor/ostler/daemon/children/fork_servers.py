@@ -124,6 +124,7 @@ class ForkServerManager:
             handle.record.cause,
             detached=self._start.detached,
             variables=self._start.variables,
+            workers_before=self._ports.state().wanted if handle.record.cause == "reload" else None,
             remarks=self._start.remarks,
         )
         handle.send(request)
@@ -169,6 +170,7 @@ class ForkServerManager:
             self._configured(handle, message)
         elif isinstance(message, messages.AppLoaded):
             record.wants_log_lines = message.loggers
+            record.replaces_background_work = message.replaces
             self._hooks.loaded(handle, record.cause)
             self._ports.submit(events.AppLoaded(generation))
         elif isinstance(message, messages.LoadFailed):
@@ -279,9 +281,12 @@ class ForkServerManager:
         handle = self._children.fork_servers.get(action.generation)
         if handle is None:
             return
-        if not self._ports.state().stopping:
-            handle.record.kept_for_workers = self._app_processes.is_used(handle)
-        if handle.record.may_run_background_work and not self._ports.state().stopping:
+        if self._ports.state().stopping:
+            self._hooks.stop(handle)
+            return
+        handle.record.kept_for_workers = self._app_processes.is_used(handle)
+        handle.record.may_run_background_work = self._hooks.is_needed(handle)
+        if handle.record.may_run_background_work:
             self._keep(handle)
             self._hooks.leave(handle)
         elif handle.record.kept_for_workers:

@@ -75,6 +75,7 @@ class ForkServerRecord(ChildRecord, kw_only=True):
         reported_workers: the wanted number of workers that it was last sent.
         stops_when_idle: its channel is closed as soon as no hook is pending.
         calls_on_exit: it was sent `on_exit`.
+        replaces_background_work: what the hooks of earlier fork servers have started is not needed any more.
         may_run_background_work: its hooks may have started a thread or process that must outlive its
             generation.
         kept_for_workers: its generation has ended, but not yet the workers that use what it has started.
@@ -94,6 +95,7 @@ class ForkServerRecord(ChildRecord, kw_only=True):
     reported_workers: int | None = None
     stops_when_idle: bool = False
     calls_on_exit: bool = False
+    replaces_background_work: bool = False
     may_run_background_work: bool = False
     kept_for_workers: bool = False
     background_only: bool = False
