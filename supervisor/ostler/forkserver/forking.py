@@ -16,6 +16,7 @@ import struct
 import sys
 import threading
 import time
+from contextlib import suppress
 
 from msgspec import structs
 
@@ -157,7 +158,8 @@ class Forking:
             original.close(fd)
         answer = original.read(read_fd, _PID.size)
         original.close(read_fd)
-        original.waitpid(intermediate, 0)
+        with suppress(ChildProcessError):  # user code ignores SIGCHLD, or has waited for it
+            original.waitpid(intermediate, 0)
         pid = _PID.unpack(answer)[0] if len(answer) == _PID.size else -1
         if pid > 0:
             self._generation.hooks.forked(hook_worker, pid)

@@ -37,6 +37,15 @@ _masks: dict[int, set[int]] = {}
 _private: list[Callable[[], Iterable[int]]] = []
 
 
+# What else is done in children.
+_callbacks: list[Callable[[], object]] = []
+
+
+def call_in_children(callback: Callable[[], object]) -> None:
+    """Call this in each child that the app forks; until `forget_private`."""
+    _callbacks.append(callback)
+
+
 def keep_private(descriptors: Callable[[], Iterable[int]]) -> None:
     """Children that the app forks get none of these. Called after each fork, by the thread that forks."""
     _private.append(descriptors)
@@ -45,6 +54,7 @@ def keep_private(descriptors: Callable[[], Iterable[int]]) -> None:
 def forget_private() -> None:
     """In a process of Ostler's that was just forked: it keeps what its parent kept from others."""
     _private.clear()
+    _callbacks.clear()
 
 
 def register() -> None:
@@ -85,6 +95,12 @@ def _in_child() -> None:
     if original.is_forking():
         return  # a worker installs its handlers itself
     note_fork()
+    for callback in _callbacks:
+        try:
+            callback()
+        except Exception:  # noqa: BLE001, S112 - the fork may have interrupted anything
+            continue
+    _callbacks.clear()
     _drop_private()
     try:
         reset_signals()

@@ -210,5 +210,11 @@ class BaseWorker(ABC):
         """The descriptors of clients' connections, for which a process that the app forks gets /dev/null."""
         return ()
 
+    def forked_by_app(self) -> None:
+        """Called in a process that the app has forked: see to it that it ends when the app returns in it.
+
+        If it went on in `run` it would be a second worker.
+        """
+
     def close(self) -> None:
         """Close all descriptors but the listeners'; called after `run`."""

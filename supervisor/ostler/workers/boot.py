@@ -33,6 +33,7 @@ from ostler.settings.capacity import request_slots
 from ostler.text import trace_of
 from ostler.workers import app_forks, signals
 from ostler.workers.app_boot import AppBoot
+from ostler.workers.app_signals import AppSignalHandler
 from ostler.workers.base import BaseWorker, Context
 from ostler.workers.handoff import HandOff
 from ostler.workers.inheritance import Inheritance, Zygote
@@ -79,6 +80,7 @@ class WorkerProcess:
         self._accounting: Accounting | None = None
         self._promotion = Promotion()
         self._must_leave = False
+        self._app_term = AppSignalHandler(self._log)
         self._app_boot = AppBoot(generation, self._hooks, self._log, self._send, self._quit_if_asked)
 
     def run(self) -> int:
@@ -92,6 +94,7 @@ class WorkerProcess:
         self._install_signals()
         app_forks.register()
         app_forks.keep_private(self._private_descriptors)
+        app_forks.call_in_children(self._in_forked_process)
         self._channel.set_blocking(True)
         if not self._wait_for_boot():
             return 0
@@ -197,6 +200,8 @@ class WorkerProcess:
         except (AppLoadError, WarmupError) as error:
             self._app_boot.report_failure(error)
             return 3
+        if self._app_term.take(self._on_term):
+            signal.signal(signal.SIGTERM, self._on_term)
         if self._leave_early or engine.draining:
             return 0
         try:
@@ -232,6 +237,8 @@ class WorkerProcess:
                 if message.empty_queue:
                     self._engine.empty_queue()
                 self._drain(message.hand_over, message.seconds)
+                if not message.zygote:
+                    self._app_term.call_soon(signal.SIGTERM)
             elif isinstance(message, messages.AuditZygote):
                 self._audit(message.force)
             elif isinstance(message, messages.ReopenLogs):
@@ -249,6 +256,7 @@ class WorkerProcess:
             signals.ignore(DUMP_SIGNAL)
             self._log.warning("no_stack_dumps", reason=error.strerror)
         enlarge_signal_stack()
+        self._app_term.take(self._on_term)  # the preloaded app's
         signal.signal(signal.SIGTERM, self._on_term)
         signal.signal(signal.SIGINT, self._quit)
         signal.signal(signal.SIGQUIT, self._quit)
@@ -267,12 +275,16 @@ class WorkerProcess:
             self._engine.drain(hand_over, seconds)
 
     def _on_term(self, signum: int, frame: FrameType | None) -> None:
+        if self._app_term.is_due:
+            self._app_term.call(signum, frame)  # the supervisor has asked for the end: see `_on_channel`
+            return
         self._must_leave = True  # it can't become a zygote any more
         if not self._started:
             self._quit(signum, frame)  # no client is served yet, and loading may take long
             return
         self._report_signal(signum)
         self._drain()
+        self._app_term.call(signum, frame)
 
     def _audit(self, force: bool) -> None:
         """Report whether this worker could become a zygote; it goes on serving."""
@@ -293,6 +305,11 @@ class WorkerProcess:
             *(sock.fileno() for sock in sockets),
             *self._sinks.descriptors(),
         }
+
+    def _in_forked_process(self) -> None:
+        """Called in a process that the app has forked."""
+        if self._engine is not None:
+            self._engine.forked_by_app()
 
     def _private_descriptors(self) -> set[int]:
         """What processes that the app forks are not to have: they could speak for this worker, or hold the

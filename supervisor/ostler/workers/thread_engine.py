@@ -28,6 +28,7 @@ from ostler.workers.soft_interrupt import SoftInterrupts
 from ostler.workers.sweeper import SWEEP, SWEEP_DRAINING
 from ostler.workers.system_calls import PLAIN, contended_calls
 from ostler.workers.units import SECOND
+from ostler.wsgi.forked import leave_answered
 
 MANY_EVENTS = 8
 """When so many events come at once (8), some of them wait long; then a sibling gets a connection."""
@@ -189,6 +190,10 @@ class Engine(BaseWorker):
     def descriptors(self) -> set[int]:
         """See BaseWorker; called by the leader."""
         return self._reactor.descriptors() | set(self._open)
+
+    def forked_by_app(self) -> None:
+        # No check is needed then for each request of a worker.
+        Connection.send = Connection.send_file = leave_answered  # type: ignore[method-assign]
 
     def client_descriptors(self) -> list[int]:
         return list(self._open)

@@ -15,6 +15,7 @@ import asyncio
 import socket
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from email.utils import formatdate
 from types import FrameType
 from typing import Any, ClassVar, Self
@@ -26,11 +27,13 @@ from ostler.text import name_and_text, trace_of
 from ostler.workers.asgi import client_speed, memory_bounds, tls_reading, uvicorn_setup
 from ostler.workers.asgi.acceptor import AsgiAcceptor
 from ostler.workers.asgi.app import AsgiApp
+from ostler.workers.asgi.request import AsgiRequest
 from ostler.workers.asgi.soft_interrupt import AsgiSoftInterrupts
 from ostler.workers.asgi.warmup import warm_up
 from ostler.workers.base import BaseWorker, Context
 from ostler.workers.load_error_page import ErrorPage
 from ostler.workers.load_errors import AppLoadError
+from ostler.wsgi.forked import leave_answered
 from ostler.wsgi.interruption import QuitWorker
 
 # When draining begins, an idle connection is given this long to send a request that may be on its way.
@@ -176,6 +179,14 @@ class AsgiWorker(BaseWorker):
 
     def descriptors(self) -> set[int]:
         return self._descriptors | self.client_descriptors()
+
+    def forked_by_app(self) -> None:
+        # When the app answers, waits, or returns in a thread of a pool. Its loop is the worker's.
+        self._app.end = leave_answered  # type: ignore[method-assign]
+        AsgiRequest._send_part = AsgiRequest._send_last = leave_answered  # type: ignore[method-assign]
+        self._loop.call_soon(leave_answered)
+        with suppress(AttributeError):  # a loop in C has no such attributes
+            self._loop.call_soon_threadsafe = leave_answered  # type: ignore[method-assign]
 
     def client_descriptors(self) -> set[int]:
         transports = [connection.transport for connection in list(self._state.connections)]

@@ -31,6 +31,7 @@ from ostler.scoreboard.layout import LEAST_QUEUED
 from ostler.settings.table import Settings
 from ostler.workers.acceptor import FULL_CHECK_SECONDS
 from ostler.workers.base import BaseWorker, Context
+from ostler.workers.connection import Connection
 from ostler.workers.greenlets.hubs import Callback, Hub
 from ostler.workers.greenlets.serving import ForkedProcess, ServingGreenlets
 from ostler.workers.greenlets.soft_interrupt import GreenletSoftInterrupts
@@ -40,6 +41,7 @@ from ostler.workers.sweeper import SWEEP_DRAINING
 from ostler.workers.system_calls import Events, SystemCalls
 from ostler.workers.thread_engine import MANY_EVENTS
 from ostler.wsgi import forked
+from ostler.wsgi.forked import leave_answered
 from ostler.wsgi.interruption import QuitWorker
 
 # How often (s) it passes if nothing happens: a hub that is silent for longer is blocked.
@@ -181,6 +183,10 @@ class GreenletEngine(BaseWorker):
 
     def descriptors(self) -> set[int]:
         return self._reactor.descriptors() | set(self.parts.table.open) | self._hub.descriptors()
+
+    def forked_by_app(self) -> None:
+        # No check is needed then for each request of a worker.
+        Connection.send = Connection.send_file = leave_answered  # type: ignore[method-assign]
 
     def client_descriptors(self) -> list[int]:
         return list(self.parts.table.open)

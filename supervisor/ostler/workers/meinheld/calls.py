@@ -23,6 +23,7 @@ from ostler.workers.base import Context
 from ostler.workers.meinheld.peers import PeerAddresses
 from ostler.workers.soft_interrupt import SoftInterrupts
 from ostler.wsgi.environ import Environ, listener_environ
+from ostler.wsgi.forked import is_forked, leave_answered
 from ostler.wsgi.interruption import DeadlineExceeded, QuitWorker
 
 _LATE = b"Gateway Timeout\n"
@@ -95,6 +96,8 @@ class MeinheldCalls:
             )
             try:
                 result: Iterable[bytes] = app(environ, start_response)
+                if is_forked():
+                    leave_answered()
                 make_blocking(environ["meinheld.client"].get_fd(), result)
                 return result
             except DeadlineExceeded as late:
