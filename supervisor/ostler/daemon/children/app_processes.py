@@ -17,7 +17,7 @@ terminal that is all that is done, for there are no such groups: a debugger in t
 
 import os
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 import msgspec
@@ -46,9 +46,10 @@ class AppProcessesState(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True)
 class _Ending:
-    """A group that is to end. deadline, next_look: the loop's time, seconds."""
+    """A group that is to end. deadline: the loop's time; asked: pids that got SIGTERM; pause: in seconds."""
 
     deadline: float
+    asked: list[int]
     pause: float = _FIRST_LOOK
     killed: bool = False
 
@@ -118,10 +119,11 @@ class AppProcesses:
 
     def end_all(self, quick: bool, then: Callable[[], None]) -> None:
         """End all that there are, and call `then` when they have ended. There are no workers any more."""
+        groups = {*self._left, *self._used()}
         self._left.clear()
-        self._ending.clear()
         self._then = then
-        self._end(SESSION)
+        for group in (*groups, SESSION):
+            self._end(group)
         if quick:
             self.hurry()
         self._finish_if_done()
@@ -143,13 +145,14 @@ class AppProcesses:
     def _end(self, group: int) -> None:
         if group in self._ending:
             return
-        asked = self._signal(group, signal.SIGTERM)
+        before = {pid for ending in self._ending.values() for pid in ending.asked}
+        asked = self._signal(group, signal.SIGTERM, before)
         if not asked:
             return
         self._report("info", "app_processes_asked_to_end", asked)
         policy = self._ports.state().policy
         grace = policy.graceful_timeout if policy is not None else _UNKNOWN_GRACE
-        ending = self._ending[group] = _Ending(self._ports.loop.time() + grace)
+        ending = self._ending[group] = _Ending(self._ports.loop.time() + grace, asked)
         self._look_later(group, ending)
 
     def _look_later(self, group: int, ending: _Ending) -> None:
@@ -158,8 +161,6 @@ class AppProcesses:
         ending.pause = min(2 * ending.pause, _LONGEST_LOOK)
 
     def _look(self, group: int, ending: _Ending) -> None:
-        if self._ending.get(group) is not ending:
-            return  # the daemon stops: all groups end together
         now = self._ports.loop.time()
         gone = not self._members(group)
         if not gone and now >= ending.deadline:
@@ -181,10 +182,10 @@ class AppProcesses:
             return set()
         return set(process_groups.members(group, os.getpid())) - self._known()
 
-    def _signal(self, group: int, signum: int) -> list[int]:
+    def _signal(self, group: int, signum: int, besides: Collection[int] = ()) -> list[int]:
         if not process_groups.has_members(group):
             return []
-        return process_groups.signal_members(group, os.getpid(), signum, self._known())
+        return process_groups.signal_members(group, os.getpid(), signum, {*self._known(), *besides})
 
     def _report(self, level: str, event: str, pids: Iterable[int]) -> None:
         self._ports.journal.record(level, event, {"pids": " ".join(map(str, sorted(pids)))})

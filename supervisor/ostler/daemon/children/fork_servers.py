@@ -26,6 +26,7 @@ from ostler.fleet import actions, events
 from ostler.fleet.model import ExitStatus
 from ostler.ipc import messages
 from ostler.osapi.needed import with_remedy
+from ostler.osapi.process_groups import own_group
 from ostler.settings.confine import confine
 from ostler.settings.load import Loaded
 from ostler.settings.opening_rights import rights_for
@@ -171,6 +172,8 @@ class ForkServerManager:
         elif isinstance(message, messages.AppLoaded):
             record.wants_log_lines = message.loggers
             record.replaces_background_work = message.replaces
+            if not record.groups and (group := own_group(handle.pid)) is not None:
+                record.groups = [group]  # it has left the terminal's session (`osapi.login`)
             self._hooks.loaded(handle, record.cause)
             self._ports.submit(events.AppLoaded(generation))
         elif isinstance(message, messages.LoadFailed):
