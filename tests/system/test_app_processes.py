@@ -1,13 +1,14 @@
 """Processes that user code starts belong to their generation: they end with it, and hold nothing of ours."""
 
 import os
+import pty
 import signal
 import socket
 from pathlib import Path
 
 import pytest
 
-from tests.kit.daemon import Daemon, Place, fork_server
+from tests.kit.daemon import Daemon, Place, end_with_parent, fork_server
 from tests.kit.processes import Process, descriptors, title
 from tests.kit.waiting import until
 
@@ -325,3 +326,70 @@ def test_an_upgrade(place: Place) -> None:
     daemon.settled(1)
     assert daemon.get("/name").text == "x"
     assert daemon.stop() == 0
+
+
+def nice_of(pid: int) -> int:
+    return os.getpriority(os.PRIO_PROCESS, pid)
+
+
+@pytest.mark.parametrize("how", ["hook", "preload", "import"])
+def test_their_priority(place: Place, how: str) -> None:
+    """A fork server and a booting worker have a lower priority, but not what they start by `fork`, and not
+    what hooks start."""
+    daemon = begin(place, how, "fork")
+    found = newest(place, 1)
+    forked = found if how == "hook" else found[:3]
+    assert {nice_of(process.pid) for process in forked} == {nice_of(daemon.pid)}
+    assert daemon.stop() == 0
+
+
+def test_connections_of_a_killed_worker(place: Place) -> None:
+    """They are closed at once, also if a process lives on that the app has forked meanwhile."""
+    daemon = busy(place, "-w", "1")
+    idle = daemon.connect().asked("/")
+    assert idle.answer().status == 200
+    process = start(place, daemon, "/process")
+    sockets = [name for name in descriptors(process.pid) if name.startswith("socket:")]
+    assert not set(sockets) & set(descriptors(daemon.pids()[0]))
+    process.send(signal.SIGSTOP)  # so that it does not end when it is asked to
+    Process(daemon.pids()[0]).send(signal.SIGKILL)
+    idle.ended_by_server()
+    assert not process.gone
+    process.send(signal.SIGCONT)
+    assert process.ended()
+
+
+def test_on_a_terminal(place: Place) -> None:
+    """There the app can read the terminal, e.g. for a debugger; what it has started ends with the daemon."""
+    place.add(
+        "reader.py",
+        "import subprocess, sys\n"
+        "def app(environ, start_response):\n"
+        "    program = subprocess.Popen(['sleep', '1000'])\n"
+        "    line = sys.stdin.readline().strip()\n"
+        "    answer = f'{program.pid} {line}'\n"
+        "    start_response('200 OK', [('Content-Length', str(len(answer)))])\n"
+        "    return [answer.encode()]\n",
+    )
+    master, slave = pty.openpty()
+    name = os.ttyname(slave)
+
+    def take_terminal() -> None:
+        end_with_parent()
+        # The first terminal that the leader of a session opens controls it (tty_ioctl(4)).
+        os.dup2(os.open(name, os.O_RDWR), 0)
+
+    try:
+        daemon = place.start("-w", "1", "reader:app", popen={"preexec_fn": take_terminal})
+        daemon.settled(1)
+        client = daemon.connect().asked("/")
+        daemon.in_app("/")
+        os.write(master, b"hello\n")
+        pid, line = client.answer().text.split()
+        assert line == "hello"
+        process = Process(int(pid))
+        assert daemon.stop() == 0
+        assert process.gone
+    finally:
+        os.close(master)
+        os.close(slave)

@@ -31,6 +31,7 @@ def main(channel_fd: int, lowered: int) -> None:
     signals.ignore_group_signals()
     app_forks.register()
     app_forks.keep_private(lambda: [channel_fd])
+    app_forks.note_priority(lowered)
     random.seed()
     # Without its supervisor it ends, also while an app is being loaded.
     signals.on_hang_up(channel_fd, leave_unless_waiting)
@@ -54,6 +55,7 @@ def main(channel_fd: int, lowered: int) -> None:
     while inheritance is not None:
         zygote = boot.run(inheritance, lowered)
         lowered = lower_priority()
+        app_forks.note_priority(lowered)
         inheritance = take_over(zygote).run(messages.ZygoteReady())
     # It was a worker.
     boot.leave(0)

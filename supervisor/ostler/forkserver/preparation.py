@@ -39,7 +39,7 @@ from ostler.logs.sinks import LogSinks
 from ostler.logs.standard_streams import write_at_once
 from ostler.osapi import imports, original
 from ostler.osapi.account import Account, find_account
-from ostler.osapi.priority import keep_way_forward
+from ostler.osapi.priority import keep_way_forward, lower_priority, restore_priority
 from ostler.osapi.process import set_title
 from ostler.settings import configfile
 from ostler.settings.load import Loaded
@@ -184,6 +184,7 @@ class Preparation:
     ) -> list[str]:
         """For good; returns warnings. Raises SettingError if this process has no right to."""
         self.lowered = keep_way_forward(self.lowered)
+        app_forks.note_priority(self.lowered)
         warnings = become_account(account, user, group, trial)
         imports.release()
         return warnings
@@ -299,6 +300,17 @@ class Preparation:
             return self._development.load(settings, self._worker_class, self._number)
         return load_app(settings, self._worker_class.interface)
 
+    @contextmanager
+    def _usual_priority(self) -> Iterator[None]:
+        """For hooks: what they start keeps its priority."""
+        restore_priority(self.lowered)
+        app_forks.note_priority(0)
+        try:
+            yield
+        finally:
+            self.lowered = lower_priority()
+            app_forks.note_priority(self.lowered)
+
     def _load(self, ask: messages.Load, descriptors: list[int]) -> WorkerGeneration | None:
         assert self._loaded is not None
         assert self._hooks is not None
@@ -310,10 +322,12 @@ class Preparation:
         app = self._hooks.server.app
         try:
             # Not before: a daemon that is to detach does so before this, and starts again.
-            self._hooks.configured()
+            with self._usual_priority():
+                self._hooks.configured()
             if settings.preload_app:
                 app.wsgi()
-            self._hooks.listening(listeners)
+            with self._usual_priority():
+                self._hooks.listening(listeners)
         except SettingError as error:
             self._channel.send(messages.LoadFailed(line(str(error)), None))
             return None

@@ -90,7 +90,7 @@ class WorkerProcess:
             QuitWorker: at any point, because of a signal.
         """
         if self._inherited.urgent:
-            restore_priority(self._lowered)
+            self._restore_priority()
         self._install_signals()
         app_forks.register()
         app_forks.keep_private(self._private_descriptors)
@@ -212,7 +212,7 @@ class WorkerProcess:
         self._started = True
         self._title(f"worker {self._inherited.slot} gen {self._generation.number}")
         if not self._inherited.urgent:
-            restore_priority(self._lowered)
+            self._restore_priority()
         self._send(messages.Ready(self._app_boot.standard_modules[: messages.MOST_NAMES]))
         engine.run()
         return 0
@@ -305,6 +305,10 @@ class WorkerProcess:
             *(sock.fileno() for sock in sockets),
             *self._sinks.descriptors(),
         }
+
+    def _restore_priority(self) -> None:
+        restore_priority(self._lowered)
+        app_forks.note_priority(0)
 
     def _in_forked_process(self) -> None:
         """Called in a process that the app has forked."""
