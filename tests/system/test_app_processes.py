@@ -154,6 +154,9 @@ def app(environ, start_response):
         process = multiprocessing.Process(target=time.sleep, args=(1000,), daemon=True)
         process.start()
         note(process.pid)
+    elif path == "/ignoring":
+        code = "import busy, signal; busy.stubborn()"
+        subprocess.Popen([sys.executable, "-c", code], cwd=FOLDER)
     elif path == "/program":
         note(subprocess.Popen(["sleep", "1000"]).pid)
     elif path == "/daemon":
@@ -269,6 +272,16 @@ def test_a_quick_stop(place: Place) -> None:
     daemon = busy(place, "-w", "1", "--graceful-timeout", "500")
     process = start(place, daemon, "/stubborn")
     assert daemon.stop(signal.SIGINT) == 0
+    assert process.gone
+
+
+def test_a_second_term(place: Place) -> None:
+    """It makes the stop quick, also if the daemon only waits for what the app has started."""
+    daemon = busy(place, "-w", "1", "--graceful-timeout", "500")
+    process = start(place, daemon, "/ignoring")
+    daemon.send(signal.SIGTERM)
+    daemon.event("app_processes_asked_to_end", pids=str(process.pid))
+    assert daemon.stop() == 0
     assert process.gone
 
 

@@ -275,7 +275,7 @@ class Shell:
         self.attempt("hooks", self.hooks.check_workers_number)
         for action in wanted:
             self._perform_safely(action)
-        if isinstance(event, events.StopAsked) and event.how == "quick":
+        if isinstance(event, events.StopAsked) and self.state.stopping == "quick":
             self.attempt("hurrying", self.app_processes.hurry)
 
     def _judge_deadlines(self, now: float) -> None:
