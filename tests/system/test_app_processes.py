@@ -116,7 +116,7 @@ def test_they_end_with_their_generation(place: Place, how: str, method: str) -> 
         assert not any(process.gone for process in now)
         assert daemon.get("/").status == 200
         for process in now:
-            assert not listens(process.pid, port)
+            daemon.until(lambda process=process: not listens(process.pid, port), "it does not listen")
         before = now
     assert daemon.stop() == 0
     assert all(process.gone for process in before)
@@ -285,6 +285,16 @@ def test_a_second_term(place: Place) -> None:
     assert process.gone
 
 
+def test_a_killed_supervisor(place: Place) -> None:
+    """Fork server and workers end by themselves, and end what they have started."""
+    daemon = busy(place, "-w", "1", "--preload", MANAGER="1")
+    manager = Process(int(daemon.get("/manager").text))
+    program = start(place, daemon, "/program")
+    daemon.kill()
+    assert program.ended()
+    assert manager.ended()
+
+
 def test_a_detached_process_is_left_alone(place: Place) -> None:
     """A process with a session of its own was detached on purpose."""
     daemon = busy(place, "-w", "1")
@@ -362,8 +372,14 @@ def test_connections_of_a_killed_worker(place: Place) -> None:
     idle = daemon.connect().asked("/")
     assert idle.answer().status == 200
     process = start(place, daemon, "/process")
-    sockets = [name for name in descriptors(process.pid) if name.startswith("socket:")]
-    assert not set(sockets) & set(descriptors(daemon.pids()[0]))
+    worker = daemon.pids()[0]
+
+    def shared() -> set[str]:
+        return {name for name in descriptors(process.pid) if name.startswith("socket:")} & set(
+            descriptors(worker)
+        )
+
+    until(lambda: not shared(), "the process has let go of its worker's sockets")
     process.send(signal.SIGSTOP)  # so that it does not end when it is asked to
     Process(daemon.pids()[0]).send(signal.SIGKILL)
     idle.ended_by_server()

@@ -16,6 +16,7 @@ from ostler.ipc import messages
 from ostler.ipc.channel import Channel
 from ostler.logs.standard_streams import ignore_write_errors
 from ostler.osapi.priority import lower_priority
+from ostler.osapi.process_groups import end_own_group
 from ostler.workers import app_forks, boot, signals
 from ostler.workers.multiprocessing_state import end_children
 
@@ -26,6 +27,7 @@ def main(channel_fd: int, lowered: int) -> None:
     lowered: how the priority was lowered (for good: only booting workers wait for it); a worker raises its
     own.
     """
+    supervisor = os.getppid()
     ignore_write_errors()  # before any user code: it may keep the streams it finds
     # The supervisor ends this process by closing the channel.
     signals.ignore_group_signals()
@@ -49,6 +51,8 @@ def main(channel_fd: int, lowered: int) -> None:
         messages.AppLoaded(replaces=generation.hooks.replaces_background_work)
     )
     if inheritance is None:
+        if os.getppid() != supervisor:
+            end_own_group()  # nobody else does; SIGTERM does not end this process
         # Without the app's atexit functions: each worker runs its own copy of them.
         end_children(seconds)
         os._exit(0)

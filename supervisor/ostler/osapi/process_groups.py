@@ -9,6 +9,7 @@ signalled through pidfds. So a process that gets the pid of a member that has ju
 """
 
 import os
+import signal
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -46,6 +47,13 @@ def own_group(pid: int) -> int | None:
         return pid if os.getpgid(pid) == (pid or os.getpid()) else None
     except OSError:
         return None
+
+
+def end_own_group() -> None:
+    """Send SIGTERM to the group that this process leads, if it does; to this process, too."""
+    if own_group(0) is not None:
+        with suppress(OSError):
+            os.killpg(0, signal.SIGTERM)
 
 
 def has_members(group: int) -> bool:

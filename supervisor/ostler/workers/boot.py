@@ -27,6 +27,7 @@ from ostler.osapi import original
 from ostler.osapi.needed import LIMITS
 from ostler.osapi.priority import lower_priority_for_good, restore_priority
 from ostler.osapi.process import DUMP_SIGNAL, INTERRUPT_SIGNAL, enlarge_signal_stack, set_title
+from ostler.osapi.process_groups import end_own_group
 from ostler.scoreboard.accounting import Accounting
 from ostler.scoreboard.memory import map_cell
 from ostler.settings.capacity import request_slots
@@ -56,6 +57,9 @@ class WorkerProcess:
     does, which in a worker with threads may be another one.
 
     lowered: for `restore_priority`.
+
+    Attributes:
+        orphaned: the supervisor has ended, or closed the channel.
     """
 
     def __init__(self, inheritance: Inheritance, lowered: int) -> None:
@@ -75,7 +79,7 @@ class WorkerProcess:
         self._engine: BaseWorker | None = None
         self._leave_early = False
         self._started = False
-        self._orphaned = False
+        self.orphaned = False
         self._quitting = False
         self._accounting: Accounting | None = None
         self._promotion = Promotion()
@@ -117,7 +121,7 @@ class WorkerProcess:
             QuitWorker: as in `run`.
         """
         engine = self._engine
-        must_end = self._must_leave or self._orphaned or self._quitting
+        must_end = self._must_leave or self.orphaned or self._quitting
         if engine is None or not self._promotion.wanted or must_end:
             return None
         self._app_boot.stop_reporting()
@@ -327,8 +331,8 @@ class WorkerProcess:
 
     def _lose_supervisor(self) -> None:
         """Drain and end: the supervisor is gone, which alone can replace or end this worker."""
-        if not self._orphaned:
-            self._orphaned = True
+        if not self.orphaned:
+            self.orphaned = True
             # faulthandler's C thread ends the process even if all Python threads hang.
             faulthandler.dump_traceback_later(
                 self._settings.graceful_timeout + _ORPHAN_GRACE, file=self._inherited.stacks_fd, exit=True
@@ -391,12 +395,17 @@ class WorkerProcess:
         set_title(f"ostler: {what} [{self._generation.name}]")
 
 
-def leave(code: int) -> NoReturn:
-    """End a worker, with the app's atexit functions."""
+def leave(code: int, orphaned: bool = False) -> NoReturn:
+    """End a worker, with the app's atexit functions.
+
+    orphaned: there is no supervisor that would end what the app has started.
+    """
     # The interpreter removes its handlers at the end; then these signals would kill it, with a wrong exit
     # status. And stacks must not be dumped while threads and frames are torn down.
     for signum in (signal.SIGIO, *signals.ENDING, INTERRUPT_SIGNAL, DUMP_SIGNAL):
         signal.signal(signum, signal.SIG_IGN)
+    if orphaned:
+        end_own_group()
     if (logging := sys.modules.get("logging")) is not None:
         # A monkey-patched lock can't be used any more when logging closes its last handlers.
         logging._lock = original.RLock()  # type: ignore[attr-defined]
@@ -426,4 +435,4 @@ def run(inheritance: Inheritance, lowered: int) -> Zygote:
         raise
     if worker is not None:
         worker.end()
-    leave(code)
+    leave(code, worker is not None and worker.orphaned)
