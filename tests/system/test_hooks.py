@@ -251,7 +251,7 @@ def test_worker_abort_cannot_save_the_worker(place: Place, hook: str) -> None:
 
 
 def test_reload(place: Place) -> None:
-    """on_reload in the new fork server, and no other hook of a start; ends of old workers are reported."""
+    """The new fork server calls the hooks of a start, then on_reload; ends of old workers are reported."""
     daemon, notes = start(place, "-w", "2")
     old = {worker.pid for worker in daemon.settled(2)}
     before = fork_server(daemon).pid
@@ -264,9 +264,10 @@ def test_reload(place: Place) -> None:
     assert daemon.stop() == 0
     assert {n["pid"] for n in notes.all("child_exit")} == old | new
     assert len(notes.all("child_exit")) == 4
-    for hook in ("on_starting", "when_ready", "on_exit", "nworkers_changed"):
-        assert len(notes.all(hook)) == 1, hook
-    assert notes.all("on_exit")[0]["process"] == reloaded["process"]
+    for hook in ("on_starting", "when_ready"):
+        assert [n["process"] for n in notes.all(hook)] == [before, reloaded["process"]], hook
+    assert [(n["new"], n["old"]) for n in notes.all("nworkers_changed")] == [(2, None), (2, 2)]
+    assert [n["process"] for n in notes.all("on_exit")] == [reloaded["process"]]
 
 
 def test_another_number_after_a_reload(place: Place) -> None:
@@ -281,7 +282,7 @@ def test_another_number_after_a_reload(place: Place) -> None:
 
 
 def test_a_fork_server_that_died(place: Place) -> None:
-    """Its successor forks and reports ends; hooks of a start or reload are not called again."""
+    """Its successor begins as the first one did, forks and reports ends."""
     daemon, notes = start(place, "-w", "1")
     (worker,) = daemon.settled(1)
     assert worker.pid
@@ -295,9 +296,9 @@ def test_a_fork_server_that_died(place: Place) -> None:
     assert ended["process"] == fork_server(daemon).pid
     assert len(notes.all("pre_fork")) == 3
     assert daemon.stop() == 0
-    for hook in ("on_starting", "when_ready", "on_exit"):
-        assert len(notes.all(hook)) == 1, hook
-    assert [(n["new"], n["old"]) for n in notes.all("nworkers_changed")] == [(1, None), (2, 1)]
+    for hook, times in (("on_starting", 2), ("when_ready", 2), ("on_exit", 1), ("on_reload", 0)):
+        assert len(notes.all(hook)) == times, hook
+    assert [(n["new"], n["old"]) for n in notes.all("nworkers_changed")] == 2 * [(1, None), (2, 1)]
     assert len(notes.all("child_exit")) == 3
 
 
@@ -447,7 +448,7 @@ def test_a_reload_is_refused(place: Place, hook: str) -> None:
     assert "not today" in done.out + done.err
     assert [worker.pid for worker in daemon.settled(1)] == [worker.pid for worker in before]
     assert daemon.get().status == 200
-    assert len(notes.all("when_ready")) == 1
+    assert len(notes.all("when_ready")) == (1 if hook == "on_reload" else 2)
 
 
 @pytest.mark.parametrize("hook", ["pre_fork", "child_exit", *thorough("nworkers_changed")])

@@ -339,3 +339,22 @@ def test_control_socket_for_others(open_place: Place) -> None:
     code, problem = ctl(4321, "stop")
     assert (code, "may not stop, only operate" in problem) == (1, True)
     assert daemon.stop() == 0
+
+
+def test_temporary_folder(open_place: Place) -> None:
+    """One that root had found, and that the app's account may not write, is looked for again."""
+    private = open_place.folder / "private"
+    private.mkdir(mode=0o700)
+    open_place.add("gunicorn.conf.py", "import tempfile\nassert tempfile.gettempdir().endswith('private')\n")
+    open_place.add(
+        "temporary.py",
+        "import tempfile\n"
+        "def app(environ, start_response):\n"
+        "    with tempfile.NamedTemporaryFile() as file:\n"
+        "        start_response('200 OK', [])\n"
+        "        return [file.name.encode()]\n",
+    )
+    daemon = open_place.start("--user", "nobody", "temporary:app", TMPDIR=str(private))
+    answer = daemon.get()
+    assert answer.status == 200
+    assert not answer.text.startswith(str(private))

@@ -12,6 +12,7 @@ import signal
 import socket
 import stat
 import sys
+import time
 from importlib import import_module
 from pathlib import Path
 from typing import TypeVar
@@ -24,7 +25,9 @@ from ostler.errors import BootError, ExitCode, OstlerError, SettingError, UsageP
 from ostler.ipc import messages
 from ostler.ipc.channel import BadMessage
 from ostler.logs.setup import get_logger, set_up
+from ostler.osapi import process_groups
 from ostler.osapi.needed import check_calls
+from ostler.osapi.process import become_subreaper
 from ostler.settings.address import parse_address
 from ostler.settings.load import Loaded
 from ostler.settings.render import print_config
@@ -33,8 +36,9 @@ from ostler.terminal import lines
 
 Message = TypeVar("Message", bound=msgspec.Struct)
 
-# Seconds that a fork server gets to end.
+# Seconds that a fork server gets to end, and then what it has started.
 _END_TIME = 5.0
+_PAUSE = 0.02
 
 
 class WarningsFound(OstlerError):
@@ -58,6 +62,7 @@ def check(ask: messages.Configure, *, show: bool, load_app: bool, strict: bool =
     if upgrade_state.check_readable():
         # Configuration and app don't need the control server and its libraries, but the new program does.
         import_module("ostler.daemon.run")
+    become_subreaper()
     server = ForkServerHandle.start(0)
     server.channel.set_blocking(True)
     try:
@@ -82,6 +87,7 @@ def check(ask: messages.Configure, *, show: bool, load_app: bool, strict: bool =
     finally:
         server.close()
         _wait_for_end(server)
+        _end_app_processes(server.record.groups)
     if strict and warned:
         number = "1 warning" if len(warned) == 1 else f"{len(warned)} warnings"
         raise WarningsFound(f"--strict: there is no error, but {number} (see above)")
@@ -198,3 +204,13 @@ def _wait_for_end(server: ForkServerHandle) -> None:
     finally:
         os.close(fd)
     os.waitpid(server.pid, 0)
+
+
+def _end_app_processes(groups: list[int]) -> None:
+    """End what the configuration or the app has started."""
+    for group in groups:
+        for signum in (signal.SIGTERM, signal.SIGKILL):
+            deadline = time.monotonic() + _END_TIME
+            asked = process_groups.signal_members(group, os.getpid(), signum, ())
+            while asked and process_groups.members(group, os.getpid()) and time.monotonic() < deadline:
+                time.sleep(_PAUSE)

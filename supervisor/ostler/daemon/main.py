@@ -64,6 +64,10 @@ SIGNAL_EVENTS: dict[signal.Signals, events.Event] = {
 }
 
 
+# Seconds from a stop until listeners without waiting connections are shut, and until the next attempt.
+_HANDSHAKES, _SHUT_AGAIN = 0.1, 0.02
+
+
 class Daemon:
     """One run of the supervisor. Called only by the event loop's thread.
 
@@ -184,7 +188,7 @@ class Daemon:
         self._shell.close()
         self._watcher.stop()
         await self._control.close()
-        self._listeners.keep_only(set())
+        self._listeners.close_all()
         self._forwarder.write_all()
         self._own_settings.close()
 
@@ -257,6 +261,14 @@ class Daemon:
     def _on_stopping(self) -> None:
         self._upgrader.end_check()
         self._service_manager.stopping(self._shell.state)
+        if self._shell.state.stopping == "graceful":
+            self._listeners.refuse_new()
+            # Handshakes that have begun get time to be completed, and connections to be accepted.
+            self._loop.call_later(_HANDSHAKES, self._shut_listeners)
+
+    def _shut_listeners(self) -> None:
+        if not self._listeners.shut_empty():
+            self._loop.call_later(_SHUT_AGAIN, self._shut_listeners)
 
     def _on_event(self) -> None:
         self._observer.reloads.follow()

@@ -18,7 +18,9 @@ from typing import Any
 import msgspec
 
 from ostler.daemon.attempts import Attempts
+from ostler.daemon.children.app_processes import AppProcesses, AppProcessesState
 from ostler.daemon.children.fork_servers import ForkServerCallbacks, ForkServerManager
+from ostler.daemon.children.handles import WorkerHandle
 from ostler.daemon.children.hooks import HookDispatcher, HooksState
 from ostler.daemon.children.inbox import Inbox
 from ostler.daemon.children.overdue_requests import OverdueRequests
@@ -74,6 +76,7 @@ class ShellState(msgspec.Struct, frozen=True):
     loaded: dict[int, Loaded]
     name: str
     handoff: tuple[int, int]
+    app_processes: AppProcessesState = AppProcessesState()
 
     def descriptors(self) -> list[int]:
         """The descriptors that must stay open over execve(2)."""
@@ -118,6 +121,7 @@ class Shell:
         self.attempt = Attempts(journal)
         self.configurations = Configurations(lambda: self.state)
         self.ports = Ports(self._loop, journal, self.children, self.submit, lambda: self.state, self.attempt)
+        self.app_processes = AppProcesses(self.ports)
         # These refer to each other: the lambdas look up the parts that are created further down.
         self.stacks = StackDumps(self.ports, scoreboard)
         self.overdue = OverdueRequests(self.ports, scoreboard, self.stacks)
@@ -138,7 +142,8 @@ class Shell:
             scoreboard,
             ledger,
             self.inbox,
-            on_worker_ended=lambda handle, status: self.hooks.worker_ended(handle, status),
+            on_child_ended=self.app_processes.on_child_ended,
+            on_worker_ended=self._worker_ended,
             forget_worker=lambda worker_id: self.workers.forget(worker_id),
             on_fork_server_ended=lambda handle, status: self.fork_servers.ended(handle, status),
         )
@@ -149,6 +154,7 @@ class Shell:
             self.inbox,
             self.stacks,
             self.reaper,
+            listeners,
             callbacks.on_files,
         )
         self.fork_servers = ForkServerManager(
@@ -160,6 +166,7 @@ class Shell:
             self.reaper,
             self.hooks,
             self.workers,
+            self.app_processes,
             lambda: (self.handoff[0].fileno(), self.handoff[1].fileno()),
             callbacks,
         )
@@ -207,6 +214,7 @@ class Shell:
             children=self.children.snapshot(),
             hooks=self.hooks.snapshot(),
             reaper=self.reaper.snapshot(),
+            app_processes=self.app_processes.snapshot(),
             loaded=self.configurations.snapshot(),
             name=self.name,
             handoff=(self.handoff[0].fileno(), self.handoff[1].fileno()),
@@ -223,6 +231,7 @@ class Shell:
         self.hooks.restore(state.hooks)
         self.reaper.restore(state.reaper)
         self.children.restore(state.children)
+        self.app_processes.restore(state.app_processes)
         for worker in self.children.workers.values():
             self.workers.watch(worker)
         for fork_server in self.children.all_fork_servers():
@@ -235,6 +244,10 @@ class Shell:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _worker_ended(self, handle: WorkerHandle, status: ExitStatus) -> None:
+        self.hooks.worker_ended(handle, status)
+        self.fork_servers.let_unused_end(handle)
 
     # -- events and actions -----------------------------------------------------------------------------
 
@@ -268,6 +281,8 @@ class Shell:
         self.attempt("hooks", self.hooks.check_workers_number)
         for action in wanted:
             self._perform_safely(action)
+        if isinstance(event, events.StopAsked) and self.state.stopping == "quick":
+            self.attempt("hurrying", self.app_processes.hurry)
 
     def _judge_deadlines(self, now: float) -> None:
         """A deadline that stays in the past after it was handled is a defect, as an exception is."""
@@ -325,4 +340,5 @@ class Shell:
 
     def _finish(self, action: actions.Finish) -> None:
         self.hooks.finished()
-        self._callbacks.finish(action)
+        quick = self.state.stopping == "quick"
+        self.app_processes.end_all(quick, lambda: self._callbacks.finish(action))

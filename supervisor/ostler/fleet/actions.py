@@ -49,13 +49,15 @@ class Drain:
     """Stop accepting, finish the requests that are in flight, end.
 
     hand_over: idle connections go to other workers; zygote: do not end, but become the generation's fork
-    server; seconds: the budget for all this. The fleet kills the worker when that and `drain_grace` are over.
+    server; seconds: the budget for all this. The fleet kills the worker when that and `drain_grace` are over;
+    empty_queue: the daemon stops, so the worker accepts what waits in the listeners' queues before.
     """
 
     worker_id: int
     hand_over: bool
     zygote: bool
     seconds: float
+    empty_queue: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +165,7 @@ class Upgrade:
 
 @dataclass(frozen=True, slots=True)
 class Stopping:
-    """The fleet began to stop."""
+    """The fleet began to stop; or, with `State.stop_at`, will do so after `shutdown_delay`."""
 
 
 @dataclass(frozen=True, slots=True)

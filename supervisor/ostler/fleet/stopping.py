@@ -69,8 +69,7 @@ def _stop(step: FleetStep, how: Literal["graceful", "quick"]) -> None:
     first, state.stopping = state.stopping is None, how
     if not first:
         return
-    if state.stop_at is None:
-        step.do(actions.Stopping())
+    step.do(actions.Stopping())
     reforks.give_up(step, "the daemon stops")
     if state.upgrading is not None:
         state.upgrading = None

@@ -81,7 +81,15 @@ def drain(step: FleetStep, worker: Worker) -> None:
     refork = state.refork
     reforks = refork is not None and refork.worker_id == worker.worker_id and refork.audited
     zygote = stays and (reforks or spares.take(step, worker))
-    step.do(actions.Drain(worker.worker_id, hand_over=stays, zygote=zygote, seconds=seconds))
+    step.do(
+        actions.Drain(
+            worker.worker_id,
+            hand_over=stays,
+            zygote=zygote,
+            seconds=seconds,
+            empty_queue=state.stopping is not None,
+        )
+    )
 
 
 def cancel(step: FleetStep, worker: Worker) -> None:

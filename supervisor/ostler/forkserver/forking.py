@@ -4,7 +4,8 @@ It forks twice for each worker. The process in between ends at once, and the sup
 becomes the worker's parent: it gets true exit statuses, and the end of a fork server does not affect workers.
 
 It ends when the supervisor closes the channel, at once and without the app's atexit functions: each worker
-runs its own copy of them when it ends.
+runs its own copy of them when it ends. Processes that the app has started with `multiprocessing` are ended
+before. A worker that has become a fork server runs its atexit functions, like any worker.
 """
 
 import gc
@@ -13,7 +14,7 @@ import os
 import signal
 import struct
 import threading
-from pathlib import Path
+from contextlib import suppress
 from typing import NoReturn
 
 from msgspec import structs
@@ -25,11 +26,15 @@ from ostler.logs import bridge
 from ostler.logs.sinks import LogSinks
 from ostler.osapi import original
 from ostler.osapi.needed import with_remedy
-from ostler.osapi.process import adopt_no_orphans, set_title
-from ostler.workers import boot, signals
+from ostler.osapi.process import adopt_no_orphans, number_of_children, set_title
+from ostler.osapi.process_groups import lead_own_group, own_group
+from ostler.workers import app_forks, boot, signals
 from ostler.workers.inheritance import Inheritance, WorkerGeneration, Zygote
+from ostler.workers.multiprocessing_state import forget_parents
 
 _PID = struct.Struct("i")
+# This process waits for a message, or its supervisor has closed the channel.
+_waiting = False
 
 # A worker that has become a zygote may still receive messages for a worker.
 Asked = messages.ToForkServer | messages.ToWorker
@@ -60,7 +65,7 @@ class Forking:
         set_title(f"ostler: fork server gen {self._generation.number} [{self._generation.name}]", always=True)
         try:
             self._channel.send(structs.replace(ready, loggers=bridge.diverted()))
-            while (received := self._channel.receive()) is not None:
+            while (received := self._receive()) is not None:
                 message, descriptors = received
                 if isinstance(message, messages.Spawn):
                     if (inheritance := self._spawn(message, descriptors)) is not None:
@@ -83,14 +88,21 @@ class Forking:
             pass  # the supervisor has ended while it was answered
         return None
 
+    def _receive(self) -> tuple[Asked, list[int]] | None:
+        """The next message; None if the supervisor has closed the channel."""
+        global _waiting
+        _waiting = True
+        received = self._channel.receive()
+        _waiting = received is None
+        return received
+
     def _retire(self) -> bool:
         """Close what is shared with other processes; whether anything runs that hooks have started."""
         generation = self._generation
         for sock in (*generation.listeners, *generation.handoff):
             sock.close()
         set_title(f"ostler: hooks gen {generation.number} [{generation.name}]", always=True)
-        children = Path("/proc/thread-self/children")
-        return threading.active_count() > 1 or (children.exists() and bool(children.read_text().split()))
+        return threading.active_count() > 1 or number_of_children() > 0
 
     def _spawn(self, ask: messages.Spawn, descriptors: list[int]) -> Inheritance | None:
         """Fork a worker; in the worker, returns what it inherits."""
@@ -101,6 +113,8 @@ class Forking:
         gc.freeze()  # what came since the last time; see `_tidy_up`
         # Blocked until the worker has handlers of its own: otherwise a signal for it would be lost.
         signal.pthread_sigmask(signal.SIG_BLOCK, signals.ENDING)
+        # Not in the foreground of a terminal: see `osapi.process_groups`.
+        leads = own_group(0) is not None
         # The worker is to be the supervisor's child, even if the app has made this process a subreaper.
         adopt_no_orphans()
         try:
@@ -118,6 +132,10 @@ class Forking:
                 original.write(write_fd, _PID.pack(-(error.errno or 1)))
                 os._exit(1)
             if worker == 0:
+                if leads:
+                    lead_own_group(0)
+                app_forks.forget_private()
+                forget_parents()
                 original.close(read_fd)
                 original.close(write_fd)
                 self._channel.close()
@@ -125,6 +143,8 @@ class Forking:
                 place = ask.worker_id, ask.urgent, ask.slot
                 ends = channel_fd, stacks_fd, cell_fd
                 return Inheritance(self._generation, *place, *ends, hook_worker)
+            if leads:
+                lead_own_group(worker)  # here, too: the supervisor looks at it as soon as it knows the pid
             original.write(write_fd, _PID.pack(worker))
             os._exit(0)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.ENDING)
@@ -133,7 +153,8 @@ class Forking:
             original.close(fd)
         answer = original.read(read_fd, _PID.size)
         original.close(read_fd)
-        original.waitpid(intermediate, 0)
+        with suppress(ChildProcessError):  # user code ignores SIGCHLD, or has waited for it
+            original.waitpid(intermediate, 0)
         pid = _PID.unpack(answer)[0] if len(answer) == _PID.size else -1
         if pid > 0:
             self._generation.hooks.forked(hook_worker, pid)
@@ -144,10 +165,23 @@ class Forking:
         return None
 
 
+def leave_unless_waiting() -> None:
+    """End this process, which runs user code, because the supervisor has closed the channel.
+
+    If it waits for the next message it is not ended here: it finds the end itself, and ends what it has
+    started.
+    """
+    if not _waiting:
+        leave()
+
+
 def take_over(zygote: Zygote) -> Forking:
     """The fork server that a worker has become."""
     # Without its supervisor it ends, like any fork server.
-    signals.on_hang_up(zygote.channel_fd, leave)
+    signals.on_hang_up(zygote.channel_fd, leave_unless_waiting)
+    sockets = (*zygote.generation.listeners, *zygote.generation.handoff)
+    app_forks.forget_private()
+    app_forks.keep_private(lambda: [zygote.channel_fd, *(sock.fileno() for sock in sockets)])
     channel: Channel[Asked] = Channel(original.Socket(fileno=zygote.channel_fd), Asked)
     generation = zygote.generation
     sinks = LogSinks(generation.settings, generation.log_format, fields_of(generation.number))

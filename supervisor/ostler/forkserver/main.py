@@ -7,15 +7,18 @@ Every process that is forked from it continues in `main`: each worker, and the f
 become at its end.
 """
 
+import os
 import random
 
-from ostler.forkserver.forking import Asked, Forking, leave, take_over
+from ostler.forkserver.forking import Asked, Forking, leave, leave_unless_waiting, take_over
 from ostler.forkserver.preparation import Preparation
 from ostler.ipc import messages
 from ostler.ipc.channel import Channel
 from ostler.logs.standard_streams import ignore_write_errors
 from ostler.osapi.priority import lower_priority
+from ostler.osapi.process_groups import end_own_group
 from ostler.workers import app_forks, boot, signals
+from ostler.workers.multiprocessing_state import end_children
 
 
 def main(channel_fd: int, lowered: int) -> None:
@@ -24,13 +27,16 @@ def main(channel_fd: int, lowered: int) -> None:
     lowered: how the priority was lowered (for good: only booting workers wait for it); a worker raises its
     own.
     """
+    supervisor = os.getppid()
     ignore_write_errors()  # before any user code: it may keep the streams it finds
     # The supervisor ends this process by closing the channel.
     signals.ignore_group_signals()
     app_forks.register()
+    app_forks.keep_private(lambda: [channel_fd])
+    app_forks.note_priority(lowered)
     random.seed()
     # Without its supervisor it ends, also while an app is being loaded.
-    signals.on_hang_up(channel_fd, leave)
+    signals.on_hang_up(channel_fd, leave_unless_waiting)
     channel: Channel[Asked] = Channel.from_fd(channel_fd, Asked)
     try:
         preparation = Preparation(channel, lowered)
@@ -40,10 +46,19 @@ def main(channel_fd: int, lowered: int) -> None:
     if generation is None or preparation.sinks is None:
         return
     lowered = preparation.lowered
-    loaded = messages.AppLoaded(remark=preparation.remark)
+    seconds = generation.settings.graceful_timeout
+    loaded = messages.AppLoaded(remark=preparation.remark, replaces=generation.hooks.replaces_background_work)
     inheritance = Forking(channel, generation, preparation.sinks).run(loaded)
+    if inheritance is None:
+        if os.getppid() != supervisor:
+            end_own_group()  # nobody else does; SIGTERM does not end this process
+        # Without the app's atexit functions: each worker runs its own copy of them.
+        end_children(seconds)
+        leave()
     while inheritance is not None:
         zygote = boot.run(inheritance, lowered)
         lowered = lower_priority()
+        app_forks.note_priority(lowered)
         inheritance = take_over(zygote).run(messages.ZygoteReady())
-    leave()
+    # It was a worker.
+    boot.leave(0)

@@ -31,7 +31,7 @@ from ostler.forkserver.forking import Asked, fields_of
 from ostler.forkserver.log_lines import pass_on
 from ostler.forkserver.rights import become_account, leave_terminal, set_umask
 from ostler.hooks.calling import HookFailed
-from ostler.hooks.generation import Cause, Hooks
+from ostler.hooks.generation import Hooks
 from ostler.ipc import messages
 from ostler.ipc.channel import Channel, line, lines, shorten
 from ostler.logs import bridge, logconfig
@@ -40,13 +40,14 @@ from ostler.logs.sinks import LogSinks
 from ostler.logs.standard_streams import write_at_once
 from ostler.osapi import imports, original
 from ostler.osapi.account import Account, find_account
-from ostler.osapi.priority import keep_way_forward
+from ostler.osapi.priority import keep_way_forward, lower_priority, restore_priority
 from ostler.osapi.process import set_title
 from ostler.settings import configfile
 from ostler.settings.classes import PATCHING
 from ostler.settings.load import Loaded
 from ostler.settings.opening_rights import others_logs, rights_for
 from ostler.settings.table import Settings, without_effect
+from ostler.workers import app_forks
 from ostler.workers.base import BaseWorker
 from ostler.workers.classes import built_in, of_ours, worker_class
 from ostler.workers.inheritance import WorkerGeneration
@@ -140,7 +141,7 @@ class Preparation:
             loaded = msgspec.structs.replace(
                 loaded, one_loop=self._worker_class.one_loop, tls=self._tls is not None
             )
-            remarks += self._set_up_hooks(loaded.settings, functions, ask.cause)
+            remarks += self._set_up_hooks(loaded.settings, functions, ask)
             if ask.known is None:
                 warnings += remarks
             if loaded.settings.reload and ask.cause != "check":
@@ -210,6 +211,7 @@ class Preparation:
     ) -> list[str]:
         """For good; returns warnings. Raises SettingError if this process has no right to."""
         self.lowered = keep_way_forward(self.lowered)
+        app_forks.note_priority(self.lowered)
         warnings = become_account(account, user, group, trial)
         imports.release()
         return warnings
@@ -303,7 +305,7 @@ class Preparation:
             self.sinks.log.warning("patched_late", problem=problem)
 
     def _set_up_hooks(
-        self, settings: Settings, functions: Mapping[str, Callable[..., Any]], cause: Cause
+        self, settings: Settings, functions: Mapping[str, Callable[..., Any]], ask: messages.Configure
     ) -> list[str]:
         """Keep the hooks that will be called; returns warnings about those that will not."""
         remarks = []
@@ -317,7 +319,8 @@ class Preparation:
         without = {"ssl_context", *uncalled}
         called = {name: function for name, function in functions.items() if name not in without}
         assert self.sinks is not None
-        self._hooks = Hooks(called, settings, self.sinks.log.event, self._load_app, cause)
+        emit, load = self.sinks.log.event, self._load_app
+        self._hooks = Hooks(called, settings, emit, load, ask.cause, ask.workers_before)
         return remarks
 
     def _load_app(self) -> App:
@@ -331,19 +334,34 @@ class Preparation:
     def _report(self, remark: str) -> None:
         self.remark = line(remark)
 
+    @contextmanager
+    def _usual_priority(self) -> Iterator[None]:
+        """For hooks: what they start keeps its priority."""
+        restore_priority(self.lowered)
+        app_forks.note_priority(0)
+        try:
+            yield
+        finally:
+            self.lowered = lower_priority()
+            app_forks.note_priority(self.lowered)
+
     def _load(self, ask: messages.Load, descriptors: list[int]) -> WorkerGeneration | None:
         assert self._loaded is not None
         assert self._hooks is not None
         settings = self._loaded.settings
         giving_fd, taking_fd, *listener_fds = descriptors
         listeners: list[socket.socket] = [original.Socket(fileno=fd) for fd in listener_fds]
+        handoff = original.Socket(fileno=giving_fd), original.Socket(fileno=taking_fd)
+        app_forks.keep_private(lambda: [sock.fileno() for sock in (*listeners, *handoff)])
         app = self._hooks.server.app
         try:
             # Not before: a daemon that is to detach does so before this, and starts again.
-            self._hooks.configured()
+            with self._usual_priority():
+                self._hooks.configured()
             if settings.preload_app:
                 app.wsgi()
-            self._hooks.listening(listeners)
+            with self._usual_priority():
+                self._hooks.listening(listeners)
         except SettingError as error:
             self._channel.send(messages.LoadFailed(line(str(error)), None))
             return None
@@ -363,7 +381,7 @@ class Preparation:
             worker_class=self._worker_class,
             app=app.callable,
             tls=self._tls,
-            handoff=(original.Socket(fileno=giving_fd), original.Socket(fileno=taking_fd)),
+            handoff=handoff,
             listeners=listeners,
             hooks=self._hooks,
         )

@@ -6,6 +6,8 @@ supervisor keeps its rights, so that it can bind ports, reopen logs, and start t
 """
 
 import os
+import sys
+from typing import Any
 
 from ostler.errors import SettingError
 from ostler.logs.opening import share_with
@@ -44,11 +46,19 @@ def become_account(account: Account, user: str | None, group: str | None, trial:
             return [f"{name}: only root can become {wanted!r}; the rest was checked without"]
         problem = f"can't become {wanted!r} ({error.strerror or error}); that needs root's rights"
         raise SettingError(name, problem) from None
+    _forget_temporary_folder()
     if account.uid not in (None, 0) and 0 in (os.getegid(), *os.getgroups()):
         return [f"{name}: the app is in root's group (0), which may be able to write what root executes"]
     if group is None and user is not None and not has_account(user):
         return [f"user: {user} has no account and so no group; it gets group {os.getegid()} (--group)"]
     return []
+
+
+def _forget_temporary_folder() -> None:
+    """Python finds the folder for temporary files once; this account may have no right to that one."""
+    tempfile: Any = sys.modules.get("tempfile")
+    if tempfile is not None and tempfile.tempdir and not os.access(tempfile.tempdir, os.W_OK | os.X_OK):
+        tempfile.tempdir = None
 
 
 def leave_terminal(settings: Settings) -> None:

@@ -88,9 +88,9 @@ class HookFunctions:
         except HookFailed as failed:
             self.log_failure(name, failed)
 
-    def log_failure(self, name: str, failed: HookFailed) -> None:
+    def log_failure(self, name: str, failed: HookFailed, level: str = "error") -> None:
         """Log the exception of a hook."""
-        self.emit("error", "hook_failed", hook=name, problem=failed.reason, traceback=failed.trace)
+        self.emit(level, "hook_failed", hook=name, problem=failed.reason, traceback=failed.trace)
 
     def call_in_time(self, name: str, *args: Any) -> None:
         """As `call`, in the main thread, with HOOK_TIME."""

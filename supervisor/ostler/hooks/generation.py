@@ -1,15 +1,28 @@
-"""The hooks of a generation in its fork server; workers inherit the objects."""
+"""The hooks of a generation in its fork server; workers inherit the objects.
+
+Each fork server that loads a configuration begins with what the first one began with: `nworkers_changed`,
+`on_starting` and, when the listeners are there, `when_ready`. So hooks of workers find what those have set:
+attributes of `server`, filters of loggers, variables of the environment, a Manager. gunicorn calls
+`on_starting` and `when_ready` once, in a master that lives on; here no process does. Only at the daemon's
+start do their exceptions matter: later, what an earlier fork server has started may still run and hold e.g. a
+port.
+"""
 
 import socket
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from ostler.hooks.calling import HookFunctions
+from ostler.hooks.calling import HookFailed, HookFunctions
 from ostler.hooks.objects import HookApp, HookLog, HookServer, HookWorker
 from ostler.ipc import messages
+from ostler.osapi.process import number_of_children
 from ostler.settings.table import Settings
 
 Cause = Literal["start", "reload", "upgrade", "restart", "check"]
+
+AT_START = frozenset(("on_starting", "when_ready"))
+"""The hooks that may start something which outlives their generation."""
 
 
 class Hooks:
@@ -21,6 +34,7 @@ class Hooks:
         emit: writes an event to the error log: level, name, fields.
         load: loads the app.
         cause: why this fork server was started.
+        workers_before: how many workers were wanted before a reload.
 
     Attributes:
         server: the object that hooks get as `server`.
@@ -34,11 +48,15 @@ class Hooks:
         emit: Callable[..., None],
         load: Callable[[], Any],
         cause: Cause,
+        workers_before: int | None = None,
     ) -> None:
         self._cause = cause
+        self._workers_before = workers_before
+        self._failed = self._began = False
         self._any = bool(functions)
         self.caller = HookFunctions(functions, emit)
         self.server = HookServer(settings, HookApp(load, settings.wsgi_app or ""), HookLog(emit))
+        self.server.cause = cause
 
     @property
     def names(self) -> list[str]:
@@ -48,23 +66,38 @@ class Hooks:
 
     def configured(self) -> None:
         """To be called before the app is loaded. Raises HookFailed."""
-        if self._cause in ("start", "upgrade"):
-            self.caller.call("nworkers_changed", self.server, self.server.num_workers, None)
-            self._call_at_start("on_starting")
-        elif self._cause == "reload":
+        if self._cause == "check":
+            return
+        self.caller.call("nworkers_changed", self.server, self.server.num_workers, self._workers_before)
+        self._call_at_start("on_starting")
+        if self._cause == "reload":
             self.caller.require("on_reload", self.server)
 
     def listening(self, listeners: list[socket.socket]) -> None:
         """To be called after a preloaded app was loaded, before the first fork. Raises HookFailed."""
         self.server.listen(listeners)
-        if self._cause in ("start", "upgrade"):
+        if self._cause != "check":
             self._call_at_start("when_ready")
 
+    @property
+    def replaces_background_work(self) -> bool:
+        """Whether what earlier fork servers' hooks have started is not needed any more.
+
+        That is so if the hooks here have started something as well, or there are none that could.
+        """
+        could = not AT_START.isdisjoint(self.caller.functions)
+        return not self._failed and (self._began or not could)
+
     def _call_at_start(self, name: str) -> None:
-        # In an upgrade in place, what the hook started at the first start is still running and may hold e.g.
-        # a port that this call needs. That is no reason to keep the old app.
-        call = self.caller.call if self._cause == "upgrade" else self.caller.require
-        call(name, self.server)
+        before = _background_work()
+        try:
+            self.caller.require(name, self.server)
+        except HookFailed as failed:
+            if self._cause == "start":
+                raise
+            self._failed = True
+            self.caller.log_failure(name, failed, "warning")
+        self._began |= _background_work() > before
 
     def taken_over(self, emit: Callable[..., None]) -> None:
         """A worker has become the fork server: it has no children, and logs as a fork server."""
@@ -104,3 +137,8 @@ class Hooks:
             self.server.WORKERS.clear()  # no more messages come at their ends
         else:
             self.caller.call_in_time(due.name, self.server)
+
+
+def _background_work() -> int:
+    """How many threads and processes of its own this process has."""
+    return threading.active_count() + number_of_children()

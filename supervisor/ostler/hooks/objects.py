@@ -252,11 +252,14 @@ class HookServer(HookArgument):
         WORKERS: the workers that this process has forked and that have not ended, by pid.
         LISTENERS: the listeners; none before they are bound.
         worker_age: of the newest worker.
+        cause: why this fork server was started: `start`, `reload`, `upgrade`, or `restart` if the one before
+            it had died. gunicorn has no such attribute.
     """
 
     _called = "server"
     WORKER_BOOT_ERROR = 3
     APP_LOAD_ERROR = 4
+    cause = "start"
 
     def __init__(self, settings: Settings, app: HookApp, log: HookLog) -> None:
         self.cfg = HookSettings(settings)

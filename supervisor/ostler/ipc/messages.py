@@ -49,7 +49,8 @@ class Configure(_Message, frozen=True):
     settings if it is not new: then the file that they are from is evaluated for what else it does, no other
     is looked for, and these apply; cause: why there is a new generation, which decides what hooks are called;
     detached: with `daemon`, close the standard descriptors; variables: which environment variable each value
-    in `command_line` is from, if it is from one; remarks: warnings about the command line.
+    in `command_line` is from, if it is from one; workers_before: at a reload the number of workers that was
+    wanted, for a hook; remarks: warnings about the command line.
     """
 
     version: int
@@ -61,6 +62,7 @@ class Configure(_Message, frozen=True):
     cause: Literal["start", "reload", "upgrade", "restart", "check"] = "start"
     detached: bool = False
     variables: dict[str, str] = {}
+    workers_before: int | None = None
     remarks: list[str] = []
 
 
@@ -168,11 +170,13 @@ class Configured(_Message, frozen=True):
 class AppLoaded(_Message, frozen=True):
     """Ready to spawn; with `preload_app` the app is loaded.
 
-    loggers: it wants `LogLine`s; remark: for the log, about the app that was loaded.
+    loggers: it wants `LogLine`s; remark: for the log, about the app that was loaded; replaces: what hooks of
+    earlier fork servers have started is not needed.
     """
 
     loggers: bool = False
     remark: Line = ""
+    replaces: bool = False
 
 
 class LoadFailed(_Message, frozen=True):
@@ -260,12 +264,14 @@ class Drain(_Message, frozen=True):
 
     hand_over: idle connections go to other workers; zygote: do not end, but answer `ZygoteReady` and be a
     fork server from then on, with the same channel; seconds: graceful_timeout as it is now, which a reload
-    may have changed since the worker was started; None: the worker's own setting.
+    may have changed since the worker was started; None: the worker's own setting; empty_queue: the listeners
+    take no new connections: accept those that wait, until the supervisor has shut the listeners.
     """
 
     hand_over: bool = False
     zygote: bool = False
     seconds: Time | None = None
+    empty_queue: bool = False
 
 
 class AuditZygote(_Message, frozen=True):

@@ -24,6 +24,9 @@ def leave_login() -> None:
     """
     terminals = [fd for fd in (0, 1, 2) if os.isatty(fd)]
     if terminals or has_terminal():
+        if os.getpgrp() == os.getpid():
+            # The leader of a process group can't begin a session (setsid(2)).
+            os.setpgid(0, os.getpgid(os.getppid()))
         os.setsid()
     for fd in terminals:
         name, mode = (os.devnull, os.O_RDONLY) if fd == 0 else (f"/proc/self/fd/{fd}", os.O_WRONLY)

@@ -130,6 +130,20 @@ def has_terminal() -> bool:
     return True
 
 
+def number_of_children() -> int:
+    """How many children the calling thread has; 0 if the kernel does not say (proc_pid_children(5))."""
+    try:
+        return len(Path("/proc/thread-self/children").read_bytes().split())
+    except OSError:
+        return 0
+
+
+def is_interactive() -> bool:
+    """Whether standard input is the terminal that controls this process: a debugger in the app may read it,
+    which only the terminal's foreground process group can."""
+    return os.isatty(0) and has_terminal()
+
+
 def is_to_be_reaped(pid: int) -> bool | None:
     """Whether our child `pid` has ended and wait(2) reports it; None: this is no child of ours.
 

@@ -12,12 +12,13 @@ in a pass: other clients wait in the backlog behind those that send nothing.
 The worker class `asgi` has an acceptor of its own: asgi/acceptor.py.
 """
 
+import errno
 import select
 import socket
 from typing import TYPE_CHECKING, Any
 
 from ostler.logs.limiter import LimitedLog
-from ostler.osapi import original
+from ostler.osapi import original, refusing
 from ostler.scoreboard.accounting import RequestSlot
 from ostler.workers import eviction
 from ostler.workers.accept_pause import AcceptPause, is_exhaustion
@@ -109,11 +110,21 @@ class Acceptor:
 
     def try_start(self, slot: RequestSlot, now: int) -> None:
         """Start, unless the reason not to accept is still there."""
-        if self._drain.asked or (self._table.is_full and not self._make_room_for_waiting(slot, now)):
+        if not self.may_accept or (self._table.is_full and not self._make_room_for_waiting(slot, now)):
             return
         if self._pause.is_over(now):
             self._waiting_since = 0
             self.start()
+
+    @property
+    def may_accept(self) -> bool:
+        """False while draining, unless connections in the listeners' queues would be lost otherwise."""
+        drain = self._drain
+        return not drain.asked or (drain.empties_queue and not drain.abandoned and not self._are_shut)
+
+    @property
+    def _are_shut(self) -> bool:
+        return all(refusing.is_shut(fd) for fd in self._listeners)
 
     def try_resume_siblings(self, now: int) -> None:
         """Receive from siblings again, if that was paused for long enough."""
@@ -143,7 +154,9 @@ class Acceptor:
         try:
             sock, peer = listener.accept()
         except OSError as error:
-            if is_exhaustion(error):
+            if error.errno == errno.EINVAL:
+                self._reactor.remove(source)  # it was shut down: it is "ready" for ever
+            elif is_exhaustion(error):
                 reason = error.strerror or "no descriptors"
                 # If room was made: the listener is still ready, so the next pass accepts.
                 if not self._evictor.make_room(slot, now, eviction.MOVING, reason):

@@ -1,5 +1,10 @@
 """Processes that the app forks from a worker or from the fork server, e.g. with multiprocessing.
 
+A forked process inherits all descriptors. If it kept the listeners, clients would wait for a process that
+serves no one, and the port would not be free when the daemon has ended; if it kept a client's connection,
+the client would not notice that its worker was killed; and with a channel it could speak for its parent. So
+in the child all of these are replaced by /dev/null: whatever refers to their numbers does no harm.
+
 A forked process inherits Python's signal handlers. Those of a worker must not run there: the handler for
 SIGTERM would drain a worker that the process is not, so `Process.terminate()` would have no effect and
 `join()` would wait for ever. Therefore the child gets the dispositions of an ordinary Python program.
@@ -13,8 +18,10 @@ import _signal  # type: ignore[import-not-found]
 import faulthandler
 import os
 import signal
+from collections.abc import Callable, Iterable
 
 from ostler.osapi import original
+from ostler.osapi.priority import restore_priority
 from ostler.osapi.process import DUMP_SIGNAL
 from ostler.wsgi.forked import note_fork
 
@@ -27,8 +34,40 @@ _set_mask = _signal.pthread_sigmask
 _masks: dict[int, set[int]] = {}
 
 
+# What returns the descriptors that are not for children.
+_private: list[Callable[[], Iterable[int]]] = []
+
+
+# How much the priority of this process is lowered at present; for `restore_priority`.
+_lowered = 0
+# What else is done in children.
+_callbacks: list[Callable[[], object]] = []
+
+
+def call_in_children(callback: Callable[[], object]) -> None:
+    """Call this in each child that the app forks; until `forget_private`."""
+    _callbacks.append(callback)
+
+
+def note_priority(lowered: int) -> None:
+    """Children get the priority that this process had before it was lowered by so much."""
+    global _lowered
+    _lowered = lowered
+
+
+def keep_private(descriptors: Callable[[], Iterable[int]]) -> None:
+    """Children that the app forks get none of these. Called after each fork, by the thread that forks."""
+    _private.append(descriptors)
+
+
+def forget_private() -> None:
+    """In a process of Ostler's that was just forked: it keeps what its parent kept from others."""
+    _private.clear()
+    _callbacks.clear()
+
+
 def register() -> None:
-    """Reset signals in all children that the app forks from now on; children inherit this, too."""
+    """From now on all children that the app forks lose our signal handlers and descriptors; theirs, too."""
     global _registered
     if not _registered:
         _registered = True
@@ -65,6 +104,14 @@ def _in_child() -> None:
     if original.is_forking():
         return  # a worker installs its handlers itself
     note_fork()
+    for callback in _callbacks:
+        try:
+            callback()
+        except Exception:  # noqa: BLE001, S112 - the fork may have interrupted anything
+            continue
+    _callbacks.clear()
+    _drop_private()
+    restore_priority(_lowered)
     try:
         reset_signals()
         if signal.SIGINT in signal.sigpending():
@@ -73,6 +120,36 @@ def _in_child() -> None:
     finally:
         if mask is not None:
             _set_mask(signal.SIG_SETMASK, mask)
+
+
+def _drop_private() -> None:
+    found: set[int] = set()
+    for descriptors in _private:
+        try:
+            found.update(descriptors())
+        except Exception:  # noqa: BLE001, S112 - the fork may have interrupted anything; the others are dropped
+            continue
+    _private.clear()
+    try:
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        for fd in found:
+            _close(fd)
+        return
+    for fd in found:
+        if fd >= 0:
+            try:
+                os.dup2(null, fd, inheritable=False)
+            except OSError:
+                _close(fd)
+    original.close(null)
+
+
+def _close(fd: int) -> None:
+    try:
+        original.close(fd)
+    except OSError:
+        pass  # it was closed before
 
 
 def reset_signals() -> None:

@@ -41,7 +41,7 @@ A complete one is in tests/system/apps/reference.py. `ostler.scoreboard.accounti
 
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -179,6 +179,13 @@ class BaseWorker(ABC):
                 the worker. None: as long as the worker's own setting says.
         """
 
+    def empty_queue(self) -> None:
+        """Called before `drain` if the daemon stops: go on accepting until the listeners are shut down.
+
+        They take no new connections. When none waits any more the supervisor shuts them down, and `accept`
+        fails with EINVAL. A class that does not do this leaves waiting connections to be reset.
+        """
+
     @abstractmethod
     def stop(self) -> None:
         """Make `run` return soon, whatever is unanswered; may be called from a signal handler."""
@@ -215,6 +222,16 @@ class BaseWorker(ABC):
     def descriptors(self) -> set[int]:
         """The descriptors that `close` will close."""
         return set()
+
+    def client_descriptors(self) -> Iterable[int]:
+        """The descriptors of clients' connections, for which a process that the app forks gets /dev/null."""
+        return ()
+
+    def forked_by_app(self) -> None:
+        """Called in a process that the app has forked: see to it that it ends when the app returns in it.
+
+        If it went on in `run` it would be a second worker.
+        """
 
     def close(self) -> None:
         """Close all descriptors but the listeners'; called after `run`."""

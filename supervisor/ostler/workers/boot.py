@@ -27,12 +27,14 @@ from ostler.osapi import original
 from ostler.osapi.needed import LIMITS
 from ostler.osapi.priority import lower_priority_for_good, restore_priority
 from ostler.osapi.process import DUMP_SIGNAL, INTERRUPT_SIGNAL, enlarge_signal_stack, set_title
+from ostler.osapi.process_groups import end_own_group
 from ostler.scoreboard.accounting import Accounting
 from ostler.scoreboard.memory import map_cell
 from ostler.settings.capacity import request_slots
 from ostler.text import trace_of
 from ostler.workers import app_forks, signals
 from ostler.workers.app_boot import AppBoot
+from ostler.workers.app_signals import AppSignalHandler
 from ostler.workers.base import BaseWorker, Context
 from ostler.workers.handoff import HandOff
 from ostler.workers.inheritance import Inheritance, Zygote
@@ -55,6 +57,9 @@ class WorkerProcess:
     does, which in a worker with threads may be another one.
 
     lowered: for `restore_priority`.
+
+    Attributes:
+        orphaned: the supervisor has ended, or closed the channel.
     """
 
     def __init__(self, inheritance: Inheritance, lowered: int) -> None:
@@ -74,12 +79,13 @@ class WorkerProcess:
         self._engine: BaseWorker | None = None
         self._leave_early = False
         self._started = False
-        self._orphaned = False
+        self.orphaned = False
         self._quitting = False
         self._accounting: Accounting | None = None
         self._promotion = Promotion()
         self._must_leave = False
         self._reported: set[str] = set()
+        self._app_term = AppSignalHandler(self._log)
         self._app_boot = AppBoot(generation, self._hooks, self._log, self._send, self._quit_if_asked)
 
     def run(self) -> int:
@@ -89,9 +95,11 @@ class WorkerProcess:
             QuitWorker: at any point, because of a signal.
         """
         if self._inherited.urgent:
-            restore_priority(self._lowered)
+            self._restore_priority()
         self._install_signals()
         app_forks.register()
+        app_forks.keep_private(self._private_descriptors)
+        app_forks.call_in_children(self._in_forked_process)
         self._channel.set_blocking(True)
         if not self._wait_for_boot():
             return 0
@@ -116,7 +124,7 @@ class WorkerProcess:
             QuitWorker: as in `run`.
         """
         engine = self._engine
-        must_end = self._must_leave or self._orphaned or self._quitting
+        must_end = self._must_leave or self.orphaned or self._quitting
         if engine is None or not self._promotion.wanted or must_end:
             return None
         self._app_boot.stop_reporting()
@@ -201,6 +209,8 @@ class WorkerProcess:
         except (AppLoadError, WarmupError) as error:
             self._app_boot.report_failure(error)
             return 3
+        if self._app_term.take(self._on_term):
+            signal.signal(signal.SIGTERM, self._on_term)
         if self._leave_early or engine.draining:
             return 0
         try:
@@ -211,7 +221,7 @@ class WorkerProcess:
         self._started = True
         self._title(f"worker {self._inherited.slot} gen {self._generation.number}")
         if not self._inherited.urgent:
-            restore_priority(self._lowered)
+            self._restore_priority()
         boot = self._app_boot
         self._send(messages.Ready(boot.standard_modules[: messages.MOST_NAMES], boot.remark))
         engine.run()
@@ -234,7 +244,11 @@ class WorkerProcess:
             message = received[0]
             if isinstance(message, messages.Drain):
                 self._promotion.wanted = message.zygote  # of several messages the last one counts
+                if message.empty_queue:
+                    self._engine.empty_queue()
                 self._drain(message.hand_over, message.seconds)
+                if not message.zygote:
+                    self._app_term.call_soon(signal.SIGTERM)
             elif isinstance(message, messages.AuditZygote):
                 self._audit(message.force)
             elif isinstance(message, messages.ReopenLogs):
@@ -252,6 +266,7 @@ class WorkerProcess:
             signals.ignore(DUMP_SIGNAL)
             self._log.warning("no_stack_dumps", reason=error.strerror)
         enlarge_signal_stack()
+        self._app_term.take(self._on_term)  # the preloaded app's
         signal.signal(signal.SIGTERM, self._on_term)
         signal.signal(signal.SIGINT, self._quit)
         signal.signal(signal.SIGQUIT, self._quit)
@@ -270,12 +285,16 @@ class WorkerProcess:
             self._engine.drain(hand_over, seconds)
 
     def _on_term(self, signum: int, frame: FrameType | None) -> None:
+        if self._app_term.is_due:
+            self._app_term.call(signum, frame)  # the supervisor has asked for the end: see `_on_channel`
+            return
         self._must_leave = True  # it can't become a zygote any more
         if not self._started:
             self._quit(signum, frame)  # no client is served yet, and loading may take long
             return
         self._report_signal(signum)
         self._drain()
+        self._app_term.call(signum, frame)
 
     def _audit(self, force: bool) -> None:
         """Report whether this worker could become a zygote; it goes on serving."""
@@ -297,10 +316,29 @@ class WorkerProcess:
             *self._sinks.descriptors(),
         }
 
+    def _restore_priority(self) -> None:
+        restore_priority(self._lowered)
+        app_forks.note_priority(0)
+
+    def _in_forked_process(self) -> None:
+        """Called in a process that the app has forked."""
+        if self._engine is not None:
+            self._engine.forked_by_app()
+
+    def _private_descriptors(self) -> set[int]:
+        """What processes that the app forks are not to have: they could speak for this worker, or hold the
+        connections of its clients."""
+        generation = self._generation
+        found = {self._channel.fileno(), self._inherited.stacks_fd}
+        found.update(sock.fileno() for sock in (*generation.handoff, *generation.listeners))
+        if self._engine is not None:
+            found.update(self._engine.client_descriptors())
+        return found
+
     def _lose_supervisor(self) -> None:
         """Drain and end: the supervisor is gone, which alone can replace or end this worker."""
-        if not self._orphaned:
-            self._orphaned = True
+        if not self.orphaned:
+            self.orphaned = True
             # faulthandler's C thread ends the process even if all Python threads hang.
             faulthandler.dump_traceback_later(
                 self._settings.graceful_timeout + _ORPHAN_GRACE, file=self._inherited.stacks_fd, exit=True
@@ -369,12 +407,17 @@ class WorkerProcess:
         set_title(f"ostler: {what} [{self._generation.name}]")
 
 
-def leave(code: int) -> NoReturn:
-    """End a worker, with the app's atexit functions."""
+def leave(code: int, orphaned: bool = False) -> NoReturn:
+    """End a worker, with the app's atexit functions.
+
+    orphaned: there is no supervisor that would end what the app has started.
+    """
     # The interpreter removes its handlers at the end; then these signals would kill it, with a wrong exit
     # status. And stacks must not be dumped while threads and frames are torn down.
     for signum in (signal.SIGIO, *signals.ENDING, INTERRUPT_SIGNAL, DUMP_SIGNAL):
         signal.signal(signum, signal.SIG_IGN)
+    if orphaned:
+        end_own_group()
     if (logging := sys.modules.get("logging")) is not None:
         # A monkey-patched lock can't be used any more when logging closes its last handlers.
         logging._lock = original.RLock()  # type: ignore[attr-defined]
@@ -404,4 +447,4 @@ def run(inheritance: Inheritance, lowered: int) -> Zygote:
         raise
     if worker is not None:
         worker.end()
-    leave(code)
+    leave(code, worker is not None and worker.orphaned)

@@ -98,7 +98,7 @@ class Sweeper:
         drain = self._drain
         if drain.abandoned:
             self._acceptor.close_listeners()
-        else:
+        elif not self._acceptor.may_accept:
             self._acceptor.stop()
         if drain.begin() and not drain.hand_over:
             # A worker that hands its connections off need not have clients close them.

@@ -29,6 +29,7 @@ from ostler.workers.soft_interrupt import SoftInterrupts
 from ostler.workers.sweeper import SWEEP, SWEEP_DRAINING
 from ostler.workers.system_calls import PLAIN, contended_calls
 from ostler.workers.units import SECOND
+from ostler.wsgi.forked import leave_answered
 
 MANY_EVENTS = 8
 """When so many events come at once (8), some of them wait long; then a sibling gets a connection."""
@@ -161,6 +162,9 @@ class Engine(BaseWorker):
         self._drain.ask(hand_over, seconds)
         self._reactor.wake()
 
+    def empty_queue(self) -> None:
+        self._drain.empties_queue = True
+
     def abandon(self) -> None:
         """See BaseWorker; may be called from a signal handler of the main thread."""
         self._drain.abandoned = True
@@ -200,6 +204,13 @@ class Engine(BaseWorker):
     def descriptors(self) -> set[int]:
         """See BaseWorker; called by the leader."""
         return self._reactor.descriptors() | set(self._open)
+
+    def forked_by_app(self) -> None:
+        # No check is needed then for each request of a worker.
+        Connection.send = Connection.send_file = leave_answered  # type: ignore[method-assign]
+
+    def client_descriptors(self) -> list[int]:
+        return list(self._open)
 
     def close(self) -> None:
         self.parts.table.close_all(self.slot(0))
@@ -287,7 +298,8 @@ class Engine(BaseWorker):
         now = self._reactor.now
         self._sweeper.sweep(now, slot)
         if self._drain.asked and (
-            not (self._open or self._events or self._ready) or self._drain.is_over(now)
+            not (self._open or self._events or self._ready or self._acceptor.may_accept)
+            or self._drain.is_over(now)
         ):
             self._done = True
 

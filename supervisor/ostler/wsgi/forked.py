@@ -4,7 +4,9 @@ It must not serve: the worker's connections and its cell of the scoreboard are n
 """
 
 import os
+import sys
 import traceback
+from contextlib import suppress
 from typing import NoReturn
 
 _forked = False
@@ -19,6 +21,14 @@ def note_fork() -> None:
 def is_forked() -> bool:
     """Whether this process was forked by the app, so it is no worker."""
     return _forked
+
+
+def leave_answered(*_: object, **__: object) -> NoReturn:
+    """End this process, instead of sending an answer: the app has returned in it as well as in its worker."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(0)
 
 
 def leave(error: BaseException) -> NoReturn:

@@ -775,20 +775,20 @@ def test_stop_after_a_delay() -> None:
     play.reported("stop", how="graceful", delay=10.0)
     assert health.state(play.fleet.state) == "draining"
     play.exits(1, signal=9).then(spawn(1)).ready(1).then()
-    play.nothing_until(10.0).then(drain(2), drain(1)).exits(1).exits(2)
+    play.nothing_until(10.0).then(STOPPING, drain(2), drain(1)).exits(1).exits(2)
     play.fork_server_exits(1).then(stop_fork_server(1), FINISH)
 
 
 def test_second_stop_ends_the_delay() -> None:
     """A second request begins the graceful stop at once, a third the quick one."""
-    play = running(workers=2, shutdown_delay=10.0).stop().stop().then(STOPPING, drain(1), drain(2))
+    play = running(workers=2, shutdown_delay=10.0).stop().stop().then(STOPPING, STOPPING, drain(1), drain(2))
     play.stop().then(end(1), end(2))
 
 
 def test_quick_stop_has_no_delay() -> None:
     """INT and QUIT end the daemon at once, also during the delay."""
     running(workers=1, shutdown_delay=10.0).stop_quickly().then(STOPPING, end(1))
-    running(workers=1, shutdown_delay=10.0).stop().stop_quickly().then(STOPPING, end(1))
+    running(workers=1, shutdown_delay=10.0).stop().stop_quickly().then(STOPPING, STOPPING, end(1))
 
 
 def test_no_delay_without_a_ready_worker() -> None:
@@ -800,7 +800,7 @@ def test_no_delay_without_a_ready_worker() -> None:
 def test_the_delay_counts_from_the_drain() -> None:
     """What was drained by hand for longer than shutdown_delay stops at once."""
     play = running(workers=1, shutdown_delay=10.0).drain().after(4.0)
-    play.stop().then(STOPPING).nothing_until(6.0).then(drain(1))
+    play.stop().then(STOPPING).nothing_until(6.0).then(STOPPING, drain(1))
     running(workers=1, shutdown_delay=10.0).drain().after(11.0).stop().then(STOPPING, drain(1))
 
 
@@ -809,7 +809,7 @@ def test_nothing_takes_a_stop_back() -> None:
     play = running(workers=1, shutdown_delay=10.0).stop().resume().then(STOPPING)
     assert health.state(play.fleet.state) == "draining"
     play.on(events.UpgradeAsked("test")).reported("upgrade_failed")
-    play.nothing_until(10.0).then(drain(1))
+    play.nothing_until(10.0).then(STOPPING, drain(1))
 
 
 def test_drain_and_resume() -> None:

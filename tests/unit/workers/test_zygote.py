@@ -201,9 +201,8 @@ def test_stack_dumps_reach_the_childs_own_pipe(keep: Keep) -> None:
 
 
 def test_signals_to_the_group_do_not_end_a_zygote(keep: Keep) -> None:
-    """Like a fork server it ends only when its channel is closed, and then at once,
-    without the app's atexit handlers.
-    """
+    """Like a fork server it ends only when its channel is closed; then, like a worker, with the app's atexit
+    functions."""
     keeper = keep()
     zygote = keeper.make_zygote(keeper.spawn(keeper.server()))
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1):
@@ -211,7 +210,7 @@ def test_signals_to_the_group_do_not_end_a_zygote(keep: Keep) -> None:
         child = keeper.spawn(zygote, 2)
     zygote.close_channel()
     zygote.wait_until_ended()
-    assert not (keeper.folder / "goodbyes").exists()
+    assert (keeper.folder / "goodbyes").exists()
     child.send_message(messages.Drain())
     child.wait_until_ended()
     assert f"{child.pid}\n" in (keeper.folder / "goodbyes").read_text()

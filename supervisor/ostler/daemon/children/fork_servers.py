@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from ostler.daemon.children.handles import ForkServerHandle
+from ostler.daemon.children.app_processes import AppProcesses
+from ostler.daemon.children.handles import AnyChild, ForkServerHandle
 from ostler.daemon.children.hooks import HookDispatcher
 from ostler.daemon.children.inbox import Inbox
 from ostler.daemon.children.ports import Ports
@@ -25,6 +26,7 @@ from ostler.fleet import actions, events
 from ostler.fleet.model import ExitStatus
 from ostler.ipc import messages
 from ostler.osapi.needed import with_remedy
+from ostler.osapi.process_groups import own_group
 from ostler.settings.confine import confine
 from ostler.settings.load import COMMAND_LINE, Loaded
 from ostler.settings.opening_rights import rights_for
@@ -55,7 +57,7 @@ class ForkServerManager:
 
     Args:
         start: how the daemon was asked to start.
-        ports, configurations, listeners, inbox, reaper, hooks, workers: what it works with.
+        ports, configurations, listeners, inbox, reaper, hooks, workers, app_processes: what it works with.
         handoff: descriptors of the socket pair of the hand-off.
         callbacks: see there.
 
@@ -73,6 +75,7 @@ class ForkServerManager:
         reaper: Reaper,
         hooks: HookDispatcher,
         workers: WorkerManager,
+        app_processes: AppProcesses,
         handoff: Callable[[], tuple[int, int]],
         callbacks: ForkServerCallbacks,
     ) -> None:
@@ -85,6 +88,7 @@ class ForkServerManager:
         self._reaper = reaper
         self._hooks = hooks
         self._workers = workers
+        self._app_processes = app_processes
         self._handoff = handoff
         self._callbacks = callbacks
         self.instance_name = ""
@@ -124,6 +128,7 @@ class ForkServerManager:
             handle.record.cause,
             detached=self._start.detached,
             variables=self._start.variables,
+            workers_before=self._ports.state().wanted if handle.record.cause == "reload" else None,
             remarks=self._start.remarks,
         )
         handle.send(request)
@@ -159,7 +164,7 @@ class ForkServerManager:
             self._hooks.done(handle, message.name)
         elif isinstance(message, messages.LogTaken):
             self._callbacks.on_log_taken(message.number)
-        elif record.stops_when_idle or record.background_only:
+        elif record.stops_when_idle or record.background_only or record.kept_for_workers:
             pass  # nothing else of it is wanted any more
         elif isinstance(message, messages.Decided):
             if record.decision is None and not record.listener_keys:
@@ -171,6 +176,9 @@ class ForkServerManager:
         elif isinstance(message, messages.AppLoaded):
             record.wants_log_lines = message.loggers
             self._workers.report_remark(generation, message.remark)
+            record.replaces_background_work = message.replaces
+            if not record.groups and (group := own_group(handle.pid)) is not None:
+                record.groups = [group]  # it has left the terminal's session (`osapi.login`)
             self._hooks.loaded(handle, record.cause)
             self._ports.submit(events.AppLoaded(generation))
         elif isinstance(message, messages.LoadFailed):
@@ -280,21 +288,36 @@ class ForkServerManager:
     # -- ends -----------------------------------------------------------------------------------------------
 
     def stop(self, action: actions.StopForkServer) -> None:
-        """Let it end, or only run its background work."""
+        """Let it end, now or when its workers have, or only run its background work."""
         handle = self._children.fork_servers.get(action.generation)
         if handle is None:
             return
-        if handle.record.may_run_background_work and not self._ports.state().stopping:
-            self._keep_for_background_work(handle)
+        if self._ports.state().stopping:
+            self._hooks.stop(handle)
+            return
+        handle.record.kept_for_workers = self._app_processes.is_used(handle)
+        handle.record.may_run_background_work = self._hooks.is_needed(handle)
+        if handle.record.may_run_background_work:
+            self._keep(handle)
+            self._hooks.leave(handle)
+        elif handle.record.kept_for_workers:
+            self._keep(handle)
         else:
             self._hooks.stop(handle)
 
-    def _keep_for_background_work(self, handle: ForkServerHandle) -> None:
-        """The generation ends. The fork server stays if its hooks have started background work; the fleet
-        treats it as ended."""
+    def let_unused_end(self, ended: AnyChild) -> None:
+        """A child has ended: let the fork servers end that were only kept for it."""
+        for handle in list(self._children.leaving.values()):
+            record = handle.record
+            if record.kept_for_workers and not self._app_processes.is_used(handle, ended):
+                record.kept_for_workers = False
+                if not record.background_only:
+                    self._hooks.leave(handle)
+
+    def _keep(self, handle: ForkServerHandle) -> None:
+        """The generation ends. The fork server stays for a while; the fleet treats it as ended."""
         handle.record.exit_cause = fork_server_leaving(self._ports.state(), handle.generation)
         self._children.leave(handle)
-        self._hooks.leave(handle)
         self._workers.forget_unforked(handle.generation)
         self._ports.submit(events.ForkServerExited(handle.generation, ExitStatus()))
         self._ports.loop.call_soon(self._settle)  # when the fleet has processed the event
@@ -329,6 +352,7 @@ class ForkServerManager:
         if current:
             self._ports.submit(events.ForkServerExited(generation, status, handle.record.problem))
         attempt("hooks of a fork server that ended", lambda: self._hooks.fork_server_ended(handle))
+        attempt("fork servers that were kept", lambda: self.let_unused_end(handle))
         if current:
             attempt("settling listeners", self._settle)
 
@@ -351,6 +375,9 @@ class ForkServerManager:
         zygote.record.listener_keys = keys
         self._children.add_fork_server(zygote)
         self.watch(zygote)
+        if old is not None and self._app_processes.is_used(old):
+            old.record.kept_for_workers = True
+            old = None
         self._hooks.zygote_promoted(old, zygote, worker)
         self._workers.forget_unforked(action.generation)
 

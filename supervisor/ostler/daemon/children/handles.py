@@ -28,7 +28,14 @@ from ostler.ipc import channel, messages
 from ostler.ipc.channel import Channel
 from ostler.osapi import imports, received
 from ostler.osapi.priority import lower_priority, restore_priority
-from ostler.osapi.process import INTERRUPT_SIGNAL, is_to_be_reaped, send_signal, signal_main_thread
+from ostler.osapi.process import (
+    INTERRUPT_SIGNAL,
+    is_interactive,
+    is_to_be_reaped,
+    send_signal,
+    signal_main_thread,
+)
+from ostler.osapi.process_groups import own_group
 from ostler.settings import capacity
 from ostler.settings.load import Loaded
 
@@ -215,6 +222,7 @@ class ForkServerHandle(Child):
             modules_sent=True,  # it has all that the app's workers import
             remarked=True,
             wants_log_lines=before.wants_log_lines,
+            groups=before.groups,
         )
         handle = cls(record, Channel.from_fd(worker.channel.detach(), messages.FromForkServer))
         os.close(worker.stacks_fd)
@@ -245,11 +253,14 @@ class ForkServerHandle(Child):
                     environ,
                     file_actions=[(os.POSIX_SPAWN_DUP2, fd, fd)],
                     setsigmask=(),
+                    setpgroup=os.getpgrp() if is_interactive() else 0,
                 )
             finally:
                 restore_priority(lowered)
         ours.setblocking(False)
         record = ForkServerRecord(generation=generation, spawned_at=time.monotonic(), pid=pid)
+        if (group := own_group(pid)) is not None:
+            record.groups = [group]
         return cls(record, Channel(ours, messages.FromForkServer))
 
     def close(self) -> None:

@@ -6,10 +6,11 @@ changed, the daemon ends or executes another program. If the generation has any 
 a fork server and an upgrade wait for hooks, for a limited time: a fork server that is to end gets time to
 call the hooks that it was sent (the fleet's `fork_server_grace`).
 
-What `on_starting` and `when_ready` have started (a thread that serves metrics, a scheduler) runs in the first
-fork server, and must outlive reloads. So at the end of its generation that fork server is not ended but sent
-`retire`: it closes everything else, and ends only if nothing runs in it. Later it is the one that calls
-`on_exit`.
+What `on_starting` and `when_ready` have started (a thread that serves metrics, a scheduler) runs in their
+fork server. At a reload the new one calls these hooks as well, and the old one's work ends with its
+generation. But if they raise there (the port of the metrics is taken, say) or start nothing, the earlier work
+must outlive the reload: then that fork server is not ended but sent `retire`: it closes everything else, and
+ends only if nothing runs in it. Later it is the one that calls `on_exit`.
 
 `child_exit` is called at most once for each worker: by the fork server of the worker's generation or, if that
 has ended, by another. If a fork server dies before it has begun to call a `child_exit`, the next one is sent
@@ -97,17 +98,37 @@ class HookDispatcher:
         record.can_call_hooks = True
         self._own.exit_wanted |= "on_exit" in record.hooks
         wanted = self._ports.state().wanted
-        if cause in ("start", "upgrade"):
+        if cause != "refork":
             record.may_run_background_work = not _STARTING_HOOKS.isdisjoint(record.hooks)
-            loaded = self._configurations.get(handle.generation)
-            if loaded is not None:
-                workers = loaded.settings.workers
-                record.reported_workers = workers[0] if isinstance(workers, tuple) else workers
+            # It knows the configured number. Another one that is wanted is reported when it is current.
+            record.reported_workers = self._configured_workers(handle.generation)
         elif record.hooks:
-            # It knows the configured number; another one may have been set since.
+            # It knows the number at the fork of the worker that it was.
             self._send(handle, messages.HookDue("nworkers_changed", old=wanted, new=wanted))
             record.reported_workers = wanted
         self._send_waiting()
+
+    def _configured_workers(self, generation: int) -> int:
+        loaded = self._configurations.get(generation)
+        workers = loaded.settings.workers if loaded is not None else self._ports.state().wanted
+        return workers[0] if isinstance(workers, tuple) else workers
+
+    def is_needed(self, handle: ForkServerHandle) -> bool:
+        """Whether a fork server whose generation ends is to stay, for what its hooks have started.
+
+        If not, those that stayed before are ended, too.
+        """
+        current = self._ports.state().current
+        newer = self._ports.children.fork_servers.get(current)
+        if handle.generation >= current:
+            return False  # it was a candidate
+        if newer is None or not newer.record.replaces_background_work:
+            return handle.record.may_run_background_work
+        for earlier in list(self._ports.children.leaving.values()):
+            if earlier.record.background_only:
+                earlier.record.background_only = False
+                self.stop(earlier)
+        return False
 
     def zygote_promoted(
         self, old: ForkServerHandle | None, zygote: ForkServerHandle, worker: WorkerHandle

@@ -83,6 +83,7 @@ class Reaper:
         scoreboard: for what a dead worker had in flight and has counted.
         ledger: for each death.
         inbox: for what a dead child has sent last.
+        on_child_ended: called first with any dead child.
         on_worker_ended: called with a dead worker, before it is given up.
         forget_worker: gives up a dead worker's handle.
         on_fork_server_ended: called with a dead fork server, and gives up its handle.
@@ -95,6 +96,7 @@ class Reaper:
         ledger: Ledger,
         inbox: Inbox,
         *,
+        on_child_ended: Callable[[AnyChild, ExitStatus], None],
         on_worker_ended: Callable[[WorkerHandle, ExitStatus], None],
         forget_worker: Callable[[int], None],
         on_fork_server_ended: Callable[[ForkServerHandle, ExitStatus], None],
@@ -103,6 +105,7 @@ class Reaper:
         self._scoreboard = scoreboard
         self._ledger = ledger
         self._inbox = inbox
+        self._on_child_ended = on_child_ended
         self._on_worker_ended = on_worker_ended
         self._forget_worker = forget_worker
         self._on_fork_server_ended = on_fork_server_ended
@@ -238,6 +241,7 @@ class Reaper:
         """
         attempt = self._ports.attempt
         handle.reaped()
+        attempt("what a worker has started", lambda: self._on_child_ended(handle, status))
         attempt("a dead worker's last messages", lambda: self._inbox.read_last(handle))
         attempt("requests lost with a worker", lambda: self._report_lost_with(handle))
         dump = attempt("a dead worker's stacks", lambda: self._take_dump(handle, status)) or ""
@@ -298,6 +302,7 @@ class Reaper:
     def _fork_server_ended(self, handle: ForkServerHandle, dead: Dead) -> None:
         attempt = self._ports.attempt
         handle.reaped()
+        attempt("what a fork server has started", lambda: self._on_child_ended(handle, dead.status))
         replaced = self._ports.children.is_leaving(handle)
         attempt("a dead fork server's last messages", lambda: self._inbox.read_last(handle))
         attempt("an entry of the ledger", lambda: self._record_fork_server(handle, dead, replaced))

@@ -44,6 +44,8 @@ class ChildRecord(msgspec.Struct, kw_only=True):
         sent_signals: the signals that were sent to it.
         phase: what it may send.
         problem: the violation of the protocol that it was killed for, or an empty text.
+        groups: process groups with processes that it may use: the group that it leads, and those that the
+            processes lead from which it was forked. Empty if the daemon is in the foreground of a terminal.
     """
 
     generation: int
@@ -53,6 +55,7 @@ class ChildRecord(msgspec.Struct, kw_only=True):
     sent_signals: set[int] = msgspec.field(default_factory=set)
     phase: ChildPhase = ChildPhase.UNREPORTED
     problem: str = ""
+    groups: list[int] = msgspec.field(default_factory=list)
 
 
 class ForkServerRecord(ChildRecord, kw_only=True):
@@ -73,8 +76,10 @@ class ForkServerRecord(ChildRecord, kw_only=True):
         reported_workers: the wanted number of workers that it was last sent.
         stops_when_idle: its channel is closed as soon as no hook is pending.
         calls_on_exit: it was sent `on_exit`.
+        replaces_background_work: what the hooks of earlier fork servers have started is not needed any more.
         may_run_background_work: its hooks may have started a thread or process that must outlive its
             generation.
+        kept_for_workers: its generation has ended, but not yet the workers that use what it has started.
         background_only: that is all it is still there for; exit_cause then says why its generation ended.
     """
 
@@ -92,7 +97,9 @@ class ForkServerRecord(ChildRecord, kw_only=True):
     reported_workers: int | None = None
     stops_when_idle: bool = False
     calls_on_exit: bool = False
+    replaces_background_work: bool = False
     may_run_background_work: bool = False
+    kept_for_workers: bool = False
     background_only: bool = False
     exit_cause: ExitCause | None = None
 

@@ -11,11 +11,13 @@ from ostler.daemon.children.reaper import Reaper
 from ostler.daemon.children.records import ChildPhase
 from ostler.daemon.children.stack_dumps import StackDumps
 from ostler.daemon.configurations import Configurations
+from ostler.daemon.listening.listeners import Listeners
 from ostler.fleet import actions, events
 from ostler.ipc import messages
 from ostler.ipc.channel import BadMessage
 from ostler.osapi.needed import with_remedy
 from ostler.osapi.process import is_anothers_child
+from ostler.osapi.process_groups import own_group
 from ostler.scoreboard.reader import Scoreboard
 from ostler.settings import capacity
 
@@ -24,7 +26,7 @@ class WorkerManager:
     """Spawns, signals and gives up workers. Called only by the event loop's thread.
 
     Args:
-        ports, configurations, scoreboard, inbox, stacks, reaper: what it works with.
+        ports, configurations, scoreboard, inbox, stacks, reaper, listeners: what it works with.
         on_files: called with a generation and what a worker has reported about the app's files.
     """
 
@@ -36,6 +38,7 @@ class WorkerManager:
         inbox: Inbox,
         stacks: StackDumps,
         reaper: Reaper,
+        listeners: Listeners,
         on_files: Callable[[int, messages.Watch | messages.AppBroken], None],
     ) -> None:
         self._ports = ports
@@ -45,6 +48,7 @@ class WorkerManager:
         self._inbox = inbox
         self._stacks = stacks
         self._reaper = reaper
+        self._listeners = listeners
         self._on_files = on_files
 
     def watch(self, handle: WorkerHandle) -> None:
@@ -152,6 +156,9 @@ class WorkerManager:
             raise BadMessage(f"that process {message.pid} is a worker, which is no child of the supervisor's")
         handle.record.phase = ChildPhase.BOOTING
         alive = handle.forked(message.pid)
+        handle.record.groups = [*fork_server.record.groups]
+        if (group := own_group(message.pid)) is not None:
+            handle.record.groups.append(group)
         self._ports.submit(events.WorkerForked(message.worker_id, message.pid))
         if alive:
             self._children.worker_forked(handle)
@@ -213,7 +220,8 @@ class WorkerManager:
     def drain(self, action: actions.Drain) -> None:
         handle = self._children.workers[action.worker_id]
         handle.record.zygote_asked |= action.zygote
-        message = messages.Drain(action.hand_over, action.zygote, action.seconds)
+        empty_queue = action.empty_queue and not self._listeners.are_inherited
+        message = messages.Drain(action.hand_over, action.zygote, action.seconds, empty_queue)
         if not handle.send(message):
             # It has not read its channel for long, or has closed it: SIGTERM means the same.
             self._signal(handle, signal.SIGTERM)

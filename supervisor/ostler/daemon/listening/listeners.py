@@ -17,6 +17,7 @@ import msgspec
 from ostler.daemon.listening.binding import Bound, listen, send_at_once, takes_v4
 from ostler.daemon.listening.unix import Access, give, hold, ids, mode_of, reason_unix
 from ostler.errors import SettingError
+from ostler.osapi import refusing
 from ostler.osapi.unix_sockets import identity_of, remove_own
 from ostler.settings.address import Address, parse_address
 
@@ -178,6 +179,37 @@ class Listeners:
             raise SettingError("bind", f"{key}: {reason_unix(error, access)}") from None
         self._access[key] = access
 
+    # -- the end of the daemon -----------------------------------------------------------------------------
+
+    @property
+    def are_inherited(self) -> bool:
+        """systemd has them as well: what waits to be accepted is for the next daemon."""
+        return bool(self._inherited)
+
+    def refuse_new(self) -> None:
+        """Take no new connections; workers accept those that wait."""
+        if not self._inherited:
+            for key, sock in self._sockets.items():
+                self._remove_file(key)
+                refusing.refuse_new(sock)
+
+    def shut_empty(self) -> bool:
+        """Shut those down in which no connection waits; whether all are shut. Their ports are free then."""
+        left = [] if self._inherited else list(self._sockets.values())
+        for sock in left:
+            if not refusing.has_waiting(sock):
+                refusing.shut(sock)
+        return all(refusing.is_shut(sock.fileno()) for sock in left)
+
+    def close_all(self) -> None:
+        """Close all; no process that still has one keeps it open."""
+        if not self._inherited:
+            for sock in self._sockets.values():
+                refusing.shut(sock)
+        self.keep_only(set())
+
+    # ------------------------------------------------------------------------------------------------------
+
     def fileno(self, key: str) -> int:
         return self._sockets[key].fileno()
 
@@ -197,12 +229,14 @@ class Listeners:
         return gone
 
     def _close(self, key: str) -> None:
-        sock = self._sockets.pop(key)
+        self._remove_file(key)
         self._access.pop(key, None)
+        self._sockets.pop(key).close()
+
+    def _remove_file(self, key: str) -> None:
         file = self._files.pop(key, None)
         if file is not None:
-            remove_own(sock.getsockname(), file)
-        sock.close()
+            remove_own(self._sockets[key].getsockname(), file)
 
 
 def _all_v4(keys: Iterable[str], port: int) -> str | None:

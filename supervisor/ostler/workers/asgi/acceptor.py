@@ -6,6 +6,7 @@ clients notice nothing (see `workers.handoff`). Websockets, and connections unde
 """
 
 import asyncio
+import errno
 import select
 import socket
 import time
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ostler.http1.errors import RequestTimeout
 from ostler.logs.limiter import LimitedLog
 from ostler.logs.worker_log import Log
+from ostler.osapi import refusing
 from ostler.osapi.original import Socket
 from ostler.scoreboard.accounting import RequestSlot
 from ostler.settings.table import Settings
@@ -177,7 +179,9 @@ class AsgiAcceptor:
             try:
                 sock, peer = listener.accept()
             except OSError as error:
-                if accept_pause.is_exhaustion(error) and not self._evict(
+                if error.errno == errno.EINVAL:
+                    self._listener_shut(listener)
+                elif accept_pause.is_exhaustion(error) and not self._evict(
                     MOVING, error.strerror or "no descriptors"
                 ):
                     self._shut()
@@ -187,6 +191,17 @@ class AsgiAcceptor:
             sock.setblocking(False)
             self._slot.connection_opened()
             self._adopt(sock, peer, self._header_timeout)
+
+    def _listener_shut(self, listener: socket.socket) -> None:
+        """The supervisor has shut a listener down, because the daemon stops: it is "ready" for ever."""
+        self._loop.remove_reader(listener.fileno())
+        if all(refusing.is_shut(each.fileno()) for each in self.listeners):
+            self.close()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether connections are accepted, or will be when there is room."""
+        return self._wanted
 
     def _receive(self) -> None:
         """Receive a connection that a sibling hands off; its next request is probably there."""

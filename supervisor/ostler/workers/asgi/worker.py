@@ -16,6 +16,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from email.utils import formatdate
 from types import FrameType
 from typing import Any, ClassVar, Self
@@ -36,11 +37,13 @@ from ostler.workers.asgi import (
 )
 from ostler.workers.asgi.acceptor import AsgiAcceptor
 from ostler.workers.asgi.app import AsgiApp
+from ostler.workers.asgi.request import AsgiRequest
 from ostler.workers.asgi.soft_interrupt import AsgiSoftInterrupts
 from ostler.workers.asgi.warmup import warm_up
 from ostler.workers.base import BaseWorker, Context
 from ostler.workers.load_error_page import ErrorPage
 from ostler.workers.load_errors import AppLoadError
+from ostler.wsgi.forked import leave_answered
 from ostler.wsgi.interruption import QuitWorker
 
 # When draining begins, an idle connection is given this long to send a request that may be on its way.
@@ -142,7 +145,7 @@ class AsgiWorker(BaseWorker):
         self._drain_until: float | None = None
         self._ticker: asyncio.TimerHandle | None = None
         self._flushing = False
-        self._hand_over = False
+        self._hand_over = self._empties_queue = False
         self._stopped = False
 
     def _protocol(self) -> Any:
@@ -171,6 +174,9 @@ class AsgiWorker(BaseWorker):
         self.draining = True
         self._call(self._drain_asked.set)
 
+    def empty_queue(self) -> None:
+        self._empties_queue = True
+
     def stop(self) -> None:
         self._stopped = self.draining = True
         self._call(self._cancel)
@@ -189,9 +195,20 @@ class AsgiWorker(BaseWorker):
         self._soft_interrupts.interrupt(frame)
 
     def descriptors(self) -> set[int]:
-        transports = [connection.transport for connection in self._state.connections]
+        return self._descriptors | self.client_descriptors()
+
+    def forked_by_app(self) -> None:
+        # When the app answers, waits, or returns in a thread of a pool. Its loop is the worker's.
+        self._app.end = leave_answered  # type: ignore[method-assign]
+        AsgiRequest._send_part = AsgiRequest._send_last = leave_answered  # type: ignore[method-assign]
+        self._loop.call_soon(leave_answered)
+        with suppress(AttributeError):  # a loop in C has no such attributes
+            self._loop.call_soon_threadsafe = leave_answered  # type: ignore[method-assign]
+
+    def client_descriptors(self) -> set[int]:
+        transports = [connection.transport for connection in list(self._state.connections)]
         sockets = [transport.get_extra_info("socket") for transport in transports]
-        return self._descriptors | {sock.fileno() for sock in sockets if sock is not None}
+        return {sock.fileno() for sock in sockets if sock is not None}
 
     def close(self) -> None:
         if not self._loop.is_closed():
@@ -299,7 +316,8 @@ class AsgiWorker(BaseWorker):
         if not self.draining:
             self._acceptor.open()
             await self._drain_asked.wait()
-        self._acceptor.close()
+        if not self._empties_queue:
+            self._acceptor.close()
         self._drain_until = self._loop.time() + self._drain_seconds
         await self._finish()
         left = max(self._drain_until - self._loop.time(), self._shutdown_seconds())
@@ -318,7 +336,7 @@ class AsgiWorker(BaseWorker):
         self._app.closing = self._app.leaving = True
         state = self._state
         idle_since: dict[Any, float] = {}
-        while state.connections or state.tasks or self._acceptor.arriving:
+        while state.connections or state.tasks or self._acceptor.arriving or self._acceptor.is_open:
             now = self._loop.time()
             if now >= self._drain_until - self._shutdown_seconds():
                 break
@@ -340,6 +358,7 @@ class AsgiWorker(BaseWorker):
                 # One line for all: their apps end by an exception each, which is no failure.
                 self._log.info("upgraded_closed", count=websockets, reason="the worker leaves")
             await asyncio.sleep(_DRAIN_POLL)
+        self._acceptor.close()
         for task in list(state.tasks):
             task.cancel("graceful_timeout is over")
         if state.tasks:

@@ -36,6 +36,7 @@ from ostler.workers.system_calls import Events, SystemCalls
 from ostler.workers.thread_engine import MANY_EVENTS
 from ostler.workers.units import SECOND
 from ostler.wsgi import forked
+from ostler.wsgi.forked import leave_answered
 from ostler.wsgi.interruption import QuitWorker
 
 # How often (s) it passes if nothing happens: a hub that is silent for longer is blocked.
@@ -154,6 +155,9 @@ class GreenletEngine(BaseWorker):
         self.parts.drain.ask(hand_over, seconds)
         self._reactor.wake()
 
+    def empty_queue(self) -> None:
+        self.parts.drain.empties_queue = True
+
     def abandon(self) -> None:
         """See BaseWorker; may be called from a signal handler of the main thread."""
         self.parts.drain.abandoned = True
@@ -167,6 +171,13 @@ class GreenletEngine(BaseWorker):
 
     def descriptors(self) -> set[int]:
         return self._reactor.descriptors() | set(self.parts.table.open) | self._hub.descriptors()
+
+    def forked_by_app(self) -> None:
+        # No check is needed then for each request of a worker.
+        Connection.send = Connection.send_file = leave_answered  # type: ignore[method-assign]
+
+    def client_descriptors(self) -> list[int]:
+        return list(self.parts.table.open)
 
     def close(self) -> None:
         self._greenlets.close()
@@ -285,7 +296,7 @@ class GreenletEngine(BaseWorker):
             self._hub.soon(self._pass)
         if parts.drain.asked:
             self._tick_every(SWEEP_DRAINING)
-            if not parts.table.open or parts.drain.is_over(now):
+            if not (parts.table.open or parts.acceptor.may_accept) or parts.drain.is_over(now):
                 self._done = True
 
     def _tick_every(self, seconds: float) -> None:

@@ -27,6 +27,7 @@ from ostler.workers.meinheld.peers import PeerAddresses
 from ostler.workers.refusals import log_refused
 from ostler.workers.soft_interrupt import SoftInterrupts
 from ostler.wsgi.environ import Environ, host_and_port, listener_environ
+from ostler.wsgi.forked import is_forked, leave_answered
 from ostler.wsgi.interruption import DeadlineExceeded, QuitWorker
 
 # What the kernel takes of answers at once, whatever its settings are, and what an answer's head may take.
@@ -120,6 +121,8 @@ class MeinheldCalls:
             )
             try:
                 result: Iterable[bytes] = app(environ, start_response)
+                if is_forked():
+                    leave_answered()
                 fd = environ["meinheld.client"].get_fd()
                 make_blocking(fd, result)
             except DeadlineExceeded as late:

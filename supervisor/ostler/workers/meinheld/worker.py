@@ -30,7 +30,7 @@ from typing import Any, Self
 from meinheld import server
 
 from ostler.errors import SettingError
-from ostler.osapi import tcp_info
+from ostler.osapi import refusing, tcp_info
 from ostler.osapi.files import most_open_files, open_files
 from ostler.settings.table import Settings
 from ostler.workers.base import BaseWorker, Context
@@ -79,7 +79,7 @@ class MeinheldWorker(BaseWorker):
         # own timeout for that is set.
         self._drain_began = self._drain_until = 0
         self._loop_until = 0
-        self._accepting_stopped = False
+        self._accepting_stopped = self._empties_queue = False
         self._listeners: list[int] = []
         # The listener for our connections to our own server, and these connections; see above.
         self._wake_listener: socket.socket | None = None
@@ -134,8 +134,11 @@ class MeinheldWorker(BaseWorker):
         if not self.draining:
             self.draining = True
             self._drain_began = now
-            if self._running:
+            if self._running and not self._clients_wait():
                 self._stop_accepting()
+
+    def empty_queue(self) -> None:
+        self._empties_queue = True
 
     def stop(self) -> None:
         self._stopping = self.draining = True
@@ -173,6 +176,11 @@ class MeinheldWorker(BaseWorker):
         # And the server's ends of these connections, which have the listener's name.
         return {*self._inner, *self._listeners, *ours, *self._connections(listeners)}
 
+    def client_descriptors(self) -> set[int]:
+        listeners = [self._wake_listener] if self._wake_listener is not None else []
+        # Its copies of the listeners, too.
+        return {*self._listeners, *self._connections(listeners)}
+
     def close(self) -> None:
         self._close_wakes()
         if self._wake_listener is not None:
@@ -195,7 +203,7 @@ class MeinheldWorker(BaseWorker):
         self._look()
         if self._stopping:
             self.stop()
-        elif self.draining:
+        elif self.draining and not self._clients_wait():
             self._stop_accepting()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
@@ -216,6 +224,8 @@ class MeinheldWorker(BaseWorker):
         for fd, _ in self._poll.poll(0):
             if (callback := self._readers.get(fd)) is not None:
                 callback()
+        if self.draining and self._running and not self._accepting_stopped and not self._clients_wait():
+            self._stop_accepting()
         return refused
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
@@ -262,6 +272,12 @@ class MeinheldWorker(BaseWorker):
         self._close_wakes()  # they would count as connections
         server.set_keepalive(0)
         self._end_loop_in(monotonic_ns())
+
+    def _clients_wait(self) -> bool:
+        """Whether connections wait that are to be accepted, although this worker drains."""
+        if not self._empties_queue or monotonic_ns() >= self._drain_until:
+            return False
+        return any(refusing.has_waiting(listener) for listener in self._context.listeners)
 
     def _end_loop_in(self, now: int) -> None:
         """Have the server's loop end when the time for draining is over, or after `_LONGEST` seconds."""

@@ -1,0 +1,424 @@
+"""Processes that user code starts belong to their generation: they end with it, and hold nothing of ours."""
+
+import os
+import pty
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.kit.daemon import Daemon, Place, end_with_parent, fork_server
+from tests.kit.processes import Process, descriptors, title
+from tests.kit.waiting import until
+
+pytestmark = pytest.mark.system
+
+METHODS = ["fork", "spawn", "forkserver"]
+
+# `begin` starts one process of each kind with the start method of the variable METHOD, and writes their pids.
+STARTING = """\
+import multiprocessing, os, subprocess, sys, time
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+context = multiprocessing.get_context(os.environ["METHOD"])
+kept = []
+
+def sleep(*_):
+    time.sleep(1000)
+
+def begin():
+    manager = context.Manager()
+    names = manager.dict(by=os.getpid())
+    process = context.Process(target=sleep, daemon=True)
+    process.start()
+    pool = context.Pool(1)
+    pool.apply_async(sleep)
+    program = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
+    kept[:] = [names, manager, process, pool, program]
+    pids = [manager._process.pid, process.pid, pool._pool[0].pid, program.pid]
+    with (FOLDER / "pids").open("a") as file:
+        file.write(" ".join(map(str, pids)) + "\\n")
+"""
+
+APP = """\
+import os
+import starting
+{begin}
+
+def app(environ, start_response):
+    answer = str(starting.kept[0]["by"]).encode()
+    start_response("200 OK", [("Content-Length", str(len(answer)))])
+    return [answer]
+"""
+
+CONF = """\
+import starting
+def on_starting(server):
+    starting.begin()
+"""
+
+
+def newest(place: Place, lines: int) -> list[Process]:
+    """Wait until so many processes have started what they start; what the last one has started."""
+
+    def look() -> str | None:
+        path = place.app_folder / "pids"
+        found = path.read_text().splitlines() if path.exists() else []
+        return found[lines - 1] if len(found) >= lines else None
+
+    return [Process(int(pid)) for pid in until(look, f"{lines} lines of pids").split()]
+
+
+def begin(place: Place, how: str, method: str, *args: str) -> Daemon:
+    """A daemon with one worker whose user code starts processes: `hook`, `preload` or `import`."""
+    place.add("starting.py", STARTING)
+    place.add("shop.py", APP.format(begin="" if how == "hook" else "starting.begin()"))
+    more = ["--preload"] if how != "import" else []
+    if how == "hook":
+        place.add("conf.py", CONF)
+        more += ["-c", "conf.py"]
+    quick = ("--canary-time", "0", "--probation", "0", "--graceful-timeout", "5")
+    daemon = place.start("-w", "1", *quick, *more, *args, "shop:app", METHOD=method)
+    daemon.settled(1)
+    return daemon
+
+
+def listens(pid: int, port: int) -> bool:
+    return bool(listening(port) & set(descriptors(pid)))
+
+
+def listening(port: int) -> set[str]:
+    """The sockets that listen on a port, as /proc shows descriptors."""
+    found = set()
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()  # proc_net_tcp.rst of the kernel
+        if int(fields[1].rpartition(":")[2], 16) == port and fields[3] == "0A":
+            found.add(f"socket:[{fields[9]}]")
+    return found
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("how", ["hook", "preload", "import"])
+def test_they_end_with_their_generation(place: Place, how: str, method: str) -> None:
+    """After each reload only what the new generation has started is left, and after a stop nothing."""
+    daemon = begin(place, how, method)
+    port = daemon.port
+    before = newest(place, 1)
+    assert daemon.get("/").status == 200
+    for generation in (2, 3):
+        daemon.send(signal.SIGHUP)
+        now = newest(place, generation)
+        for process in before:
+            assert process.ended(), title(process.pid)
+        daemon.settled(1)
+        assert not any(process.gone for process in now)
+        assert daemon.get("/").status == 200
+        for process in now:
+            daemon.until(lambda process=process: not listens(process.pid, port), "it does not listen")
+        before = now
+    assert daemon.stop() == 0
+    assert all(process.gone for process in before)
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", port))
+    left = [path.name for path in place.folder.iterdir() if path.name.startswith("pymp-")]
+    assert left == []
+
+
+# Each path starts something in the worker, or asks the manager that came with the app.
+BUSY = """\
+import ctypes, multiprocessing, os, signal, subprocess, sys, time
+from pathlib import Path
+
+manager = multiprocessing.Manager() if os.environ.get("MANAGER") else None
+names = manager.dict(name="x") if manager else {}
+FOLDER = Path(__file__).parent
+
+def note(pid):
+    draft = FOLDER / ".started"
+    draft.write_text(str(pid))
+    draft.rename(FOLDER / "started")
+
+def stubborn():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    note(os.getpid())
+    time.sleep(1000)
+
+def app(environ, start_response):
+    path = environ["PATH_INFO"]
+    answer = str(os.getpid())
+    if path == "/stubborn":
+        multiprocessing.Process(target=stubborn, daemon=True).start()
+    elif path == "/process":
+        process = multiprocessing.Process(target=time.sleep, args=(1000,), daemon=True)
+        process.start()
+        note(process.pid)
+    elif path == "/ignoring":
+        code = "import busy, signal; busy.stubborn()"
+        subprocess.Popen([sys.executable, "-c", code], cwd=FOLDER)
+    elif path == "/program":
+        note(subprocess.Popen(["sleep", "1000"]).pid)
+    elif path == "/daemon":
+        note(subprocess.Popen(["sleep", "1000"], start_new_session=True).pid)
+    elif path == "/c":
+        pid = ctypes.PyDLL(None).fork()
+        if pid == 0:
+            time.sleep(1000)
+        note(pid)
+    elif path == "/wait":
+        while not (FOLDER / "go").exists():
+            time.sleep(0.01)
+        answer = names["name"]
+    elif path == "/name":
+        answer = names["name"]
+    elif path == "/manager":
+        answer = str(manager._process.pid)
+    start_response("200 OK", [("Content-Length", str(len(answer)))])
+    return [answer.encode()]
+"""
+QUICK = ("--canary-time", "0", "--probation", "0")
+
+
+def busy(place: Place, *args: str, **environ: str) -> Daemon:
+    place.add("busy.py", BUSY)
+    return place.start(*QUICK, *args, "busy:app", **environ)
+
+
+def start(place: Place, daemon: Daemon, path: str) -> Process:
+    """Have the app start a process, and wait for it."""
+    assert daemon.get(path).status == 200
+    file = place.app_folder / "started"
+    until(file.exists, "the app's process has started")
+    process = Process(int(file.read_text()))
+    file.unlink()
+    return process
+
+
+def test_of_a_killed_worker(place: Place) -> None:
+    """What a killed worker has started ends at once; it could not do that itself."""
+    daemon = busy(place, "-w", "1")
+    process = start(place, daemon, "/program")
+    Process(daemon.pids()[0]).send(signal.SIGKILL)
+    assert process.ended()
+    daemon.settled(1)
+    daemon.event("app_processes_asked_to_end", pids=str(process.pid))
+
+
+def test_a_job_outlives_its_worker(place: Place) -> None:
+    """What a worker that ends by itself leaves behind may be a job: it ends with the generation."""
+    daemon = busy(place, "-w", "1")
+    process = start(place, daemon, "/program")
+    worker = Process(daemon.pids()[0])
+    worker.send(signal.SIGTERM)
+    assert worker.ended()
+    daemon.settled(1)
+    assert not process.gone
+    assert daemon.ctl("reload").code == 0
+    assert process.ended()
+
+
+def test_a_dead_fork_server(place: Place) -> None:
+    """The manager of a fork server that died lives as long as a worker that may use it."""
+    daemon = busy(place, "-w", "1", "--preload", MANAGER="1")
+    manager = Process(int(daemon.get("/manager").text))
+    server = fork_server(daemon)
+    server.send(signal.SIGKILL)
+    assert server.ended()
+    daemon.until(lambda: fork_server(daemon).pid != server.pid, "another fork server")
+    assert daemon.get("/name").text == "x"
+    old = daemon.pids()[0]
+    os.kill(old, signal.SIGTERM)
+    daemon.until(lambda: daemon.pids() != [old], "another worker")
+    assert manager.ended()
+    daemon.settled(1)
+    assert daemon.get("/name").text == "x"
+    assert int(daemon.get("/manager").text) != manager.pid
+    assert daemon.stop() == 0
+
+
+def test_a_manager_is_there_until_the_last_request(place: Place) -> None:
+    """A worker that drains after a reload still has what its fork server has started."""
+    daemon = busy(place, "-w", "1", "--preload", "--graceful-timeout", "50", MANAGER="1")
+    manager = Process(int(daemon.get("/manager").text))
+    slow = daemon.connect().asked("/wait")
+    daemon.in_app("/wait")
+    assert daemon.ctl("reload", "--no-wait").code == 0
+    daemon.until(lambda: daemon.get("/manager").text != str(manager.pid), "the new generation")
+    (place.app_folder / "go").touch()
+    assert slow.answer().text == "x"
+    assert manager.ended()
+    assert daemon.stop() == 0
+
+
+@pytest.mark.parametrize("when", ["reload", "stop"])
+def test_one_that_ignores_sigterm(place: Place, when: str) -> None:
+    """It is killed after graceful_timeout."""
+    daemon = busy(place, "-w", "1", "--graceful-timeout", "1")
+    process = start(place, daemon, "/stubborn")
+    if when == "reload":
+        assert daemon.ctl("reload").code == 0
+    else:
+        daemon.send(signal.SIGTERM)
+    assert process.ended()
+    daemon.event("app_processes_killed", pids=str(process.pid))
+    if when == "stop":
+        assert daemon.wait() == 0
+        assert place.leftovers() == []
+
+
+def test_a_quick_stop(place: Place) -> None:
+    """INT does not wait for graceful_timeout."""
+    daemon = busy(place, "-w", "1", "--graceful-timeout", "500")
+    process = start(place, daemon, "/stubborn")
+    assert daemon.stop(signal.SIGINT) == 0
+    assert process.gone
+
+
+def test_a_second_term(place: Place) -> None:
+    """It makes the stop quick, also if the daemon only waits for what the app has started."""
+    daemon = busy(place, "-w", "1", "--graceful-timeout", "500")
+    process = start(place, daemon, "/ignoring")
+    daemon.send(signal.SIGTERM)
+    daemon.event("app_processes_asked_to_end", pids=str(process.pid))
+    assert daemon.stop() == 0
+    assert process.gone
+
+
+def test_a_killed_supervisor(place: Place) -> None:
+    """Fork server and workers end by themselves, and end what they have started."""
+    daemon = busy(place, "-w", "1", "--preload", MANAGER="1")
+    manager = Process(int(daemon.get("/manager").text))
+    program = start(place, daemon, "/program")
+    daemon.kill()
+    assert program.ended()
+    assert manager.ended()
+
+
+def test_a_detached_process_is_left_alone(place: Place) -> None:
+    """A process with a session of its own was detached on purpose."""
+    daemon = busy(place, "-w", "1")
+    process = start(place, daemon, "/daemon")
+    port = daemon.port
+    daemon.send(signal.SIGTERM)
+    assert daemon.wait() == 0
+    assert not process.gone
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", port))
+    process.send(signal.SIGKILL)
+    assert process.ended()
+
+
+def test_a_fork_in_c(place: Place) -> None:
+    """A process that C code has forked, without Python's at-fork functions, is ended as well."""
+    daemon = busy(place, "-w", "1", "--graceful-timeout", "1")
+    process = start(place, daemon, "/c")
+    port = daemon.port
+    assert daemon.stop() == 0
+    assert process.ended()
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", port))
+        sock.listen()
+
+
+def test_a_refork(place: Place) -> None:
+    """Workers of a zygote use what the first fork server has started."""
+    daemon = busy(place, "-w", "2", "--preload", MANAGER="1")
+    manager = Process(int(daemon.get("/manager").text))
+    server = fork_server(daemon)
+    before = set(daemon.pids())
+    assert daemon.ctl("refork").code == 0
+    daemon.until(lambda: not before & set(daemon.pids()), "other workers")
+    daemon.settled(2)
+    assert not server.gone
+    assert daemon.get("/name").text == "x"
+    assert daemon.ctl("reload").code == 0
+    assert manager.ended()
+    assert server.ended()
+    assert daemon.stop() == 0
+
+
+def test_an_upgrade(place: Place) -> None:
+    """Nothing of the old generation is left after an upgrade in place."""
+    daemon = busy(place, "-w", "1", "--preload", MANAGER="1")
+    manager = Process(int(daemon.get("/manager").text))
+    program = start(place, daemon, "/program")
+    assert daemon.ctl("upgrade").code == 0
+    assert manager.ended()
+    assert program.ended()
+    daemon.settled(1)
+    assert daemon.get("/name").text == "x"
+    assert daemon.stop() == 0
+
+
+def nice_of(pid: int) -> int:
+    return os.getpriority(os.PRIO_PROCESS, pid)
+
+
+@pytest.mark.parametrize("how", ["hook", "preload", "import"])
+def test_their_priority(place: Place, how: str) -> None:
+    """A fork server and a booting worker have a lower priority, but not what they start by `fork`, and not
+    what hooks start."""
+    daemon = begin(place, how, "fork")
+    found = newest(place, 1)
+    forked = found if how == "hook" else found[:3]
+    assert {nice_of(process.pid) for process in forked} == {nice_of(daemon.pid)}
+    assert daemon.stop() == 0
+
+
+def test_connections_of_a_killed_worker(place: Place) -> None:
+    """They are closed at once, also if a process lives on that the app has forked meanwhile."""
+    daemon = busy(place, "-w", "1")
+    idle = daemon.connect().asked("/")
+    assert idle.answer().status == 200
+    process = start(place, daemon, "/process")
+    worker = daemon.pids()[0]
+
+    def shared() -> set[str]:
+        return {name for name in descriptors(process.pid) if name.startswith("socket:")} & set(
+            descriptors(worker)
+        )
+
+    until(lambda: not shared(), "the process has let go of its worker's sockets")
+    process.send(signal.SIGSTOP)  # so that it does not end when it is asked to
+    Process(daemon.pids()[0]).send(signal.SIGKILL)
+    idle.ended_by_server()
+    assert not process.gone
+    process.send(signal.SIGCONT)
+    assert process.ended()
+
+
+def test_on_a_terminal(place: Place) -> None:
+    """There the app can read the terminal, e.g. for a debugger; what it has started ends with the daemon."""
+    place.add(
+        "reader.py",
+        "import subprocess, sys\n"
+        "def app(environ, start_response):\n"
+        "    program = subprocess.Popen(['sleep', '1000'])\n"
+        "    line = sys.stdin.readline().strip()\n"
+        "    answer = f'{program.pid} {line}'\n"
+        "    start_response('200 OK', [('Content-Length', str(len(answer)))])\n"
+        "    return [answer.encode()]\n",
+    )
+    master, slave = pty.openpty()
+    name = os.ttyname(slave)
+
+    def take_terminal() -> None:
+        end_with_parent()
+        # The first terminal that the leader of a session opens controls it (tty_ioctl(4)).
+        os.dup2(os.open(name, os.O_RDWR), 0)
+
+    try:
+        daemon = place.start("-w", "1", "reader:app", popen={"preexec_fn": take_terminal})
+        daemon.settled(1)
+        client = daemon.connect().asked("/")
+        daemon.in_app("/")
+        os.write(master, b"hello\n")
+        pid, line = client.answer().text.split()
+        assert line == "hello"
+        process = Process(int(pid))
+        assert daemon.stop() == 0
+        assert process.gone
+    finally:
+        os.close(master)
+        os.close(slave)

@@ -1,0 +1,151 @@
+"""A graceful stop answers what waits in the kernel's queue, in every worker class."""
+
+import signal
+import socket
+import threading
+from importlib.util import find_spec
+
+import pytest
+
+from tests.kit.daemon import Daemon, Place
+from tests.kit.waiting import until
+
+pytestmark = pytest.mark.system
+
+WSGI = """\
+import os, time
+def app(environ, start_response):
+    while not os.path.exists("go"):
+        time.sleep(0.01)
+    start_response("200 OK", [("Content-Length", "2")])
+    return [b"ok"]
+"""
+ASGI = """\
+import os, time
+async def app(scope, receive, send):
+    assert scope["type"] == "http"
+    while not os.path.exists("go"):
+        time.sleep(0.01)  # it blocks the loop, so that others wait in the queue
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"ok"})
+"""
+CLASSES = [
+    ("sync", 1),
+    ("gthread", 2),
+    ("gevent", 1),
+    ("eventlet", 1),
+    ("asgi", 1),
+    ("meinheld", 1),
+]
+
+
+def begin(place: Place, kind: str, threads: int, workers: int, bind: str = "127.0.0.1:0") -> Daemon:
+    if kind in ("gevent", "eventlet", "meinheld") and find_spec(kind) is None:
+        pytest.skip(f"{kind} is not installed")
+    source = ASGI if kind == "asgi" else WSGI
+    if kind in ("gevent", "eventlet"):
+        # Blocking, as in the other classes: else all requests would be in the app.
+        source = source.replace("import os, time", "import os, time\nimport select")
+        source = source.replace("time.sleep(0.01)", "SLEEP(0.01)")
+        source = f"from ostler.osapi.original import sleep as SLEEP\n{source}"
+    place.add("slow.py", source)
+    extra = ("--threads", str(threads)) if threads > 1 else ()
+    return place.start("-w", str(workers), "-k", kind, *extra, "slow:app", bind=bind)
+
+
+def ask(family: int, address: object) -> socket.socket:
+    sock = socket.socket(family)
+    sock.settimeout(60)
+    sock.connect(address)  # type: ignore[arg-type]
+    sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    return sock
+
+
+def answer(sock: socket.socket) -> bytes:
+    try:
+        data = b""
+        while piece := sock.recv(4096):
+            data += piece
+            if data.endswith(b"ok"):
+                break
+        return data[9:12]
+    except OSError as error:
+        return repr(error).encode()
+    finally:
+        sock.close()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("kind", "threads"), CLASSES)
+def test_all_that_wait_are_answered(place: Place, kind: str, threads: int, workers: int) -> None:
+    """More requests than the workers can take, then TERM: all are answered, then the port is free."""
+    daemon = begin(place, kind, threads, workers)
+    daemon.settled(workers)
+    address = daemon.address
+    clients = [ask(socket.AF_INET, address) for _ in range(8 * workers)]
+    daemon.in_app("/")
+    daemon.send(signal.SIGTERM)
+    daemon.event("stop")
+    (place.app_folder / "go").touch()
+    assert [answer(client) for client in clients] == [b"200"] * len(clients)
+    assert daemon.wait() == 0
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that ended are no listeners
+        sock.bind(address)
+
+
+def test_a_unix_socket(place: Place) -> None:
+    """The same for a Unix socket, whose file is gone at once."""
+    path = place.app_folder / "s"
+    daemon = begin(place, "gthread", 2, 1, bind=f"unix:{path}")
+    clients = [ask(socket.AF_UNIX, str(path)) for _ in range(6)]
+    daemon.in_app("/")
+    daemon.send(signal.SIGTERM)
+    until(lambda: not path.exists(), "the socket's file is removed")
+    (place.app_folder / "go").touch()
+    assert [answer(client) for client in clients] == [b"200"] * len(clients)
+    assert daemon.wait() == 0
+
+
+def test_the_time_is_limited(place: Place) -> None:
+    """What is not answered within graceful_timeout is cut, and the daemon ends."""
+    place.add("slow.py", WSGI)
+    daemon = place.start("-w", "1", "--graceful-timeout", "1", "slow:app")
+    clients = [ask(socket.AF_INET, daemon.address) for _ in range(4)]
+    daemon.in_app("/")
+    daemon.send(signal.SIGTERM)
+    assert daemon.wait() == 0
+    for client in clients:
+        assert answer(client) != b"200"
+
+
+@pytest.mark.parametrize(("kind", "threads"), CLASSES)
+def test_clients_that_come_all_the_time(place: Place, kind: str, threads: int) -> None:
+    """Of clients that connect all the time, each connection that was made before the end is answered."""
+    daemon = begin(place, kind, threads, 2)
+    daemon.settled(2)
+    (place.app_folder / "go").touch()
+    address = daemon.address
+    found: list[bytes] = []
+
+    def client() -> None:
+        while True:
+            sock = socket.socket()
+            sock.settimeout(60)
+            try:
+                sock.connect(address)
+                sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            except ConnectionRefusedError:
+                sock.close()
+                return
+            found.append(answer(sock))
+
+    threads_ = [threading.Thread(target=client) for _ in range(4)]
+    for thread in threads_:
+        thread.start()
+    until(lambda: len(found) > 50, "fifty answers")
+    daemon.send(signal.SIGTERM)
+    assert daemon.wait() == 0
+    for thread in threads_:
+        thread.join(60)
+    assert set(found) == {b"200"}
