@@ -145,6 +145,7 @@ class ShellHarness:
 
     def __exit__(self, *_: object) -> None:
         ForkServerHandle.start = self._start  # type: ignore[method-assign]
+        self.shell.close()
         for one in self.stand_ins:
             if not one.dead:
                 one.kill()

@@ -2,9 +2,10 @@
 
 - quick: `tests/unit` and `tests/property`, which start no daemon;
 - usual: with real daemons, each behaviour once for each worker class that has code of its own for it;
-- thorough: marked `thorough`. Endurance (storms of connections, memory after thousands of requests), and
-  further combinations of what the usual tests have: the same attack on the other worker classes, the same
-  mistake in another setting. CI runs them in a step of their own.
+- thorough: marked `thorough`. Endurance (storms of connections, memory after thousands of requests); strange
+  environments (refused system calls, a read-only disk, no /proc, hostile modules and sockets at a start);
+  and further combinations of what the usual tests have: the same attack on the other worker classes, the
+  same mistake in another setting. CI runs them in a step of their own.
 """
 
 from collections.abc import Collection, Iterable

@@ -97,7 +97,7 @@ def test_proxy_headers(place: Place, raw: Connect, kind: list[str]) -> None:
     """Both versions name the client, in one piece with the request or in many,
     for all requests of the connection.
     """
-    daemon = place.start("--proxy-protocol", *kind, "plain:app")
+    daemon = place.start("--proxy-protocol", "--keep-alive", "75", *kind, "plain:app")
     for pieces in [(V1 + REQUEST,), (V1, REQUEST), (V1[:3], V1[3:20], V1[20:] + REQUEST)]:
         connection = raw(daemon)
         seen = connection.environ(*pieces)

@@ -322,7 +322,7 @@ def upload_slowly(daemon: Daemon, seconds: float) -> bytes:
         return answer
 
 
-@pytest.mark.parametrize("bind", [(), ("-b", "127.0.0.1:0", "-b", "[::1]:0")])
+@pytest.mark.parametrize("bind", [(), *thorough((("-b", "127.0.0.1:0", "-b", "[::1]:0"),))])
 def test_draining_longer_than_the_servers_timeouts(special: Place, bind: tuple[str, ...]) -> None:
     """meinheld's time-outs are at most 127 s, graceful_timeout may be longer: a request may use all of it."""
     special.add("conf.py", SHORT_TIMEOUTS)

@@ -179,6 +179,7 @@ class Daemon:
     async def _close(self) -> None:
         for task in self._tasks:
             task.cancel()
+        self._shell.close()
         self._watcher.stop()
         await self._control.close()
         self._listeners.keep_only(set())

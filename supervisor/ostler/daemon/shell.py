@@ -230,6 +230,12 @@ class Shell:
         for fork_server in list(self.children.leaving.values()):
             self.hooks.leave(fork_server)
 
+    def close(self) -> None:
+        """Ask for no more calls: the daemon has ended."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
     # -- events and actions -----------------------------------------------------------------------------
 
     def submit(self, event: events.Event) -> None:

@@ -89,10 +89,7 @@ class Channel(Generic[Incoming]):
         Raises:
             BlockingIOError: there is no message, and the socket does not block.
         """
-        try:
-            data, ancillary, _, _ = self._sock.recvmsg(_MAX_MESSAGE, received.SPACE, socket.MSG_CMSG_CLOEXEC)
-        except ConnectionResetError:
-            return None
+        data, ancillary, _, _ = self._recvmsg(received.SPACE, socket.MSG_CMSG_CLOEXEC)
         if not data:
             return None
         descriptors = received.descriptors(ancillary)
@@ -115,12 +112,9 @@ class Channel(Generic[Incoming]):
             BadMessage: what was received is no message.
             BlockingIOError: there is no message, and the socket does not block.
         """
-        try:
-            if self._sock.recvmsg(0, 0, socket.MSG_PEEK)[2] & socket.MSG_CTRUNC:
-                raise BadMessage("descriptors, which it never has to give")
-            data, _, flags, _ = self._sock.recvmsg(_MAX_MESSAGE)
-        except ConnectionResetError:
-            return None
+        if self._recvmsg(0, socket.MSG_PEEK, 0)[2] & socket.MSG_CTRUNC:
+            raise BadMessage("descriptors, which it never has to give")
+        data, _, flags, _ = self._recvmsg(0, 0)
         if flags & socket.MSG_TRUNC:
             raise BadMessage(f"a message of more than {_MAX_MESSAGE} bytes")
         if not data:
@@ -137,6 +131,14 @@ class Channel(Generic[Incoming]):
         except (ValueError, RecursionError) as error:  # also of text that is no UTF-8: no msgspec.DecodeError
             why = ascii(str(error)[:_QUOTED])[1:-1]
             raise BadMessage(f"{len(data)} bytes that are no message ({why})") from None
+
+    def _recvmsg(self, ancillary: int, flags: int, size: int = _MAX_MESSAGE) -> Any:
+        """recvmsg(2). The end of the other side with messages unread is reported once, as ECONNRESET and
+        before what it has sent (`unix_release_sock` in Linux): that is read all the same."""
+        try:
+            return self._sock.recvmsg(size, ancillary, flags)
+        except ConnectionResetError:
+            return self._sock.recvmsg(size, ancillary, flags)
 
     def _has_ended(self) -> bool:
         """Whether no more comes: an empty message looks like the end."""

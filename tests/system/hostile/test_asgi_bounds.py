@@ -16,7 +16,7 @@ from tests.kit.hostile import CLASSES, SLACK, client_time
 from tests.kit.tiers import thorough
 from tests.kit.waiting import PATIENCE
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.thorough]
 
 APP = """
 import json

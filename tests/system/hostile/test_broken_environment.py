@@ -15,7 +15,7 @@ from tests.kit.http_client import ask
 from tests.kit.processes import Process
 from tests.kit.tiers import thorough
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.thorough]
 
 UID = 54322
 """Has no account; only this module counts its processes."""

@@ -24,7 +24,7 @@ from tests.kit.http_client import Connection, ask
 from tests.kit.processes import client_ports
 from tests.kit.waiting import PATIENCE, until
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.thorough]
 
 TCP = ("--control-bind", "127.0.0.1:0")
 FLOOD = 1000

@@ -18,7 +18,7 @@ from tests.kit.http_client import Connection, ask
 from tests.kit.processes import Process, title
 from tests.kit.waiting import PATIENCE
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.thorough]
 
 KILLS = """\
 import os

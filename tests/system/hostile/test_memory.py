@@ -28,7 +28,7 @@ from tests.kit.processes import descriptors
 from tests.kit.tiers import tiers
 from tests.kit.waiting import PATIENCE, until
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.thorough]
 
 N = 100
 """Connections of each kind in a round."""

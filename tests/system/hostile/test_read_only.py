@@ -18,6 +18,7 @@ from tests.kit.http_client import ask
 from tests.kit.tiers import thorough
 
 pytestmark = [
+    pytest.mark.thorough,
     pytest.mark.system,
     pytest.mark.skipif(not second_account(), reason="needs root and mount namespaces"),
 ]

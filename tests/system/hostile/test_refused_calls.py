@@ -15,6 +15,7 @@ from tests.kit.tiers import thorough, tiers
 from tests.kit.waiting import until
 
 pytestmark = [
+    pytest.mark.thorough,
     pytest.mark.system,
     pytest.mark.skipif(not can_refuse(), reason="no seccomp filters here"),
 ]

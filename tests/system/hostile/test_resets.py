@@ -13,7 +13,7 @@ from tests.kit.processes import Process, freeze
 from tests.kit.tiers import tiers
 from tests.kit.waiting import PATIENCE
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.thorough]
 
 FORGED = b"GET /forged HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 192.0.2.99\r\nConnection: close\r\n\r\n"
 

@@ -20,7 +20,7 @@ from tests.kit.hostile import CLASSES, assert_unharmed, each_class
 from tests.kit.http_client import ask
 from tests.kit.tiers import thorough
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.thorough]
 
 # PAGE, SLOT and the offsets are literal copies of the layout, because the attack is on what is in memory.
 ATTACK = """\

@@ -13,7 +13,7 @@ from tests.kit.processes import Process
 from tests.kit.tiers import thorough
 from tests.kit.waiting import until
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.thorough]
 
 # Without those that can't be blocked, and those that the C library uses (nptl(7)).
 ALL = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}

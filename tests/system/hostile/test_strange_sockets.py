@@ -20,6 +20,7 @@ from tests.kit.accounts import NOBODY, as_nobody, second_account, shown
 from tests.kit.daemon import OSTLER, Done, Place
 
 pytestmark = [
+    pytest.mark.thorough,
     pytest.mark.system,
     pytest.mark.skipif(not second_account(), reason="needs root and a second account"),
 ]

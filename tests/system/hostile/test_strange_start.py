@@ -17,7 +17,7 @@ from tests.kit.http_client import ask
 from tests.kit.tiers import thorough, tiers
 from tests.kit.waiting import until
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.thorough]
 
 LATIN = os.fsdecode(b"caf\xe9")
 

@@ -15,7 +15,7 @@ from tests.kit.http_client import ask
 from tests.kit.processes import Process
 from tests.kit.waiting import until
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.thorough]
 
 TRACES = """\
 import ctypes

@@ -16,6 +16,7 @@ from tests.kit.daemon import Daemon, Done, Place
 from tests.kit.http_client import Connection
 
 pytestmark = [
+    pytest.mark.thorough,
     pytest.mark.system,
     pytest.mark.skipif(
         not shutil.which("slowhttptest"), reason="there is no slowhttptest (apt install slowhttptest)"

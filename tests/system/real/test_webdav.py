@@ -10,6 +10,7 @@ from tests.kit.daemon import Daemon, Place
 pytest.importorskip("wsgidav", reason="WsgiDAV is not installed")
 
 pytestmark = [
+    pytest.mark.thorough,
     pytest.mark.system,
     pytest.mark.skipif(not shutil.which("litmus"), reason="there is no litmus (apt install litmus)"),
 ]

@@ -141,6 +141,23 @@ def test_end_with_unread_messages(ends: Ends) -> None:
     assert supervisor.receive() is None
 
 
+@pytest.mark.parametrize("unvouched", [True, False])
+def test_what_was_sent_before_an_end_with_unread_messages(ends: Ends, unvouched: bool) -> None:
+    """The kernel reports such an end before the messages that the other side has sent."""
+    here, there = ends
+    there.send(messages.HookBegun())
+    here.send(messages.ReopenLogs())
+    there.close()
+
+    def received() -> object:
+        found = here.receive_unvouched() if unvouched else here.receive()
+        return found and found[0]
+
+    assert received() == messages.HookBegun()
+    assert received() is None
+    assert received() is None
+
+
 def test_send_to_a_process_that_has_ended(ends: Ends) -> None:
     """Sending to a process that has ended is an OSError, and no SIGPIPE."""
     supervisor, fork_server = ends

@@ -23,6 +23,7 @@ from ostler.daemon.file_watching.files import (
     fixed_part,
     inode,
     is_template,
+    put_there,
     signature,
     survey,
 )
@@ -179,8 +180,8 @@ class FileWatcher:
         now = self._survey()
         for path in (*files, *now.files):
             if path not in self._known:
-                found = self._known[path] = signature(path)
-                if found is not None and found[2] > files.get(path, oldest) * 1e9:
+                self._known[path] = signature(path)
+                if put_there(path) > files.get(path, oldest):
                     late.append(path)
         self._watch_folders(now)
         self._pay(began)

@@ -32,6 +32,18 @@ def signature(path: str) -> Signature:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
+def put_there(path: str) -> float:
+    """When the file was written, or was moved there (unix time); 0 if there is none.
+
+    The time of its inode's change, because a file that is moved, unpacked or synchronised may keep an old
+    time of modification.
+    """
+    try:
+        return os.stat(path).st_ctime  # noqa: PTH116
+    except (OSError, ValueError):
+        return 0.0
+
+
 def is_template(path: str) -> bool:
     return path.endswith(_TEMPLATES) or "/templates/" in path
 

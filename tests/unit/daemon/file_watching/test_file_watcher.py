@@ -1,6 +1,7 @@
 """The watcher, with real files and the kernel's real notifications."""
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -104,6 +105,15 @@ async def test_written_since(rig: Rig) -> None:
     assert rig.asked == ["file shop.py changed"]
     rig.report("shop.py", since=time.time() - 3600)
     assert rig.asked == ["file shop.py changed"], "known by now"
+
+
+async def test_put_there_since(rig: Rig) -> None:
+    """The same for a file with an old time of modification, which was moved or unpacked to its place."""
+    write("shop.py", "1")
+    os.utime(path("shop.py"), (1e9, 1e9))
+    configured(rig)
+    rig.report("shop.py", since=time.time() - 3600)
+    assert rig.asked == ["file shop.py changed"]
 
 
 async def test_gone_for_a_moment(rig: Rig) -> None:
