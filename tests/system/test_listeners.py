@@ -252,7 +252,7 @@ def test_mode_of_a_unix_socket(place: Place) -> None:
     place.add("conf.py", f"bind = 'unix:{path}'\nsocket_owner = 'no_such_user_'\n")
     done = daemon.ctl("reload")
     assert done.code == 1
-    assert "socket_owner: there is no user 'no_such_user_'" in done.err
+    assert "socket_owner (conf.py line 2): there is no user 'no_such_user_'" in done.err
     assert ask(f"unix:{path}").text == "one"
 
 

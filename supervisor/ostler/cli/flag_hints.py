@@ -1,7 +1,6 @@
 """What to write instead of a flag that there is not: of a spelling, and of flags of other servers."""
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 
 import click
 
@@ -79,6 +78,8 @@ def for_unknown(flag: str, args: Sequence[str], options: Mapping[str, click.Opti
     instead = _INSTEAD.get(flag)
     if instead is not None:
         return f"write {_with_values(instead, args)}"
+    from difflib import get_close_matches  # here, because few command lines need it
+
     near = get_close_matches(flag, [name for name in shown if name[:2] == "--"], 1, 0.7)
     return f"did you mean {near[0]}?" if near else ""
 

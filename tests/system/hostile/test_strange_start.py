@@ -314,7 +314,7 @@ def test_hostile_configuration_file(hostile_place: Place, source: str) -> None:
     hostile_place.add("evil.py", EVIL)
     hostile_place.add("gunicorn.conf.py", source)
     done = hostile_place.run("--check-config", "attacked:app")
-    assert done.code == 1, done
+    assert done.code in (1, 2), done  # a file that raises, or a wrong value
     assert done.error.startswith("ostler: error: "), source
 
 
