@@ -69,7 +69,7 @@ def test_json_lines(place: Place) -> None:
 def test_console(place: Place) -> None:
     """--log-format console: time, level, event, fields; tracebacks indented on lines of their own."""
     daemon = place.start("--log-format", "console", "plain:app", serving=False)
-    found = until(lambda: re.search(r"listeners=(\S+)", daemon.log.read_text()), "serving")
+    found = until(lambda: re.search(r" serving .*listeners=(\S+)", daemon.log.read_text()), "serving")
     daemon.urls = [found[1]]
     daemon.get("/fail")
     text = until(lambda: text if "mistake" in (text := daemon.log.read_text()) else None, "the app's error")

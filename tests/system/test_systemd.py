@@ -15,6 +15,13 @@ from tests.kit.waiting import PATIENCE, until
 pytestmark = pytest.mark.system
 
 
+def sent(notify: socket.socket, wanted: str) -> list[str]:
+    """The lines of the next message to the service manager that has this line. Others have only the state."""
+    while wanted not in (lines := notify.recv(4096).decode().split("\n")):
+        assert all(line.startswith("STATUS=") for line in lines), lines
+    return lines
+
+
 @pytest.mark.parametrize("abstract", [False, True])
 def test_notification(place: Place, abstract: bool) -> None:
     """READY=1 when the first worker serves, RELOADING=1 and READY=1 around a reload, STOPPING=1 at the end
@@ -29,25 +36,19 @@ def test_notification(place: Place, abstract: bool) -> None:
         )
         daemon = place.start("look:app", NOTIFY_SOCKET=f"@{name}" if abstract else name)
 
-        def sent(wanted: str) -> list[str]:
-            """The next message that has this line."""
-            while wanted not in (lines := notify.recv(4096).decode().split("\n")):
-                assert all(line.startswith("STATUS=") for line in lines), lines
-            return lines
-
-        ready = sent("READY=1")
+        ready = sent(notify, "READY=1")
         assert f"MAINPID={daemon.pid}" in ready
         assert any(line.startswith("STATUS=") for line in ready)
         assert ask(daemon.url).text == "one"
         before = time.monotonic_ns() // 1000
         daemon.send(signal.SIGHUP)
-        reloading = sent("RELOADING=1")
+        reloading = sent(notify, "RELOADING=1")
         (at,) = (int(line[15:]) for line in reloading if line.startswith("MONOTONIC_USEC="))
         assert at >= before
         assert any(line.startswith("STATUS=Reloading to generation 2") for line in reloading)
-        assert "STATUS=Healthy: the only worker is ready." in sent("READY=1")
+        assert "STATUS=Healthy: the only worker is ready." in sent(notify, "READY=1")
         daemon.send(signal.SIGTERM)
-        stopping = sent("STOPPING=1")
+        stopping = sent(notify, "STOPPING=1")
         (seconds,) = (int(line[20:]) / 1e6 for line in stopping if line.startswith("EXTEND_TIMEOUT_USEC="))
         assert seconds > 30  # graceful_timeout
         assert daemon.wait() == 0
