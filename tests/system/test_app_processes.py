@@ -10,11 +10,12 @@ import pytest
 
 from tests.kit.daemon import Daemon, Place, end_with_parent, fork_server
 from tests.kit.processes import Process, descriptors, title
+from tests.kit.tiers import thorough
 from tests.kit.waiting import until
 
 pytestmark = pytest.mark.system
 
-METHODS = ["fork", "spawn", "forkserver"]
+METHODS = ["fork", *thorough("spawn", "forkserver")]
 
 # `begin` starts one process of each kind with the start method of the variable METHOD, and writes their pids.
 STARTING = """\

@@ -7,6 +7,7 @@ import pytest
 
 from tests.kit.daemon import Daemon, Place, fork_server
 from tests.kit.processes import Process
+from tests.kit.tiers import thorough
 from tests.kit.waiting import until
 
 pytestmark = pytest.mark.system
@@ -57,7 +58,7 @@ async def app(scope, receive, send):
         "headers": [(b"content-length", str(len(answer)).encode())]}})
     await send({{"type": "http.response.body", "body": answer.encode()}})
 """
-CLASSES = ["sync", "gthread", "gevent", "eventlet", "asgi", "meinheld"]
+CLASSES = ["gthread", "gevent", "asgi", "meinheld", *thorough("sync", "eventlet")]
 HANDLER = """
 def on_term(signum, frame):
     note("term")
@@ -82,7 +83,7 @@ def notes(place: Place) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-@pytest.mark.parametrize("preload", [(), ("--preload",)])
+@pytest.mark.parametrize("preload", [(), *thorough((("--preload",),))])
 @pytest.mark.parametrize("kind", CLASSES)
 def test_the_apps_sigterm_handler(place: Place, kind: str, preload: tuple[str, ...]) -> None:
     """It is called when its worker begins to drain, at a reload and at a stop; requests are answered."""

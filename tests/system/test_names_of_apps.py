@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit.daemon import Place
+from tests.kit.tiers import thorough
 from tests.kit.waiting import until
 
 pytestmark = pytest.mark.system
@@ -44,7 +45,7 @@ class Site:
 """
 
 
-@pytest.mark.parametrize("preload", [[], ["--preload"]])
+@pytest.mark.parametrize("preload", [[], *thorough(["--preload"])])
 @pytest.mark.parametrize(
     ("kind", "name"), [("sync", "create_app"), ("gevent", "Site"), ("asgi", "create_web"), ("asgi", "web")]
 )

@@ -144,9 +144,9 @@ CLASSES: dict[str, tuple[str, ...]] = {
 }
 # eventlet has the code of gevent for all of this.
 ALL = pytest.mark.parametrize(
-    "kind", ["sync", "gthread", "gevent", "asgi", "meinheld", *thorough("eventlet")]
+    "kind", ["gthread", "gevent", "asgi", "meinheld", *thorough("sync", "eventlet")]
 )
-NOT_MEINHELD = pytest.mark.parametrize("kind", ["sync", "gthread", "gevent", "asgi", *thorough("eventlet")])
+NOT_MEINHELD = pytest.mark.parametrize("kind", ["gthread", "gevent", "asgi", *thorough("sync", "eventlet")])
 Start = Callable[..., Daemon]
 
 

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 import pytest
 
 from tests.kit.daemon import Daemon, Place
+from tests.kit.tiers import thorough
 from tests.kit.waiting import until
 
 pytestmark = pytest.mark.system
@@ -30,12 +31,11 @@ async def app(scope, receive, send):
     await send({"type": "http.response.body", "body": b"ok"})
 """
 CLASSES = [
-    ("sync", 1),
     ("gthread", 2),
     ("gevent", 1),
-    ("eventlet", 1),
     ("asgi", 1),
     ("meinheld", 1),
+    *thorough(("sync", 1), ("eventlet", 1)),
 ]
 
 
@@ -75,7 +75,7 @@ def answer(sock: socket.socket) -> bytes:
         sock.close()
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [*thorough(1), 2])
 @pytest.mark.parametrize(("kind", "threads"), CLASSES)
 def test_all_that_wait_are_answered(place: Place, kind: str, threads: int, workers: int) -> None:
     """More requests than the workers can take, then TERM: all are answered, then the port is free."""

@@ -21,12 +21,13 @@ from websockets.sync.client import connect
 from ostler.control.routes import METRICS
 from tests.kit.certificates import Authority
 from tests.kit.daemon import Daemon, Place
+from tests.kit.tiers import thorough
 from tests.kit.waiting import PATIENCE
 
 pytestmark = pytest.mark.system
 
 KINDS = ("sync", "gthread", "gevent", "eventlet")
-EACH = pytest.mark.parametrize("kind", KINDS)
+EACH = pytest.mark.parametrize("kind", ["gthread", "gevent", *thorough("sync", "eventlet")])
 
 # flask-sock; `SOCK_SERVER_OPTIONS` as its documentation recommends them.
 FLASK_SOCK = """\
@@ -186,7 +187,7 @@ def statuses(sock: socket.socket, count: int) -> list[int]:
 
 
 @EACH
-@pytest.mark.parametrize("pings", ["", "1"], ids=["", "pings"])
+@pytest.mark.parametrize("pings", [*thorough(""), "1"], ids=["", "pings"])
 def test_a_frame_that_came_with_the_head(place: Place, kind: str, pings: str) -> None:
     """No byte behind the head is lost, and no library waits for it, also if it selects before it reads."""
     place.add("ws.py", FLASK_SOCK)
@@ -513,7 +514,7 @@ def test_eventlets_own(place: Place) -> None:
 # -- TLS -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pings", ["", "1"], ids=["", "pings"])
+@pytest.mark.parametrize("pings", [*thorough(""), "1"], ids=["", "pings"])
 @EACH
 def test_tls(place: Place, kind: str, pings: str) -> None:
     """The same over TLS, in both directions at once; also if the library selects before it reads.
