@@ -79,8 +79,10 @@ def test_no_threads(hostile_place: Place) -> None:
     limited = shown(f"setpriv --reuid {UID} --regid {UID} --clear-groups prlimit --nproc=5:5 --")
     done = hostile_place.run("-b", "127.0.0.1:0", *CLASSES["threads"], argv=[*limited, *OSTLER], within=60)
     assert done.code == 3
-    assert "can't make 4 threads" in done.error
-    assert "ulimit -a" in done.error
+    loading, error = done.err.strip().splitlines()
+    assert '"loading"' in loading
+    assert "can't make 4 threads" in error
+    assert "ulimit -a" in error
 
 
 def test_threads_that_do_not_fit_into_memory(hostile_place: Place) -> None:

@@ -285,7 +285,7 @@ def test_settings_of_others_have_no_rights_of_roots(field: Field) -> None:
     field.plant(field.folder / "gunicorn.conf.py", f"pidfile = {str(target)!r}\n")
     done = field.place.run("who:app", "-b", "127.0.0.1:0", "-u", "nobody", argv=[*shown(), *OSTLER])
     assert (done.code, target.exists()) == (1, False)
-    assert f"pidfile: can't write {target}: Permission denied" in done.err
+    assert f"pidfile (gunicorn.conf.py line 1): can't write {target}: Permission denied" in done.err
     for text in (f"errorlog = {str(target)!r}\n", f"bind = 'unix:{target}'\n"):
         field.plant(field.folder / "gunicorn.conf.py", text)
         done = field.place.run("who:app", "-u", "nobody", argv=[*shown(), *OSTLER])

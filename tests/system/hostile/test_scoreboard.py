@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.system, pytest.mark.thorough]
 ATTACK = """\
 import ctypes, os, random, time
 usleep = ctypes.CDLL(None).usleep
-SLOT, TEXT = 3072, 2048
+SLOT, TEXT = 3072, 2112
 stamper = None
 
 def cell():

@@ -19,7 +19,7 @@ from ostler.logs.access import AccessLog
 from ostler.logs.worker_log import Log
 from ostler.scoreboard.accounting import Accounting
 from ostler.settings.table import Settings
-from ostler.text import frames_of, trace_of
+from ostler.text import frames_of, name_of, trace_of
 from ostler.workers.asgi.access import log_access
 from ostler.workers.asgi.framing import BODILESS
 from ostler.workers.asgi.interface import EXTEND, App, Message, Receive, Scope, Send
@@ -197,7 +197,7 @@ class AsgiApp:
         self.logged = error
         if self.quitting or isinstance(error, QuitWorker):
             return
-        if type(error).__name__ in _SAYS_GONE and request.client_is_gone:
+        if request.client_is_gone and name_of(error) in _SAYS_GONE:
             return
         if isinstance(error, asyncio.CancelledError):
             self.log.warning("request_cut", **request.name(), reason="the worker leaves")
@@ -213,18 +213,27 @@ SERVING = (AsgiApp.__call__.__code__, AsgiApp._serve_websocket.__code__)
 def _says_closed(error: BaseException) -> bool:
     """Whether an exception only says that its websocket was closed, as those of frameworks do."""
     if isinstance(error, BaseExceptionGroup):
-        return all(map(_says_closed, error.exceptions))
+        return all(map(_says_closed, BaseExceptionGroup.exceptions.__get__(error)))
     return (
         isinstance(error, asyncio.CancelledError)
-        or getattr(error, "code", None) == SERVICE_RESTART
-        or type(error).__name__.endswith(("Disconnect", "Disconnected", "ConnectionClosed"))
+        or name_of(error).endswith(("Disconnect", "Disconnected", "ConnectionClosed"))
         or _is_uvicorns(error)
+        or _code_of(error) == SERVICE_RESTART
     )
+
+
+def _code_of(error: BaseException) -> object:
+    try:
+        return getattr(error, "code", None)
+    except BaseException:  # noqa: BLE001 - the app's own code
+        return None
 
 
 def _is_uvicorns(error: BaseException) -> bool:
     """Whether it is one of uvicorn's own, which only say that the client has gone."""
-    return type(error).__module__.startswith("uvicorn.")
+    # Not by the attribute: a metaclass of the app may do anything there.
+    module = type.__dict__["__module__"].__get__(type(error))
+    return isinstance(module, str) and module.startswith("uvicorn.")
 
 
 def _app_part(error: BaseException) -> Any:
