@@ -42,6 +42,8 @@ class Networks:
     def __contains__(self, host: str | None) -> bool:
         if self._everyone or not host or host in self._hosts:
             return True
+        if not self._networks and ":" not in host:
+            return False  # an IPv4 address has one spelling, so it would be among the hosts
         known = self._known.get(host)
         if known is None:
             if len(self._known) >= _REMEMBERED:
