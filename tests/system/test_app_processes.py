@@ -4,11 +4,11 @@ import os
 import pty
 import signal
 import socket
-from pathlib import Path
 
 import pytest
 
 from tests.kit.daemon import Daemon, Place, end_with_parent, fork_server
+from tests.kit.ports import listening
 from tests.kit.processes import Process, descriptors, title
 from tests.kit.tiers import thorough
 from tests.kit.waiting import until
@@ -88,16 +88,6 @@ def begin(place: Place, how: str, method: str, *args: str) -> Daemon:
 
 def listens(pid: int, port: int) -> bool:
     return bool(listening(port) & set(descriptors(pid)))
-
-
-def listening(port: int) -> set[str]:
-    """The sockets that listen on a port, as /proc shows descriptors."""
-    found = set()
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        fields = line.split()  # proc_net_tcp.rst of the kernel
-        if int(fields[1].rpartition(":")[2], 16) == port and fields[3] == "0A":
-            found.add(f"socket:[{fields[9]}]")
-    return found
 
 
 @pytest.mark.parametrize("method", METHODS)

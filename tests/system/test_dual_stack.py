@@ -1,23 +1,15 @@
 """`[::]` and IPv4: a real daemon over its starts, reloads and upgrades."""
 
 import signal
-import socket
 
 import pytest
 
 from tests.kit.daemon import Daemon, Place
 from tests.kit.http_client import ask
+from tests.kit.ports import free_port
 from tests.kit.waiting import until
 
 pytestmark = pytest.mark.system
-
-
-def free_port() -> int:
-    with socket.socket(socket.AF_INET6) as probe:
-        probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        probe.bind(("::", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def served(port: int) -> None:

@@ -5,7 +5,6 @@ which are called, where, when and how often, and the effects of their failures.
 import json
 import signal
 import textwrap
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -13,6 +12,7 @@ import pytest
 from ostler.control.routes import EXITS
 from tests.kit.daemon import Daemon, Place, fork_server
 from tests.kit.http_client import ask
+from tests.kit.ports import listening
 from tests.kit.processes import Process, descriptors, title
 from tests.kit.tiers import thorough, tiers
 
@@ -962,16 +962,6 @@ def test_what_lasts_hangs_in_c_at_the_end(place: Place) -> None:
     daemon.send(signal.SIGTERM)
     assert daemon.wait() == 0
     assert server.ended()
-
-
-def listening(port: int) -> set[str]:
-    """The sockets that listen on a port, as /proc shows descriptors."""
-    found = set()
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        fields = line.split()  # proc_net_tcp.rst of the kernel
-        if int(fields[1].rpartition(":")[2], 16) == port and fields[3] == "0A":
-            found.add(f"socket:[{fields[9]}]")
-    return found
 
 
 def test_a_fork_server_without_work_ends_with_its_generation(place: Place) -> None:

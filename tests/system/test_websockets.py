@@ -351,7 +351,7 @@ def app(environ, start_response):
             lines.write(line.upper())
             lines.flush()
     sock.close()
-    return [b"nobody gets this"]
+    return [b"not sent to any client"]
 """
 
 

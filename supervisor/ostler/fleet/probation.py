@@ -65,19 +65,16 @@ def follow(step: FleetStep) -> None:
     current = state.generations.get(state.current)
     if probation is None or policy is None or current is None:
         return
-    if probation.over:
-        if not policy.keep_generations:
-            fork_servers.retire(step, probation.fallback)
-        return
     old, new = (probation.requests, probation.errors), (current.requests, current.errors)
-    if errs_more(old, new, policy.rollback_error_rate):
+    if not probation.over and errs_more(old, new, policy.rollback_error_rate):
         percent = [100 * errors / max(answers, 1) for answers, errors in (old, new)]
         reason = f"{percent[1]:.1f} % of its answers are errors, {percent[0]:.1f} % were before"
         _roll_back(step, reason, None)
-    elif probation.until is not None and probation.until <= step.now:
+        return
+    if probation.until is not None and probation.until <= step.now:
         probation.over = True
-        if not policy.keep_generations:
-            fork_servers.retire(step, probation.fallback)
+    if probation.over and not policy.keep_generations:
+        fork_servers.retire(step, probation.fallback)
 
 
 def rollback_asked(step: FleetStep, event: events.RollbackAsked) -> None:

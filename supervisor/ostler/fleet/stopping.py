@@ -36,7 +36,8 @@ def _delayed(step: FleetStep) -> float | None:
     # Without a ready worker no balancer sends anything. A second request means that it is urgent.
     if state.policy is None or not state.ready or state.stop_at is not None:
         return None
-    begins = (state.draining_since or step.now) + state.policy.shutdown_delay
+    since = step.now if state.draining_since is None else state.draining_since
+    begins = since + state.policy.shutdown_delay
     return begins if begins > step.now else None
 
 

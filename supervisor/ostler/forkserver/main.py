@@ -51,7 +51,7 @@ def main(channel_fd: int, lowered: int) -> None:
     inheritance = Forking(channel, generation, preparation.sinks).run(loaded)
     if inheritance is None:
         if os.getppid() != supervisor:
-            end_own_group()  # nobody else does; SIGTERM does not end this process
+            end_own_group()  # no supervisor is left to do it; this process ignores SIGTERM
         # Without the app's atexit functions: each worker runs its own copy of them.
         end_children(seconds)
         leave()

@@ -1,9 +1,10 @@
 """What `multiprocessing` remembers of this process's children, which a fork copies.
 
-A worker is forked with `os.fork`, of which `multiprocessing` knows nothing. So a worker would take the fork
-server's children for its own: its end would terminate them, and fail at waiting for them. And proxies of a
-`Manager` would send over their parent's connection. `forget_parents` does what `Process` itself does in a
-child (`BaseProcess._bootstrap` in multiprocessing/process.py). Nothing is imported that the app has not.
+A worker is forked with `os.fork`, which does not reset the state of `multiprocessing`. So a worker would take
+the fork server's children for its own: its end would terminate them, and fail at waiting for them. And
+proxies of a `Manager` would send over their parent's connection. `forget_parents` does what `Process` itself
+does in a child (`BaseProcess._bootstrap` in multiprocessing/process.py). Nothing is imported that the app has
+not.
 """
 
 import signal

@@ -300,9 +300,8 @@ class WsgiRunner:
         connection.idle_since = connection.answered_at = monotonic_ns()
         gone = False
         try:
-            Exchange.run(
-                exchange, queue_timeout_app, environ
-            )  # without hooks, which are about requests to the app
+            # Without hooks, which are about requests to the app.
+            Exchange.run(exchange, queue_timeout_app, environ)
         except ClientGone:
             gone = True
             exchange.code, exchange.status = 499, _CLIENT_GONE

@@ -85,7 +85,7 @@ def test_what_a_factory_makes_is_checked(shop: str) -> None:
 
 
 def test_a_factory_that_fails(shop: str) -> None:
-    """The traceback is the app's, whoever has called it."""
+    """The traceback is the app's, whether the app or Ostler has called the factory."""
     with pytest.raises(AppLoadError) as caught:
         load_app(f"{shop}:broken")
     assert caught.value.reason == f"can't load '{shop}:broken': RuntimeError: no database"

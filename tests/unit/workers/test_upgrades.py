@@ -164,7 +164,7 @@ def of_the_socket(sock: Any) -> Any:
         lambda _sock: [],
         lambda _sock: (),
         lambda _sock: None,
-        lambda _sock: [b"nobody gets this"],
+        lambda _sock: [b"not sent to any client"],
         lambda _sock: iter([b"nor", b"this"]),
         stop_iteration,
         broken_pipe,
@@ -244,7 +244,7 @@ def test_an_app_that_takes_it_while_it_is_iterated(bench: Make) -> None:
 
 
 def test_the_client_went_first(bench: Make) -> None:
-    """Then there is nobody to wait for: the connection is closed at once."""
+    """Then no client is waited for: the connection is closed at once."""
     made: Bench
 
     def behave(sock: Any) -> list[bytes]:

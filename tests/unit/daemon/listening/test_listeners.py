@@ -16,6 +16,7 @@ from ostler.daemon.listening.listeners import Listeners
 from ostler.daemon.listening.unix import Access
 from ostler.errors import SettingError
 from ostler.osapi import unix_sockets
+from tests.kit.ports import free_port
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="gives files to others, which takes privileges")
 NOBODY = 65534
@@ -315,14 +316,6 @@ def test_reuse_port() -> None:
 
 
 # -- [::] and IPv4 -----------------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    with socket.socket(socket.AF_INET6) as probe:
-        probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        probe.bind(("::", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def answers(listeners: Listeners, keys: list[str], host: str, port: int) -> bool:
