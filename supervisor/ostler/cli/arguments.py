@@ -165,7 +165,8 @@ def _whole(flag: str, options: Mapping[str, click.Option]) -> str:
     if flag in options:
         return flag
     longer = [name for name in options if name.startswith(flag)]
-    for names in (longer, [name for name in longer if str(options[name].name)[1:] not in not_in_gunicorn()]):
+    ours = {"strict", "demo", *(f"_{name}" for name in not_in_gunicorn())}
+    for names in (longer, [name for name in longer if options[name].name not in ours]):
         if len({options[name].name for name in names}) == 1:
             return names[0]
     return flag

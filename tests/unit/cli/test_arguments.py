@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 import pytest
+from hypothesis import example
 from hypothesis import given as over
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -231,6 +232,7 @@ def _written(draw: st.DrawFn) -> list[str]:
 
 @hypothesis_settings(deadline=None)  # a slow example on a busy machine must not fail the test
 @over(st.lists(_written(), max_size=5), st.integers(0, 5))
+@example([["--str"]], 0)
 def test_read_as_by_gunicorns_parser(written: list[list[str]], app_at: int) -> None:
     """Ostler reads gunicorn's flags in any spelling as argparse does."""
     written.insert(min(app_at, len(written)), ["a:a"])
