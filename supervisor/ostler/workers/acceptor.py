@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ostler.logs.limiter import LimitedLog
 from ostler.osapi import original, refusing
-from ostler.scoreboard.accounting import RequestSlot
+from ostler.scoreboard.request_slot import RequestSlot
 from ostler.workers import eviction
 from ostler.workers.accept_pause import AcceptPause, is_exhaustion
 from ostler.workers.addresses import host_of, listener_name

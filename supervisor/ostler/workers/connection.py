@@ -17,7 +17,7 @@ from ostler.http1 import response
 from ostler.http1.errors import ProtocolViolation
 from ostler.http1.request import BodySink, Head, RequestParser, Rules
 from ostler.osapi.tcp_info import bytes_acked
-from ostler.scoreboard.accounting import RequestSlot
+from ostler.scoreboard.request_slot import RequestSlot
 from ostler.settings.table import Settings
 from ostler.workers.output_buffer import OutputBuffer
 from ostler.workers.system_calls import PLAIN, READ_SIZE, SystemCalls

@@ -6,7 +6,7 @@ from time import monotonic_ns
 from typing import Any
 
 from ostler.http1.request import BodySink, Rules
-from ostler.scoreboard.accounting import RequestSlot
+from ostler.scoreboard.request_slot import RequestSlot
 from ostler.settings.networks import Networks
 from ostler.settings.table import Settings
 from ostler.workers.addresses import host_of

@@ -5,7 +5,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from ostler.logs.limiter import LimitedLog
-from ostler.scoreboard.accounting import RequestSlot
+from ostler.scoreboard.request_slot import RequestSlot
 from ostler.settings.table import Settings
 from ostler.workers.connection import CLOSED, CLOSING, LINGERING, UPGRADED, Connection
 from ostler.workers.connection_limits import AddressCounts, most_connections, network_of

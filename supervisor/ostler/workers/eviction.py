@@ -20,7 +20,7 @@ from typing import TypeVar
 from ostler.http1.errors import RequestTimeout
 from ostler.logs.worker_log import Log
 from ostler.osapi.tcp_info import bytes_acked
-from ostler.scoreboard.accounting import RequestSlot
+from ostler.scoreboard.request_slot import RequestSlot
 from ostler.workers import connection as phases
 from ostler.workers.connection import Connection
 from ostler.workers.connection_table import ConnectionTable

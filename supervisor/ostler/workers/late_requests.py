@@ -26,7 +26,7 @@ from time import monotonic_ns
 
 from ostler.osapi import original
 from ostler.osapi.tcp_info import since_last_received
-from ostler.scoreboard.accounting import RequestSlot
+from ostler.scoreboard.request_slot import RequestSlot
 from ostler.workers.acceptor import Acceptor
 from ostler.workers.connection import OPEN, Connection
 from ostler.workers.drain import DrainState

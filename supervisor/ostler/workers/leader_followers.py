@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Callable
 
 from ostler.osapi import original
-from ostler.scoreboard.accounting import RequestSlot
+from ostler.scoreboard.request_slot import RequestSlot
 from ostler.workers.watcher import Watcher
 
 # How long a signal's handler may wait (s); as in the reactor, which polls at least so often.

@@ -18,7 +18,7 @@ from time import monotonic
 from typing import Self
 
 from ostler.logs.limiter import LimitedLog
-from ostler.scoreboard.accounting import RequestSlot
+from ostler.scoreboard.request_slot import RequestSlot
 from ostler.workers.acceptor import Acceptor
 from ostler.workers.base import Context
 from ostler.workers.connection_factory import ConnectionFactory

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from ostler.http1.errors import ProtocolViolation
 from ostler.http1.proxy import read_proxy_header
-from ostler.scoreboard.accounting import RequestSlot
+from ostler.scoreboard.request_slot import RequestSlot
 from ostler.workers.addresses import host_of
 from ostler.workers.connection import LINGERING, OPEN, PROXY_HEADER, Connection
 from ostler.workers.connection_table import ConnectionTable

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from ostler.http1.errors import RULES, ProtocolViolation
 from ostler.http1.request import Head, Request
-from ostler.scoreboard.accounting import RequestSlot
 from ostler.scoreboard.layout import LEAST_QUEUED
+from ostler.scoreboard.request_slot import RequestSlot
 from ostler.workers.addresses import listener_name
 from ostler.workers.base import Context
 from ostler.workers.connection import Connection

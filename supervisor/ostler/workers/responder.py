@@ -11,7 +11,7 @@ from ostler.http1.errors import BodyNotStored, ProtocolViolation
 from ostler.logs.access import AccessLog
 from ostler.logs.limiter import LimitedLog
 from ostler.logs.worker_log import Log
-from ostler.scoreboard.accounting import RequestSlot
+from ostler.scoreboard.request_slot import RequestSlot
 from ostler.workers.addresses import host_of
 from ostler.workers.connection import CLOSING, OPEN, Connection
 from ostler.workers.connection_table import ConnectionTable

@@ -9,7 +9,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from ostler.logs.worker_log import Log
-from ostler.scoreboard.accounting import RequestSlot
+from ostler.scoreboard.request_slot import RequestSlot
 from ostler.workers.connection import Connection
 from ostler.workers.connection_table import ConnectionTable
 from ostler.workers.drain import DrainState

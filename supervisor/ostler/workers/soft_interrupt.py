@@ -31,7 +31,8 @@ from time import monotonic_ns
 from types import FrameType
 
 from ostler.osapi import original
-from ostler.scoreboard.accounting import Accounting, RequestSlot, check_extension
+from ostler.scoreboard.accounting import Accounting
+from ostler.scoreboard.request_slot import RequestSlot, check_extension
 from ostler.wsgi.interruption import DeadlineExceeded, is_interruptible
 
 LONG_REQUEST_NS = 20_000_000

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from ostler.http1.errors import RequestTimeout
 from ostler.http1.frames import GOING_AWAY, SERVICE_RESTART
 from ostler.logs.worker_log import Log
-from ostler.scoreboard.accounting import RequestSlot
+from ostler.scoreboard.request_slot import RequestSlot
 from ostler.settings.table import Settings
 from ostler.workers.acceptor import Acceptor
 from ostler.workers.connection import CLOSED, LINGERING, STALL_LIMIT, Connection

@@ -16,10 +16,11 @@ from typing import ClassVar, Self
 
 from ostler.osapi import original
 from ostler.osapi.wake import Wake
-from ostler.scoreboard.accounting import RequestSlot
 from ostler.scoreboard.layout import LEAST_QUEUED
+from ostler.scoreboard.request_slot import RequestSlot
 from ostler.workers.acceptor import FULL_CHECK_SECONDS
 from ostler.workers.base import BaseWorker, Context
+from ostler.workers.busy_polling import BusyPolling
 from ostler.workers.connection import OPEN, Connection
 from ostler.workers.leader_followers import LeaderFollowers
 from ostler.workers.parts import Parts
@@ -105,6 +106,9 @@ class Engine(BaseWorker):
         # The kernel is asked about each request that may have waited; see QueueTimes.
         self._asks_for_all = context.settings.queue_timeout > 0
         self._done = False
+        self._busy_polling = BusyPolling(
+            *(parts, self._heartbeat, self._events, self._ready, self._sweep, self._is_wanted)
+        )
 
     # -- what the worker's life cycle calls ------------------------------------------------------------------
 
@@ -421,44 +425,14 @@ class Engine(BaseWorker):
     def _poll_only(self) -> None:
         """Poll without serving while all threads are in the app; called by the watcher."""
         try:
-            self._poll_until_wanted(self.slot(self._threads))
+            self._busy_polling.run(self.slot(self._threads))
         except Exception:  # noqa: BLE001 - a defect of ours, as in _run
             self._log.error("internal_error", traceback=traceback.format_exc())
             self.stop()
 
-    def _poll_until_wanted(self, slot: RequestSlot) -> None:
-        reactor, sweeper, leader = self._reactor, self._sweeper, self.leader
-        late = self.parts.late
-        # Siblings that are free accept new connections, which must not wake this worker.
-        self._acceptor.stop()
-        if late is not None:
-            late.begin()
-        while not self._done and not leader.is_wanted:
-            if not self._events:
-                if reactor.now >= sweeper.due or sweeper.remaining or self._drain.asked:
-                    self._sweep(slot)
-                # Connections with a whole request wait for a thread, not for this one.
-                timeout = SWEEP_DRAINING if self._drain.asked else SWEEP
-                if late is not None:
-                    late.answer(self._ready, slot, self._ready.append)
-                    timeout = min(timeout, late.pause)
-                self._events.extend(reactor.poll(timeout))
-                self._heartbeat(reactor.now)
-            while self._events and not leader.is_wanted:
-                fd, _ = self._events.popleft()
-                connection = self._open.get(fd)
-                if connection is None:
-                    reactor.call_back(fd)
-                    continue
-                connection.waiting_since = reactor.now
-                if (
-                    connection.watched
-                    and not self._siblings.hand_off_waiting(connection, slot)
-                    and self._receive(connection, slot, reactor.now)
-                ):
-                    self._unwatch(connection)
-                    connection.idle_since = reactor.now
-                    self._ready.append(connection)
+    def _is_wanted(self) -> bool:
+        """Whether the watcher is to stop polling."""
+        return self._done or self.leader.is_wanted
 
 
 def _nothing() -> None:

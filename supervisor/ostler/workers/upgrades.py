@@ -9,7 +9,7 @@ from errno import EBADF, ECONNABORTED, ECONNRESET, ENOTCONN, EPIPE
 from typing import Any
 
 from ostler.http1.request import Request
-from ostler.scoreboard.accounting import RequestSlot
+from ostler.scoreboard.request_slot import RequestSlot
 from ostler.workers.app_socket import AppSocket
 from ostler.workers.connection import Connection
 from ostler.workers.connection_table import ConnectionTable

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from ostler.scoreboard import layout, memory
-from ostler.scoreboard.accounting import Accounting, RequestSlot
+from ostler.scoreboard.accounting import Accounting
 from ostler.scoreboard.layout import bucket_of
 from ostler.scoreboard.reader import Scoreboard
+from ostler.scoreboard.request_slot import RequestSlot
 
 SECOND = 1_000_000_000
 # When workers of these tests are made, and the later time of their clock.

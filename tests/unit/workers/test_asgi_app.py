@@ -76,7 +76,7 @@ class Rig:
         self.lines.append((method, rest[5]))
 
     def words(self) -> memoryview:
-        return self.loop_slot._counts
+        return self.loop_slot.counts
 
     def run(self, play: Callable[[], Awaitable[None]]) -> None:
         self.loop.run_until_complete(asyncio.wait_for(play(), 30))

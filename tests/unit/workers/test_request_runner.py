@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ostler.scoreboard.accounting import RequestSlot
+from ostler.scoreboard.request_slot import RequestSlot
 from ostler.workers.connection import CLOSED, LINGERING, OPEN
 from ostler.workers.queueing import QueueTimes
 from ostler.workers.request_runner import RequestRunner, WsgiRunner
@@ -402,7 +402,7 @@ def test_an_exception_at_any_moment(bench: Make, monkeypatch: pytest.MonkeyPatch
 
     it = bench(app)
     plain = it.slot
-    own = Interrupted(None, 0, plain._words, plain._text, plain._counts)
+    own = Interrupted(None, 0, plain._words, plain._text, plain.counts)
     monkeypatch.setattr(Interrupted, "moment", moment)
     if moment == "end":
         it.at_end = arrive

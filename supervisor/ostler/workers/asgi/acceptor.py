@@ -22,7 +22,7 @@ from ostler.logs.limiter import LimitedLog
 from ostler.logs.worker_log import Log
 from ostler.osapi import refusing
 from ostler.osapi.original import Socket
-from ostler.scoreboard.accounting import RequestSlot
+from ostler.scoreboard.request_slot import RequestSlot
 from ostler.settings.table import Settings
 from ostler.workers import accept_pause
 from ostler.workers.accept_pause import AcceptPause

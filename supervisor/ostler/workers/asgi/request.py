@@ -6,7 +6,7 @@ from time import monotonic_ns
 from typing import Any, Protocol, TypeVar
 
 from ostler.logs.worker_log import Log
-from ostler.scoreboard.accounting import RequestSlot
+from ostler.scoreboard.request_slot import RequestSlot
 from ostler.workers.asgi.framing import BODILESS, framed
 from ostler.workers.asgi.interface import Message, Receive, Scope, Send
 from ostler.workers.asgi.tasks import stack_of, tasks_of

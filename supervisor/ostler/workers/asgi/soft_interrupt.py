@@ -13,7 +13,8 @@ from traceback import FrameSummary
 from types import FrameType
 from typing import Any
 
-from ostler.scoreboard.accounting import Accounting, check_extension
+from ostler.scoreboard.accounting import Accounting
+from ostler.scoreboard.request_slot import check_extension
 from ostler.workers.asgi.app import SERVING
 from ostler.workers.asgi.request import AsgiRequest
 from ostler.workers.asgi.tasks import current, frames_of, is_in_app, local_of, stack_under, tasks_of

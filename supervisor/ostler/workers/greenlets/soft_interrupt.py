@@ -12,7 +12,8 @@ from types import FrameType
 
 from greenlet import getcurrent
 
-from ostler.scoreboard.accounting import Accounting, RequestSlot
+from ostler.scoreboard.accounting import Accounting
+from ostler.scoreboard.request_slot import RequestSlot
 from ostler.workers.greenlets.serving import ServingGreenlet
 from ostler.workers.soft_interrupt import SoftInterrupts, is_in_app
 from ostler.workers.stacks import dump_of

@@ -12,7 +12,7 @@ from time import monotonic_ns
 from types import TracebackType
 from typing import Any
 
-from ostler.scoreboard.accounting import RequestSlot
+from ostler.scoreboard.request_slot import RequestSlot
 from ostler.wsgi.interruption import DeadlineExceeded, QuitWorker
 
 SLICE = 64 * 1024
