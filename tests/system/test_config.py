@@ -235,3 +235,67 @@ def test_check_config_does_nothing(place: Place) -> None:
     assert place.run("--check-config", *args, PYTHONDONTWRITEBYTECODE="1") == (0, "", "")
     assert set(place.app_folder.rglob("*")) == before
     assert list(Path(place.runtime).iterdir()) == []
+
+
+GREETER = """\
+import os
+
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    names = ("GREETING", "NAME", "WHERE", "GONE")
+    return [" ".join(f"{name}={os.environ.get(name)}" for name in names).encode()]
+"""
+
+
+def test_env_file(place: Place) -> None:
+    """It is read again at each reload, before the configuration file; -e overrides it."""
+    place.add("greeter.py", GREETER)
+    place.add("conf.py", "import os\nworkers = int(os.environ['WORKERS'])\nenv_file = ['late.env']\n")
+    place.add("late.env", "WHERE=there\n")
+    place.add("early.env", 'WORKERS=2\nNAME="one two"\nexport GREETING=file\nWHERE=${NAME}\nGONE=not yet\n')
+    words = ("-c", "conf.py", "--env-file", "early.env", "-e", "NAME=mine", "greeter:app")
+    daemon = place.start(*words, GREETING="environment")
+    daemon.settled(2)
+    # The command line overrides the file's `env_file`.
+    assert ask(daemon.url).body == b"GREETING=file NAME=mine WHERE=one two GONE=not yet"
+    place.add("early.env", "WORKERS=1\nWHERE=here\n")
+    assert daemon.ctl("reload").code == 0
+    daemon.settled(1)
+    assert ask(daemon.url).body == b"GREETING=environment NAME=mine WHERE=here GONE=None"
+    # A file that can't be used fails the reload in one line; the generation before serves on.
+    place.add("early.env", "WORKERS=1\nno assignment\n")
+    done = daemon.ctl("reload")
+    assert done.code == 1
+    assert "env_file (command line): early.env: line 2 is no NAME=VALUE" in done.out + done.err
+    assert ask(daemon.url).body == b"GREETING=environment NAME=mine WHERE=here GONE=None"
+    assert "not yet" not in daemon.ctl("config", "--json").out
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (None, "can't read shop.env: No such file or directory"),
+        (b"A=\xff\n", "shop.env: it is no UTF-8"),
+        (b"A=1\nB=\0\n", "shop.env: line 2 has a NUL character"),
+        (b"A\n", "shop.env: line 1 is no NAME=VALUE"),
+        (b"A='1\n", "shop.env: line 1 is no NAME=VALUE"),
+    ],
+)
+def test_env_file_that_can_not_be_used(place: Place, content: bytes | None, problem: str) -> None:
+    if content is not None:
+        (place.app_folder / "shop.env").write_bytes(content)
+    done = place.run(*LOCAL, "--check-config", "--env-file", "shop.env", "plain:app")
+    assert done.code == 1
+    assert done.error == f"ostler: error: env_file (command line): {problem}"
+
+
+def test_env_file_of_the_configuration(place: Place) -> None:
+    """Relative paths count from the folder where it was started, also with chdir."""
+    place.add("greeter.py", GREETER)
+    (place.app_folder / "sub").mkdir()
+    place.add("conf.py", "env_file = 'shop.env'\nchdir = 'sub'\npythonpath = '..'\n")
+    place.add("shop.env", "WHERE=there\nGUNICORN_CMD_ARGS=-w 3\n")
+    daemon = place.start("-c", "conf.py", "greeter:app")
+    assert b"WHERE=there" in ask(daemon.url).body
+    problem = "env_file (conf.py line 1): shop.env: GUNICORN_CMD_ARGS has no effect in a file"
+    assert [event["problem"] for event in daemon.events("configuration")] == [problem]

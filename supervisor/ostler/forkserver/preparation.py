@@ -27,6 +27,7 @@ from ostler.forkserver.configuration import (
     others_name_certificates,
     read_configuration,
 )
+from ostler.forkserver.environment_files import EnvironmentFiles
 from ostler.forkserver.forking import Asked, fields_of
 from ostler.forkserver.log_lines import pass_on
 from ostler.forkserver.rights import become_account, leave_terminal, set_umask
@@ -90,6 +91,7 @@ class Preparation:
         self._loaded: Loaded | None = None
         # Before the configuration was evaluated.
         self._given_up = False
+        self._environment = EnvironmentFiles(Path())
         self._log_format = ""
         self._tls: SSLContext | None = None
         self._certificates: dict[str, int] = {}
@@ -143,7 +145,7 @@ class Preparation:
             )
             remarks += self._set_up_hooks(loaded.settings, functions, ask)
             if ask.known is None:
-                warnings += remarks
+                warnings += [*self._environment.warnings, *remarks]
             if loaded.settings.reload and ask.cause != "check":
                 # Imported only if it is used, to save memory.
                 from ostler.workers.development import Development
@@ -178,6 +180,8 @@ class Preparation:
             raise OstlerError(f"can't enter {folder}, where Ostler was started: {error.strerror}") from None
         decision = decide(ask, folder)
         config, warnings = decision.config, list(decision.warnings)
+        self._environment = EnvironmentFiles(folder)
+        self._environment.use_given(ask.command_line, ask.variables)
         if decision.account is None:
             loaded, more, file = read_configuration(ask, folder, decision, self._prepare_early)
             self._channel.send(messages.Decided(config, loaded, warnings=warnings))
@@ -189,6 +193,7 @@ class Preparation:
         self._certificates = copy_certificates(ask, decision.account)
         more += self._give_up_rights(decision.account, user, group)
         self._given_up = True
+        self._environment.use_given(ask.command_line, ask.variables)
         loaded, others, file = read_configuration(ask, folder, decision, self._prepare_early)
         if ask.known is None:
             refuse_other_account(decision, file)
@@ -231,7 +236,9 @@ class Preparation:
         self._log_format = check_logs(settings)
         # Paths and settings that others control are used with the rights of the account.
         others = account is not None and "raw_env" in loaded.confined
+        variables = settings.env_file, loaded.origins.get("env_file", "")
         if not others:
+            self._environment.use(*variables)
             set_environment(settings)
         early = account is None or not others_name_certificates(loaded)
         if early:
@@ -247,8 +254,8 @@ class Preparation:
             if ask.known is None and settings.user is None:
                 warnings += folder_warning()
             imports.release()
-        if others:
-            set_environment(settings)
+        self._environment.finish(*variables)
+        set_environment(settings)
         if file is not None and ask.folder not in sys.path:
             sys.path.insert(0, ask.folder)  # for what the file imports later
         extend_path(settings)

@@ -30,7 +30,7 @@ ADMINISTRATORS = (
 # Paths that the supervisor, or a fork server with its rights, uses; and variables, which control libraries.
 OPENED = (
     *("chdir", "bind", "pidfile", "errorlog", "accesslog"),
-    *("certfile", "keyfile", "ca_certs", "raw_env"),
+    *("certfile", "keyfile", "ca_certs", "raw_env", "env_file"),
 )
 # These too, if they are Unix sockets.
 _PLACES = ("syslog_addr", "statsd_host")

@@ -32,9 +32,9 @@ class Development:
         self._reporter = WatchReporter(send)
 
     def report_configuration(self, name: str | None, ask: messages.Configure, settings: Settings) -> None:
-        """Report the file of the configuration `name`, and what it has imported."""
+        """Report the file of the configuration `name`, what it has imported, and the files of `env_file`."""
         files = [] if name is None or name.startswith("python:") else [name.removeprefix("file:")]
-        files = [os.path.join(ask.folder, file) for file in files]  # noqa: PTH118 - may be absolute
+        files = [os.path.join(ask.folder, file) for file in (*files, *settings.env_file)]  # noqa: PTH118 - may be absolute
         if settings.paste:
             files.append(file_name(settings.paste))
         self._reporter.report(os.path.abspath(file) for file in files)  # noqa: PTH100

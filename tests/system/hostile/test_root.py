@@ -16,6 +16,7 @@ import pytest
 from tests.kit.accounts import NOBODY, second_account, shown
 from tests.kit.certificates import Authority
 from tests.kit.daemon import OSTLER, Daemon, Place, fork_server
+from tests.kit.http_client import ask
 from tests.kit.processes import descriptors
 from tests.kit.tiers import thorough
 from tests.system.conftest import furnished
@@ -31,6 +32,15 @@ import os
 def app(environ, start_response):
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [str(os.getuid()).encode()]
+"""
+
+TELLER = """\
+import os
+
+def app(environ, start_response):
+    start_response("200 OK", [])
+    found = os.getuid(), os.environ.get("MINE"), os.environ.get("ROOTS")
+    return [" ".join(map(str, found)).encode()]
 """
 
 # Writes the file, then imports the module whose name it has taken.
@@ -299,6 +309,31 @@ def test_settings_of_others_have_no_rights_of_roots(field: Field) -> None:
     assert any("control_socket" in event["problem"] for event in daemon.events("configuration"))
     assert daemon.stop() == 0
     assert not mine.exists()
+
+
+def test_env_files(field: Field) -> None:
+    """Variables of a file that others can write are not set while root's rights are there; root's file may be
+    one that only root can read, and one of others may not lead to it.
+    """
+    mine = field.plant(field.folder / "mine.env", "MINE=1\nOPENSSL_CONF=/nowhere\n")
+    roots = field.place.folder / "roots.env"
+    roots.write_text("ROOTS=1\n")
+    roots.chmod(0o600)
+    conf = field.place.folder / "conf.py"
+    conf.write_text(
+        "import os\nfound = sorted({'MINE', 'ROOTS', 'OPENSSL_CONF'} & set(os.environ))\n"
+        f"open('{field.proof}/' + '-'.join(['conf', *found]), 'a').close()\n"
+    )
+    field.place.add("who.py", TELLER)
+    daemon = field.start("-c", str(conf), "--env-file", f"{mine},{roots}")
+    assert field.ran() == {"conf-ROOTS"}
+    assert ask(daemon.url).body == f"{UID} 1 1".encode()
+    mine.unlink()
+    mine.symlink_to(roots)
+    done = field.place.run("ctl", "reload", cwd=field.place.folder, OSTLER_SOCKET=str(daemon.socket))
+    assert done.code == 1
+    assert "mine.env: Permission denied" in done.out + done.err
+    assert daemon.stop() == 0
 
 
 def test_token_that_others_can_choose(field: Field) -> None:

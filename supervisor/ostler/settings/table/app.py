@@ -51,6 +51,15 @@ class AppRows(HttpRows, frozen=True, kw_only=True):
             flags=("-e", "--env"),
         ),
     ] = ()
+    env_file: Annotated[
+        tuple[str, ...],
+        Setting(
+            texts.PATHS,
+            "Set the environment variables of a file with lines NAME=VALUE; it is read again at each reload.",
+            flags=("--env-file",),
+            gunicorn=None,
+        ),
+    ] = ()
     paste: Annotated[
         str | None,
         Setting(
