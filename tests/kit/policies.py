@@ -22,6 +22,7 @@ def fleet_policy(**changes: Any) -> FleetPolicy:
         "max_surge": 1,
         "max_surge_share": 0.0,
         "boot_parallelism": 2,
+        "boot_when_idle": False,
         "boot_retries": 0,
         "canary_time": 0.0,
         "probation": 0.0,

@@ -50,6 +50,7 @@ POLICIES = st.builds(
     max_surge=st.integers(1, 2),
     max_surge_share=st.sampled_from([0.0, 0.5]),
     boot_parallelism=st.integers(1, 3),
+    boot_when_idle=st.booleans(),
     workers_most=st.sampled_from([None, None, 5, 6]),
     timeout_soft=st.booleans(),
     canary_time=st.sampled_from([0.0, 1.0]),
@@ -311,6 +312,7 @@ class FleetMachine(RuleBasedStateMachine):
     @initialize(policy=POLICIES, smooth=st.sampled_from([True, True, True, False]), seed=st.integers(0, 9))
     def start(self, policy: FleetPolicy, smooth: bool, seed: int) -> None:
         self.world = Watched(policy, seed)
+        self.most_boots = 0
         self.world.hand_in(events.StartAsked())
         if smooth:
             self.world.settle()
@@ -473,6 +475,11 @@ class FleetMachine(RuleBasedStateMachine):
                 loads[worker_id] = Load(*counted[worker_id], int(busy > 0), busy, wait, memory, rate)
             self.world.hand_in(events.Measured(loads, memory_free))
             self.world.pass_time(1.0)
+
+    @rule(idle=st.sampled_from([0.0, 0.9, 1.0, 2.5]))
+    def idle_cpus_are_measured(self, idle: float) -> None:
+        self.most_boots = max(self.most_boots, self.fleet.count(BOOTING) + int(idle))
+        self.world.hand_in(events.CpusIdle(idle))
 
     # -- wishes ---------------------------------------------------------------------------------------
 
@@ -645,12 +652,14 @@ class FleetMachine(RuleBasedStateMachine):
 
     @invariant()
     def boots_are_few(self) -> None:
-        """Boots stay within boot_parallelism; the canary may be one more."""
+        """Boots stay within boot_parallelism, and what idle CPUs allow; the canary may be one more."""
         booting = [w for w in self.fleet.workers.values() if w.state is BOOTING]
         canaries = [w for w in booting if w.generation == self.fleet.candidate]
         assert len(canaries) <= 1
         if self.fleet.policy:
-            assert len(booting) - len(canaries) <= self.fleet.policy.boot_parallelism
+            policy = self.fleet.policy
+            allowed = max(policy.boot_parallelism, self.most_boots if policy.boot_when_idle else 0)
+            assert len(booting) - len(canaries) <= allowed
 
     @invariant()
     def surge_is_small(self) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ostler.osapi.cpus import usable_cpus
+from ostler.osapi.cpus import IdleCpus, usable_cpus
 
 
 @pytest.fixture(autouse=True)
@@ -101,3 +101,70 @@ def test_affinity_below_the_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_here() -> None:
     """On this machine there is at least one, and no more than affinity allows."""
     assert 1 <= usable_cpus() <= 8
+
+
+class Machine:
+    """A fake machine with eight CPUs, and a cgroup with a quota."""
+
+    def __init__(self, root: Path, files: dict[str, str]) -> None:
+        self.root = root
+        self.now = 0.0
+        self.statistics = root / "stat"
+        self.files = files
+        (root / "self_cgroup").write_text("0::/app\n")
+        self.set(0)
+
+    def set(self, idle_ticks: int) -> None:
+        """Each CPU was idle for so long since its start."""
+        lines = [f"cpu{number} 9 9 9 {idle_ticks} 0 9 9\n" for number in range(9)]
+        self.statistics.write_text("cpu 1 1 1 1 1\n" + "".join(lines) + "intr 5\n")
+        for name, text in self.files.items():
+            path = self.root / "app" / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+
+    def measure(self) -> IdleCpus:
+        return IdleCpus(lambda: self.now, self.statistics, self.root / "self_cgroup", self.root)
+
+
+HZ = os.sysconf("SC_CLK_TCK")
+
+
+def test_idle_cpus(tmp_path: Path) -> None:
+    """Of the CPUs of the affinity: the ninth is not ours. Each call is about the time since the last one."""
+    machine = Machine(tmp_path, {})
+    idle = machine.measure()
+    assert idle.read() == 0.0
+    machine.now = 2.0
+    machine.set(HZ)
+    assert idle.read() == pytest.approx(4.0)
+    machine.now = 3.0
+    assert idle.read() == 0.0
+
+
+@pytest.mark.parametrize("counter", ["cpu.stat", "cpuacct.usage"])
+def test_idle_cpus_with_a_quota(tmp_path: Path, counter: str) -> None:
+    """The machine is idle, but the cgroup may use three CPUs, and has used one."""
+    machine = Machine(tmp_path, {"cpu.max": "300000 100000", counter: "usage_usec 5000000\n"})
+    if counter != "cpu.stat":
+        machine.files[counter] = "5000000000\n"
+        machine.set(0)
+    idle = machine.measure()
+    machine.now = 2.0
+    machine.files[counter] = "usage_usec 7000000\n" if counter == "cpu.stat" else "7000000000\n"
+    machine.set(2 * HZ)
+    assert idle.read() == pytest.approx(2.0)
+
+
+def test_idle_cpus_that_are_not_known(tmp_path: Path) -> None:
+    """No counter of a limited cgroup, or no /proc/stat: none is idle."""
+    machine = Machine(tmp_path, {"cpu.max": "300000 100000"})
+    idle = machine.measure()
+    machine.now = 2.0
+    machine.set(2 * HZ)
+    assert idle.read() == 0.0
+    machine = Machine(tmp_path, {})
+    machine.statistics.unlink()
+    idle = machine.measure()
+    machine.now = 9.0
+    assert idle.read() == 0.0

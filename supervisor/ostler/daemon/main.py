@@ -31,6 +31,7 @@ from ostler.daemon.process.signals import on_signal
 from ostler.daemon.reporting.journal import Journal
 from ostler.daemon.reporting.ledger import Ledger
 from ostler.daemon.sensors.deadlines import DeadlineSensor
+from ostler.daemon.sensors.idle_cpus import IdleCpuSensor
 from ostler.daemon.sensors.implausible import ImplausibleWorkers
 from ostler.daemon.sensors.load import LoadSensor
 from ostler.daemon.shell import Callbacks, Shell
@@ -120,6 +121,7 @@ class Daemon:
         )
         self._implausible = ImplausibleWorkers(shell.ports, self._scoreboard)
         self._load = LoadSensor(lambda: shell.state, shell.children, self._scoreboard)
+        self._idle_cpus = IdleCpuSensor(lambda: shell.state, shell.submit)
         self._observer = Observer(
             shell.ports,
             shell.configurations,
@@ -187,6 +189,7 @@ class Daemon:
             task.cancel()
         self._shell.close()
         self._watcher.stop()
+        self._idle_cpus.stop()
         await self._control.close()
         self._listeners.close_all()
         self._forwarder.write_all()
@@ -272,6 +275,7 @@ class Daemon:
 
     def _on_event(self) -> None:
         self._observer.reloads.follow()
+        self._idle_cpus.follow()
         self._service_manager.follow(self._shell.state)
 
     def _on_files(self, generation: int, message: messages.Watch | messages.AppBroken) -> None:

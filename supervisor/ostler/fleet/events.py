@@ -188,6 +188,13 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
+class CpusIdle:
+    """How many CPUs were idle in the last second, while no more workers might boot (`boot_parallelism`)."""
+
+    idle: float
+
+
+@dataclass(frozen=True, slots=True)
 class UpgradeChecked:
     """Whether the new program would start. `problem`: why not."""
 
@@ -324,6 +331,7 @@ Event = (
     | ZygoteAudited
     | ZygoteReady
     | Measured
+    | CpusIdle
     | UpgradeChecked
     | UpgradeDone
     | DeadlinePassed

@@ -64,6 +64,7 @@ HANDLERS: Mapping[type[Any], Callable[[FleetStep, Any], None]] = {
     events.ZygoteAudited: reforks.audited,
     events.ZygoteReady: reforks.zygote_ready,
     events.Measured: measurements.measured,
+    events.CpusIdle: slots.cpus_idle,
     events.DeadlinePassed: lambda _step, _event: None,
     events.ResizeAsked: scaling.resize,
     events.ReloadAsked: reloads.asked,

@@ -95,6 +95,8 @@ class FleetPolicy:
     """How often the app is loaded again if it can't be loaded at the start."""
     boot_parallelism: int
     """How many workers may boot at once."""
+    boot_when_idle: bool
+    """More may boot at once while CPUs are idle: their boots wait for something else."""
     canary_time: float
     probation: float
     keep_generations: int

@@ -2,7 +2,7 @@
 
 A worker that must go (`leaving`) is only drained when its successor in the slot is ready, or when its slot is
 not wanted any more: make before break. Successors of planned replacements exist within `max_surge`; boots
-happen within `boot_parallelism`.
+happen within `boot_parallelism`, or more of them while CPUs are idle.
 """
 
 from ostler.fleet import events, workers
@@ -81,6 +81,11 @@ def drain_replaced(step: FleetStep) -> None:
             workers.drain(step, worker)
 
 
+def cpus_idle(step: FleetStep, event: events.CpusIdle) -> None:
+    """Boots that leave CPUs idle wait for something else, so more of them take no longer."""
+    step.state.most_boots = step.state.count(BOOTING) + int(event.idle)
+
+
 def fill(step: FleetStep) -> None:
     """Spawn workers for slots without one, then successors for those that must go."""
     state = step.state
@@ -92,9 +97,15 @@ def fill(step: FleetStep) -> None:
             return
         generation.retry_at = None
     policy, wanted = generation.policy, state.wanted
-    # After a failed boot one worker at a time is booted, as a test whether the cause has gone.
-    parallelism = 1 if generation.failures else policy.boot_parallelism
-    boots = parallelism - state.count(BOOTING)
+    booting = state.count(BOOTING)
+    if booting < policy.boot_parallelism:
+        state.most_boots = 0  # what was measured is about boots that have ended
+    parallelism = policy.boot_parallelism
+    if policy.boot_when_idle:
+        parallelism = max(parallelism, state.most_boots)
+    if generation.failures:
+        parallelism = 1  # as a test whether the cause has gone
+    boots = parallelism - booting
     held = {w.slot for w in state.workers.values() if w.staying and w.generation == state.current}
     serving = {
         w.slot: w for w in state.workers.values() if w.state is READY and w.generation != state.candidate

@@ -22,14 +22,14 @@ class State:
 
     workers: live processes by worker id; generations: those with a fork server, or waiting for one, by
     number; current: the generation that slots are filled with; candidate: the one that a reload is trying;
-    reload: the newest; probation: what it can still be rolled back to; override: the number of workers
-    set by hand, or None for the configuration's own; autoscaled: the number that the load asks for, if it
-    decides; draining_since: since when the fleet is reported as not ready while its workers serve on;
-    stop_at: when a graceful stop that was asked for begins; kills: when outsiders ended workers that served,
-    within the last minute; ever_ready: a worker was ready once; start_retries: how often the
-    app was to be loaded again before that; announced: `actions.Serving` was returned;
-    postponed: reports of the start that are only made if it succeeds; finish: how the daemon is to end;
-    finished: that was requested.
+    reload: the newest; probation: what it can still be rolled back to; override: the number of workers set
+    by hand, or None for the configuration's own; most_boots: how many workers may boot at once because CPUs
+    are idle; autoscaled: the number that the load asks for, if it decides; draining_since: since when the
+    fleet is reported as not ready while its workers serve on; stop_at: when a graceful stop that was asked
+    for begins; kills: when outsiders ended workers that served, within the last minute; ever_ready: a
+    worker was ready once; start_retries: how often the app was to be loaded again before that; announced:
+    `actions.Serving` was returned; postponed: reports of the start that are only made if it succeeds;
+    finish: how the daemon is to end; finished: that was requested.
     """
 
     workers: dict[int, Worker] = field(default_factory=dict)
@@ -40,6 +40,7 @@ class State:
     probation: Probation | None = None
     refork: Refork | None = None
     override: int | None = None
+    most_boots: int = 0
     autoscaled: int | None = None
     trend: Trend = field(default_factory=Trend)
     paused: bool = False

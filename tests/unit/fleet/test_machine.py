@@ -195,6 +195,29 @@ def test_scale_up() -> None:
     assert play.slots() == [1, 2, 3, 4]
 
 
+def test_boots_while_cpus_are_idle() -> None:
+    """One more for each idle CPU, as measured last; that ends with these boots."""
+    play = running(workers=1, boot_parallelism=2, boot_when_idle=True)
+    play.scale(9).then(spawn(2), spawn(3))
+    play.on(events.CpusIdle(0.9)).then()
+    play.on(events.CpusIdle(2.5)).then(spawn(4), spawn(5))
+    play.on(events.CpusIdle(0.0)).then()
+    play.ready(2).then(spawn(6))
+    play.on(events.CpusIdle(0.0)).ready(3).then(spawn(7))
+    play.ready(4, 5, 6, 7).then(spawn(8), spawn(9))
+    play.ready(8, 9).then()
+    play.scale(14).then(spawn(10), spawn(11))
+
+
+def test_idle_cpus_are_not_asked_for() -> None:
+    """With a number of the user's own, or after a failed boot, it stays at that."""
+    play = running(workers=1, boot_parallelism=2).scale(5).then(spawn(2), spawn(3))
+    play.on(events.CpusIdle(2.0)).then()
+    play = running(workers=1, boot_parallelism=2, boot_when_idle=True).scale(5).then(spawn(2), spawn(3))
+    play.exits(2, code=1).then()
+    play.on(events.CpusIdle(2.0)).then()
+
+
 def test_scale_down() -> None:
     """The highest slots are drained at once, without successors."""
     play = running(workers=4)

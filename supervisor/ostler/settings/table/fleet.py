@@ -22,8 +22,11 @@ def _surge(max_surge: str) -> dict[str, int | float]:
     return {"max_surge": number, "max_surge_share": 0.0}
 
 
-def _boots(boot_parallelism: int) -> dict[str, int]:
-    return {"boot_parallelism": boot_parallelism or max(2, usable_cpus())}
+def _boots(boot_parallelism: int) -> dict[str, int | bool]:
+    return {
+        "boot_parallelism": boot_parallelism or max(2, usable_cpus()),
+        "boot_when_idle": not boot_parallelism,
+    }
 
 
 class FleetRows(ListeningRows, frozen=True, kw_only=True):
@@ -122,7 +125,8 @@ class FleetRows(ListeningRows, frozen=True, kw_only=True):
         int,
         Setting(
             numbers.COUNT,
-            "How many workers may boot at once; 0 is one for each usable CPU, two at least.",
+            "How many workers may boot at once; 0 is one for each usable CPU, two at least, and one more for "
+            "each CPU that is idle while they boot.",
             flags=("--boot-parallelism",),
             takes_effect=LIVE,
             policy=_boots,
