@@ -24,6 +24,7 @@ from tests.browser.fake_api import (
     an_exit,
     some_workers,
 )
+from tests.kit.tiers import thorough
 
 # Long enough for a busy machine; a test that passes never waits so long.
 expect.set_options(timeout=60_000)
@@ -244,7 +245,7 @@ async def test_gone_supervisor_is_named(browser: Browser) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [390, *thorough(1280)])
 async def test_both_schemes_render_cleanly(browser: Browser, api: FakeApi, scheme: str, width: int) -> None:
     """In light and dark mode the console has no error (of the content security policy either) and nothing
     scrolls sideways.

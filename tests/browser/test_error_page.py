@@ -29,6 +29,7 @@ def place() -> Iterator[Place]:
         yield place
 
 
+@pytest.mark.thorough
 def test_follows_the_next_edit(place: Place) -> None:
     """The line that fails is marked, and markup in it is shown as text.
     Another mistake and its correction appear without a reload.

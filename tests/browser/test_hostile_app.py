@@ -196,6 +196,7 @@ def test_a_cookie_bomb_locks_no_one_out(daemon: Daemon, dashboard: Page, app: Pa
     daemon.settled(1)
 
 
+@pytest.mark.thorough
 def test_the_code_leaves_no_trace(context: BrowserContext, daemon: Daemon) -> None:
     """The login code is gone from the address bar, the history and the referrer; no cookie is left behind."""
     page = context.new_page()

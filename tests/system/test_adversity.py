@@ -126,6 +126,7 @@ def test_log_disk_is_full(place: Place) -> None:
     assert daemon.stop() == 0
 
 
+@pytest.mark.thorough
 def test_access_log_alone_can_not_be_written(place: Place) -> None:
     """The error log reports it once."""
     daemon = place.start("--access-logfile", "/dev/full", "plain:app")
@@ -137,6 +138,7 @@ def test_access_log_alone_can_not_be_written(place: Place) -> None:
     assert len(daemon.events("access_log_unwritable")) == 1
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("reader", ["gone", "asleep"])
 def test_reader_of_the_log(place: Place, reader: str) -> None:
     """The reader has ended as in `ostler 2>&1 | head -1`, or exists but reads nothing:
@@ -228,6 +230,7 @@ def _read(fd: int) -> bytes:
         return b""
 
 
+@pytest.mark.thorough
 def test_standard_descriptors_closed(place: Place) -> None:
     """Started with `<&- >&- 2>&-`: no listener gets the descriptor number to which logs are written."""
     daemon = place.start(
@@ -399,6 +402,7 @@ time.time = _wall
 """
 
 
+@pytest.mark.thorough
 def test_clock_jumps(place: Place) -> None:
     """The clock jumps one day forwards, then two back:
     no deadline fires, no worker is replaced, delays have their usual length.
@@ -446,6 +450,7 @@ def test_hung_fork_server(place: Place) -> None:
     assert daemon.stop(within=25) == 0
 
 
+@pytest.mark.thorough
 def test_stop_while_a_hung_fork_server_owes_a_worker(place: Place) -> None:
     """The end does not wait for a worker that the hung fork server was asked to fork."""
     daemon = place.start("-w", "2", "--boot-timeout", "3", "plain:app")

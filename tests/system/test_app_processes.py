@@ -91,7 +91,7 @@ def listens(pid: int, port: int) -> bool:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("how", ["hook", "preload", "import"])
+@pytest.mark.parametrize("how", ["hook", *thorough("preload", "import")])
 def test_they_end_with_their_generation(place: Place, how: str, method: str) -> None:
     """After each reload only what the new generation has started is left, and after a stop nothing."""
     daemon = begin(place, how, method)
@@ -196,6 +196,7 @@ def test_of_a_killed_worker(place: Place) -> None:
     daemon.event("app_processes_asked_to_end", pids=str(process.pid))
 
 
+@pytest.mark.thorough
 def test_a_job_outlives_its_worker(place: Place) -> None:
     """What a worker that ends by itself leaves behind may be a job: it ends with the generation."""
     daemon = busy(place, "-w", "1")
@@ -209,6 +210,7 @@ def test_a_job_outlives_its_worker(place: Place) -> None:
     assert process.ended()
 
 
+@pytest.mark.thorough
 def test_a_dead_fork_server(place: Place) -> None:
     """The manager of a fork server that died lives as long as a worker that may use it."""
     daemon = busy(place, "-w", "1", "--preload", MANAGER="1")
@@ -266,6 +268,7 @@ def test_a_quick_stop(place: Place) -> None:
     assert process.gone
 
 
+@pytest.mark.thorough
 def test_a_second_term(place: Place) -> None:
     """It makes the stop quick, also if the daemon only waits for what the app has started."""
     daemon = busy(place, "-w", "1", "--graceful-timeout", "500")
@@ -286,6 +289,7 @@ def test_a_killed_supervisor(place: Place) -> None:
     assert manager.ended()
 
 
+@pytest.mark.thorough
 def test_a_detached_process_is_left_alone(place: Place) -> None:
     """A process with a session of its own was detached on purpose."""
     daemon = busy(place, "-w", "1")
@@ -312,6 +316,7 @@ def test_a_fork_in_c(place: Place) -> None:
         sock.listen()
 
 
+@pytest.mark.thorough
 def test_a_refork(place: Place) -> None:
     """Workers of a zygote use what the first fork server has started."""
     daemon = busy(place, "-w", "2", "--preload", MANAGER="1")
@@ -329,6 +334,7 @@ def test_a_refork(place: Place) -> None:
     assert daemon.stop() == 0
 
 
+@pytest.mark.thorough
 def test_an_upgrade(place: Place) -> None:
     """Nothing of the old generation is left after an upgrade in place."""
     daemon = busy(place, "-w", "1", "--preload", MANAGER="1")
@@ -346,7 +352,7 @@ def nice_of(pid: int) -> int:
     return os.getpriority(os.PRIO_PROCESS, pid)
 
 
-@pytest.mark.parametrize("how", ["hook", "preload", "import"])
+@pytest.mark.parametrize("how", ["hook", *thorough("preload", "import")])
 def test_their_priority(place: Place, how: str) -> None:
     """A fork server and a booting worker have a lower priority, but not what they start by `fork`, and not
     what hooks start."""
@@ -379,6 +385,7 @@ def test_connections_of_a_killed_worker(place: Place) -> None:
     assert process.ended()
 
 
+@pytest.mark.thorough
 def test_on_a_terminal(place: Place) -> None:
     """There the app can read the terminal, e.g. for a debugger; what it has started ends with the daemon."""
     place.add(

@@ -58,7 +58,7 @@ async def app(scope, receive, send):
         "headers": [(b"content-length", str(len(answer)).encode())]}})
     await send({{"type": "http.response.body", "body": answer.encode()}})
 """
-CLASSES = ["gthread", "gevent", "asgi", "meinheld", *thorough("sync", "eventlet")]
+CLASSES = ["gthread", "asgi", *thorough("sync", "gevent", "eventlet", "meinheld")]
 HANDLER = """
 def on_term(signum, frame):
     note("term")
@@ -104,7 +104,7 @@ def test_the_apps_sigterm_handler(place: Place, kind: str, preload: tuple[str, .
     assert {event["status"] for event in daemon.events("worker_exited")} == {"exit code 0"}
 
 
-@pytest.mark.parametrize("where", ["conf", "preload", "import"])
+@pytest.mark.parametrize("where", ["conf", *thorough("preload", "import")])
 def test_sigchld_is_ignored(place: Place, where: str) -> None:
     """User code that ignores SIGCHLD stops neither the start nor a reload, and ends are seen."""
     ignore = "\nimport signal\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
@@ -143,6 +143,7 @@ def is_gone(pid: int) -> bool:
     return process.ended(1)
 
 
+@pytest.mark.thorough
 def test_atexit_of_a_zygote(place: Place) -> None:
     """A worker that becomes the fork server runs its atexit functions, too, when that ends."""
     daemon = begin(place, "sync", more="atexit.register(lambda: note('exit'))")

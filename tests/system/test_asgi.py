@@ -38,6 +38,7 @@ def said(client: ClientConnection, text: str) -> int:
     return int(pid)
 
 
+@pytest.mark.thorough
 def test_an_app(place: Place) -> None:
     """Requests, bodies, state of the startup, counters and the access log in gunicorn's format."""
     form = '%(h)s "%(r)s" %(s)s %(B)s %({user-agent}i)s %({content-type}o)s %(U)s %(q)s'
@@ -68,7 +69,7 @@ def test_an_app(place: Place) -> None:
     assert lines[2].startswith('1.2.3.4 "GET /here/scope')
 
 
-@pytest.mark.parametrize("app", ["waiter:make()", "waiter:make", "waiter:OldStyle"])
+@pytest.mark.parametrize("app", ["waiter:make()", *thorough("waiter:make", "waiter:OldStyle")])
 def test_shapes_of_apps(place: Place, app: str) -> None:
     """Factories, as a name and as a call, and apps of ASGI 2."""
     daemon = place.start("-k", "asgi", app)
@@ -278,6 +279,7 @@ def test_streams_and_clients_that_leave(place: Place) -> None:
     assert daemon.events("request_failed") == []
 
 
+@pytest.mark.thorough
 def test_background_work(place: Place) -> None:
     """Work after the answer is not a request any more, but the worker does not end before it is done."""
     daemon = place.start("-t", "0.5", *ASGI)
@@ -292,6 +294,7 @@ def test_background_work(place: Place) -> None:
     assert (place.app_folder / "worked").exists()
 
 
+@pytest.mark.thorough
 def test_a_startup_can_be_left(place: Place) -> None:
     """SIGTERM while the app's startup waits for something: the worker ends at once."""
     source = (place.app_folder / "waiter.py").read_text()
@@ -326,6 +329,7 @@ def test_a_request_is_ended_alone(place: Place, path: str) -> None:
     daemon.until(lambda: daemon.status().totals.errors == 1, "counted")
 
 
+@pytest.mark.thorough
 def test_a_loop_that_stays_blocked(place: Place) -> None:
     """A websocket has no deadline: if it blocks the loop, the worker is replaced."""
     source = """
@@ -377,6 +381,7 @@ def test_an_answer_that_has_begun_is_cut(place: Place) -> None:
     assert daemon.get("/pid").text == str(pid)
 
 
+@pytest.mark.thorough
 def test_more_time(place: Place) -> None:
     """A request may ask for more time, and an event stream has no time limit."""
     daemon = place.start("-t", "0.5", *ASGI)
@@ -395,6 +400,7 @@ def test_more_time(place: Place) -> None:
 # -- settings --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_warm_up(place: Place) -> None:
     """Warm-up requests come after the startup, and a failing one makes the reload fail."""
     daemon = place.start("--warmup-request", "/pid", *ASGI)
@@ -405,6 +411,7 @@ def test_warm_up(place: Place) -> None:
     assert "the app's own mistake" in other.log.read_text()
 
 
+@pytest.mark.thorough
 def test_a_class_made_from_uvicorns(place: Place) -> None:
     """A project's own subclass of uvicorn's worker:
     its CONFIG_KWARGS count, and those without effect are reported.
@@ -436,6 +443,7 @@ class Strange(UvicornWorker):
     assert "module 'own' has no attribute 'None'" in nothing.err
 
 
+@pytest.mark.thorough
 def test_unix_sockets_and_changing_the_class(place: Place) -> None:
     """A proxy on a Unix socket is trusted; reloads switch from sync to asgi and back, connections stay."""
     place.add("gunicorn.conf.py", "worker_class = 'sync'\nwsgi_app = 'plain:app'\n")
@@ -453,6 +461,7 @@ def test_unix_sockets_and_changing_the_class(place: Place) -> None:
     assert os.fspath(place.folder) in daemon.url
 
 
+@pytest.mark.thorough
 def test_hundreds_of_requests_at_once(place: Place) -> None:
     """Each is visible while it is in the app, and logged with its own method:
     the answer to HEAD has no body.

@@ -56,6 +56,7 @@ def test_variables_with_arguments(place: Place) -> None:
     assert (expected | {"graceful_timeout": (12.0, "conf.py line 4")}).items() <= origins(daemon).items()
 
 
+@pytest.mark.thorough
 def test_variables_after_an_upgrade(place: Place) -> None:
     """The new program reads them again, beside the command line."""
     daemon = place.start("--canary-time", "0", "plain:app", GUNICORN_CMD_ARGS="-w 2 --timeout 22")
@@ -100,6 +101,7 @@ def test_project_file(place: Place) -> None:
     assert origins(daemon)["workers"] == (2, "pyproject.toml line 5")
 
 
+@pytest.mark.thorough
 def test_module_in_a_package(place: Place) -> None:
     """-c python:PACKAGE.MODULE imports from the folder where Ostler was started."""
     place.add("deploy/__init__.py", "")
@@ -161,6 +163,7 @@ def test_port_of_a_platform(place: Place) -> None:
     assert ask(f"http://127.0.0.1:{daemon.port}").text == "one"
 
 
+@pytest.mark.thorough
 def test_print_config_is_whole(place: Place) -> None:
     """Settings, hooks and names without effect, in a stable order; the values of raw_env are not shown."""
     place.add(

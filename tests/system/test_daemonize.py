@@ -134,6 +134,7 @@ def test_second_start(place: Place, port: int) -> None:
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
 def test_launcher_ends_first(place: Place, signum: int) -> None:
     """The command waits while the app loads; when it is interrupted, the daemon ends with it."""
@@ -195,6 +196,7 @@ def test_outputs_kept(place: Place, port: int) -> None:
         assert not launcher.events("configuration")
 
 
+@pytest.mark.thorough
 def test_stays_where_it_is_supervised(place: Place) -> None:
     """Under a service manager that waits for the first process it stays in the foreground, and logs that."""
     path = place.folder / "notify"

@@ -58,8 +58,8 @@ def half(start_response):
 """
 
 
-@pytest.mark.parametrize("threads", ["1", "4"])
-@pytest.mark.parametrize("path", ["/system-call", "/loop", "/gate/never"])
+@pytest.mark.parametrize("threads", ["4", *thorough("1")])
+@pytest.mark.parametrize("path", ["/loop", "/gate/never", *thorough("/system-call")])
 def test_a_request_is_ended_alone(place: Place, path: str, threads: str) -> None:
     """504 at the time-out, the stack in the log, and the worker continues to serve."""
     if path == "/system-call" and threads == "4":
@@ -101,7 +101,7 @@ def test_an_answer_that_has_begun_is_cut(place: Place) -> None:
     assert daemon.get("/pid").text == str(pid)
 
 
-@pytest.mark.parametrize("path", ["/swallows", "/keeps-the-lock"])
+@pytest.mark.parametrize("path", ["/swallows", *thorough("/keeps-the-lock")])
 def test_a_request_that_can_not_be_ended_alone(place: Place, path: str) -> None:
     """The app swallows the exception or never returns from C: after the grace time its worker is replaced."""
     place.add("stubborn.py", STUBBORN)
@@ -158,8 +158,8 @@ WAYS = {
 @pytest.mark.parametrize(
     ("way", "known"),
     [
-        *(("tcp", True), ("threads", False), ("workers", True), ("long", False)),
-        *(("unix", False), ("unix-workers", True), ("tls", False)),
+        *(("tcp", True), ("threads", False), ("workers", True), ("unix", False)),
+        *thorough(("long", False), ("unix-workers", True), ("tls", False)),
         *thorough(("tcp", False), ("threads", True), ("workers", False), ("long", True)),
         *thorough(("unix", True), ("unix-workers", False), ("tls", True)),
     ],
@@ -215,6 +215,7 @@ def test_queue_timeout_of_greenlets(place: Place, kind: str) -> None:
     assert [connection.answer().text for connection in busy] == ["long passed"] * 2
 
 
+@pytest.mark.thorough
 def test_queue_timeout_while_others_serve(place: Place) -> None:
     """What a worker in a long request leaves alone is served by another one, and not refused."""
     daemon = place.start("-w", "2", "--queue-timeout", "0.5", "plain:app")
@@ -269,6 +270,7 @@ def test_timeout(place: Place) -> None:
     assert daemon.status().totals.deaths == 0
 
 
+@pytest.mark.thorough
 def test_timeout_with_threads(place: Place) -> None:
     """In gthread, requests in other threads finish, while the worker accepts no new ones."""
     daemon = place.start("-t", "1.5", *HARD, "--timeout-grace", "2", "--threads", "4", "plain:app")
@@ -316,6 +318,7 @@ def test_timeout_of_zero_is_never(place: Place) -> None:
     assert connection.answer().status == 200
 
 
+@pytest.mark.thorough
 def test_others_serve_while_one_hangs(place: Place) -> None:
     """A hung request under load: only connections of its own worker can be lost with it."""
     daemon = place.start("-w", "2", "-t", "0.5", *GRACE, "plain:app")
@@ -331,7 +334,7 @@ def test_others_serve_while_one_hangs(place: Place) -> None:
     assert report.failed <= 3, report.summary()
 
 
-@pytest.mark.parametrize("preload", [[], ["--preload"]])
+@pytest.mark.parametrize("preload", [[], *thorough(["--preload"])])
 def test_boot_timeout(place: Place, preload: list[str]) -> None:
     """An app that hangs at import ends the start with one line and exit code 3, soon after --boot-timeout."""
     place.add("hangs.py", "import time\ntime.sleep(1000)\n")
@@ -344,6 +347,7 @@ def test_boot_timeout(place: Place, preload: list[str]) -> None:
     assert "boot_timeout" in last
 
 
+@pytest.mark.thorough
 def test_boot_timeout_of_a_successor(place: Place) -> None:
     """After the start a hanging boot is a failure like others: backoff, the survivors serve."""
     place.add(
@@ -364,6 +368,7 @@ def test_boot_timeout_of_a_successor(place: Place) -> None:
     daemon.settled(2, state="ready")
 
 
+@pytest.mark.thorough
 def test_max_requests(place: Place) -> None:
     """Each worker is replaced after max_requests plus jitter, successor first, and no request fails."""
     daemon = place.start("-w", "2", "--max-requests", "40", "--max-requests-jitter", "20", "plain:app")

@@ -10,12 +10,13 @@ import pytest
 from tests.kit.daemon import Place, fork_server
 from tests.kit.load import Load
 from tests.kit.processes import Process, children
+from tests.kit.tiers import thorough
 from tests.kit.waiting import until
 
 pytestmark = pytest.mark.system
 
 
-@pytest.mark.parametrize("preload", [[], ["--preload"]])
+@pytest.mark.parametrize("preload", [[], *thorough(["--preload"])])
 def test_killed_worker_is_replaced_at_once(place: Place, preload: list[str]) -> None:
     """kill -9: a successor is ready in the same slot well within a second; the others continue to serve."""
     daemon = place.start("-w", "3", *preload, "plain:app")
@@ -93,6 +94,7 @@ def test_fork_server_and_worker_killed_together(place: Place) -> None:
     assert after[1].pid == before[1].pid
 
 
+@pytest.mark.thorough
 def test_stopped_worker_with_an_overdue_request(place: Place) -> None:
     """A worker that can't report its stack (SIGSTOP) is replaced, killed, and its request logged."""
     daemon = place.start("-w", "1", "-t", "0.5", "--timeout-grace", "0.2", "plain:app")
@@ -128,6 +130,7 @@ def test_killed_supervisor(place: Place, threads: str) -> None:
     assert place.leftovers() == []
 
 
+@pytest.mark.thorough
 def test_killed_supervisor_and_a_hung_request(place: Place) -> None:
     """With a request that never ends, no process lives much longer than graceful_timeout."""
     fleets = []
@@ -141,7 +144,7 @@ def test_killed_supervisor_and_a_hung_request(place: Place) -> None:
         assert all(process.ended(5) for process in fleet)
 
 
-@pytest.mark.parametrize("preload", [[], ["--preload"]])
+@pytest.mark.parametrize("preload", [[], *thorough(["--preload"])])
 def test_killed_supervisor_while_the_app_loads(place: Place, preload: list[str]) -> None:
     """The same while an app never finishes loading."""
     place.add("hangs.py", "import time\nopen('loading', 'w').close()\ntime.sleep(1000)\n")
@@ -152,6 +155,7 @@ def test_killed_supervisor_while_the_app_loads(place: Place, preload: list[str])
     assert all(process.ended(5) for process in fleet)
 
 
+@pytest.mark.thorough
 def test_new_daemon_after_a_killed_one(place: Place) -> None:
     """A new daemon is started at once, while the old workers still drain:
     same port, same sockets, same pid file.

@@ -79,6 +79,7 @@ def test_ways_to_write(place: Place) -> None:
     assert len(daemon.events("reload")) == 4
 
 
+@pytest.mark.thorough
 def test_same_second_and_size(place: Place) -> None:
     """Edits of the same size within one second, with Python's bytecode cache on: each is noticed."""
     path = place.app_folder / "page.py"
@@ -100,6 +101,7 @@ def test_same_second_and_size(place: Place) -> None:
         answers(daemon, text)
 
 
+@pytest.mark.thorough
 def test_checkout_of_many_files(place: Place) -> None:
     """Many changed, removed and new files at once lead to the newest code of every file."""
     for number in range(60):
@@ -124,6 +126,7 @@ def test_checkout_of_many_files(place: Place) -> None:
     daemon.until(lambda: daemon.get().text == " ".join(["new"] * 50), "all parts are new")
 
 
+@pytest.mark.thorough
 def test_replaced_folder(place: Place) -> None:
     """When a package's folder is replaced by another one, the new folder is watched."""
     place.add("shelf/__init__.py", page("old"))
@@ -238,6 +241,7 @@ def test_broken_from_the_start(place: Place, preload: list[str]) -> None:
     answers(daemon, "here")
 
 
+@pytest.mark.thorough
 def test_broken_in_another_module(place: Place) -> None:
     """The file that fails is not the one that was edited: it is shown, and saving it is enough."""
     place.add("shop/__init__.py", "from shop.models import price\n" + page("ok"))
@@ -267,6 +271,7 @@ def test_broken_configuration(place: Place) -> None:
     daemon.settled(2)
 
 
+@pytest.mark.thorough
 def test_no_more_reload(place: Place) -> None:
     """A configuration that no longer sets `reload`:
     no file is watched, and a broken app is refused as usual.
@@ -298,6 +303,7 @@ def test_change_during_a_reload(place: Place) -> None:
     assert daemon.get().text == "three"
 
 
+@pytest.mark.thorough
 def test_running_request(place: Place) -> None:
     """A request that is in the app when its file changes is answered by the old code."""
     place.add("page.py", (place.app_folder / "plain.py").read_text())
@@ -321,6 +327,7 @@ def test_check_says_what_is_wrong(place: Place) -> None:
     assert "SyntaxError" in done.err
 
 
+@pytest.mark.thorough
 def test_own_canary_time_counts(place: Place) -> None:
     """A canary time that the user has set also applies with `reload`."""
     place.add("page.py", page("one"))
@@ -331,6 +338,7 @@ def test_own_canary_time_counts(place: Place) -> None:
     assert daemon.stop(signal.SIGTERM) == 0
 
 
+@pytest.mark.thorough
 def test_without_watches(place: Place) -> None:
     """When the kernel has no watches left, files are polled instead, with one warning."""
     place.add("page.py", page("one"))
@@ -351,6 +359,7 @@ def test_without_watches(place: Place) -> None:
     assert "watch limit" in warning["problem"]
 
 
+@pytest.mark.thorough
 def test_folder_gone(place: Place) -> None:
     """The whole app is removed and comes back: an error page meanwhile."""
     place.add("shelf/__init__.py", page("one"))

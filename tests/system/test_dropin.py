@@ -299,6 +299,7 @@ def test_file_a(apps: Place, line: str) -> None:
     assert daemon.stop() == 0
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["gevent", *thorough("egg:meinheld#gunicorn_worker")])
 def test_file_b(apps: Place, kind: str) -> None:
     """Preload, computed numbers, misleading file names, an obsolete name; none of it prevents the start."""
@@ -320,6 +321,7 @@ def test_file_b(apps: Place, kind: str) -> None:
     assert not (apps.app_folder / "app_run.log").exists()
 
 
+@pytest.mark.thorough
 def test_file_c(apps: Place) -> None:
     """Monkey-patching in the file, daemon, reload, obsolete names, loggers of logging, all at once."""
     needs("gevent")
@@ -401,6 +403,7 @@ def test_load_by(apps: Place, tool: str, line: str) -> None:
 # -- where command lines stand ---------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_procfile(apps: Place) -> None:
     """`web: gunicorn app:app --log-file -`: the platform sets the port, and the log goes to stderr."""
     daemon = apps.start(*shlex.split("app:app --log-file -"), bind=None, PORT="0")
@@ -416,6 +419,7 @@ def test_dockerfile_of_cloud_run(apps: Place) -> None:
     daemon.until(lambda: int(daemon.get("/threads").text) >= 8, "all threads run")
 
 
+@pytest.mark.thorough
 def test_unit_of_django(apps: Place) -> None:
     """A dotted module; logs on standard streams, which capture_output does not change, as in gunicorn."""
     apps.add("config/__init__.py", "")

@@ -7,6 +7,7 @@ import pytest
 from tests.kit.daemon import Daemon, Place
 from tests.kit.http_client import ask
 from tests.kit.ports import free_port
+from tests.kit.tiers import thorough
 from tests.kit.waiting import until
 
 pytestmark = pytest.mark.system
@@ -22,7 +23,7 @@ def listening(daemon: Daemon, urls: list[str]) -> None:
     until(lambda: daemon.status().listeners == urls, f"listeners {urls}")
 
 
-@pytest.mark.parametrize("worker_class", ["sync", "gthread", "gevent", "asgi"])
+@pytest.mark.parametrize("worker_class", ["gthread", "asgi", *thorough("sync", "gevent")])
 def test_every_worker_class_answers_both(place: Place, worker_class: str) -> None:
     """-b [::]:PORT alone takes IPv4 in each worker class; the client's address is the kernel's."""
     place.add(
@@ -40,6 +41,7 @@ def test_every_worker_class_answers_both(place: Place, worker_class: str) -> Non
     served(daemon.port)
 
 
+@pytest.mark.thorough
 def test_reloads_and_upgrades_keep_ipv4(place: Place) -> None:
     """Adding 0.0.0.0 beside [::], removing it again, and upgrades in place: both versions are answered, and
     the log and the API show the sockets that there are.

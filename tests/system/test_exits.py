@@ -171,6 +171,7 @@ def _scraped(daemon: Daemon) -> dict[str, float]:
     return {name: float(value) for name, _, value in samples}
 
 
+@pytest.mark.thorough
 def test_the_ledger_survives_an_upgrade(place: Place) -> None:
     """Entries, their ids and the counters continue in the next program; `ctl upgrade` waits for its end."""
     daemon = place.start("-w", "2", "--probation", "0", "plain:app")

@@ -8,7 +8,7 @@ import pytest
 
 from tests.kit.daemon import Daemon, Place
 from tests.kit.processes import children
-from tests.kit.tiers import tiers
+from tests.kit.tiers import thorough, tiers
 
 pytestmark = pytest.mark.system
 
@@ -46,7 +46,7 @@ def test_app_not_found(place: Place, spec: str, words: str, preload: tuple[str, 
     assert words in error[0]
 
 
-@pytest.mark.parametrize("how", ["sys.exit(4)", "os._exit(4)", "ctypes.string_at(0)"])
+@pytest.mark.parametrize("how", ["os._exit(4)", *thorough("sys.exit(4)", "ctypes.string_at(0)")])
 @pytest.mark.parametrize("preload", tiers({"lazy": (), "preload": ("--preload",)}.items(), ["lazy"]))
 def test_app_that_ends_the_process(place: Place, how: str, preload: tuple[str, ...]) -> None:
     """An app that exits or crashes while it is loaded ends only its process, and the daemon reports it;
@@ -209,18 +209,21 @@ def serves_with_warning(daemon: Daemon, *words: str) -> None:
     assert daemon.get().text == "one"
 
 
+@pytest.mark.thorough
 def test_control_socket_folder_missing(place: Place) -> None:
     """No folder for the control socket: a warning that names it; the app is served."""
     daemon = place.start("--control-socket", "/nowhere/x.sock", "plain:app")
     serves_with_warning(daemon, "control_socket: the folder /nowhere does not exist")
 
 
+@pytest.mark.thorough
 def test_control_socket_path_too_long(place: Place) -> None:
     """A path that is too long for a Unix socket."""
     daemon = place.start("--control-socket", f"/tmp/{'x' * 200}.sock", "plain:app")
     serves_with_warning(daemon, "longer than the 107 bytes")
 
 
+@pytest.mark.thorough
 def test_runtime_directory_unsafe(place: Place) -> None:
     """A runtime folder that others can write is not used: the next one is, where `ctl` also looks."""
     folder = place.runtime / "ostler"
@@ -286,6 +289,7 @@ def test_stop_while_the_app_loads(place: Place) -> None:
             (place.app_folder / "loading").unlink()
 
 
+@pytest.mark.thorough
 def test_stop_while_the_interpreter_starts(place: Place) -> None:
     """TERM at any of the first moments ends it without a traceback."""
     for _ in range(3):

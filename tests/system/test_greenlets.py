@@ -15,7 +15,6 @@ from tests.kit.waiting import PATIENCE
 
 pytestmark = pytest.mark.system
 
-BOTH = pytest.mark.parametrize("kind", ["gevent", "eventlet"])
 GEVENT_FIRST = pytest.mark.parametrize("kind", ["gevent", *thorough("eventlet")])
 
 # An app for greenlets; the path selects what it does.
@@ -153,7 +152,7 @@ def in_flight(daemon: Daemon) -> int:
 # -- many at once ----------------------------------------------------------------------------------------
 
 
-@BOTH
+@GEVENT_FIRST
 def test_requests_wait_together(green: Place, kind: str) -> None:
     """A hundred requests are in the app of one worker at the same time, and keep their connections."""
     daemon = start(green, kind)
@@ -167,7 +166,7 @@ def test_requests_wait_together(green: Place, kind: str) -> None:
     daemon.until(lambda: daemon.status().totals.requests >= 201, "all are counted")
 
 
-@BOTH
+@GEVENT_FIRST
 @pytest.mark.parametrize("preload", tiers({"lazy": [], "preload": ["--preload"]}.items(), ["lazy"]))
 def test_patched_before_the_app_is_imported(green: Place, kind: str, preload: list[str]) -> None:
     """At its import the app finds the patched standard library; wsgi.multithread is true, as in gunicorn."""
@@ -180,6 +179,7 @@ def test_patched_before_the_app_is_imported(green: Place, kind: str, preload: li
     assert daemon.get("/lookup").text in ("127.0.0.1", "::1")
 
 
+@pytest.mark.thorough
 @GEVENT_FIRST
 def test_nothing_is_left_for_the_next_request(green: Place, kind: str) -> None:
     """Thread-locals and context variables are new in each request, also on one connection."""
@@ -191,6 +191,7 @@ def test_nothing_is_left_for_the_next_request(green: Place, kind: str) -> None:
     assert client.asked("/patched").answer().status == 200
 
 
+@pytest.mark.thorough
 def test_a_time_out_that_was_left_behind(green: Place) -> None:
     """A gevent.Timeout that is never cancelled hits no other request,
     although greenlets serve several requests.
@@ -213,7 +214,8 @@ def test_a_process_that_the_app_forks(green: Place, kind: str) -> None:
     assert pids == {str(daemon.pids()[0])}
 
 
-@BOTH
+@pytest.mark.thorough
+@GEVENT_FIRST
 def test_slow_clients_delay_no_other(green: Place, kind: str) -> None:
     """One client reads nothing of a large answer, one sends its body in parts to an app that waits for it."""
     daemon = start(green, kind, "--stream-request", "--buffer-response", "1K", "--buffer-response-file", "0")
@@ -240,6 +242,7 @@ def test_slow_clients_delay_no_other(green: Place, kind: str) -> None:
         assert received > 256 * 65536
 
 
+@pytest.mark.thorough
 @GEVENT_FIRST
 def test_tls(green: Place, kind: str) -> None:
     """Encrypted connections wait at the same time, as plain ones do."""
@@ -262,7 +265,7 @@ def test_tls(green: Place, kind: str) -> None:
 # -- deadlines -------------------------------------------------------------------------------------------
 
 
-@BOTH
+@GEVENT_FIRST
 def test_an_overdue_request_is_ended_alone(green: Place, kind: str) -> None:
     """504 for the request whose time is over, with the stack of its greenlet; other requests continue."""
     daemon = start(green, kind, "-t", "1", "--timeout-grace", "30")
@@ -282,7 +285,7 @@ def test_an_overdue_request_is_ended_alone(green: Place, kind: str) -> None:
     assert daemon.events("request_failed") == []
 
 
-@BOTH
+@GEVENT_FIRST
 def test_hundreds_of_requests_at_once(green: Place, kind: str) -> None:
     """All are visible while they are in the app, and none afterwards."""
     daemon = start(green, kind)
@@ -295,7 +298,7 @@ def test_hundreds_of_requests_at_once(green: Place, kind: str) -> None:
 
 
 @pytest.mark.thorough
-@BOTH
+@GEVENT_FIRST
 def test_many_overdue_at_once(green: Place, kind: str) -> None:
     """Each is ended, and each is logged with a stack."""
     daemon = start(green, kind, "-t", "2", "--timeout-grace", "30")
@@ -310,7 +313,7 @@ def test_many_overdue_at_once(green: Place, kind: str) -> None:
     assert daemon.get("/pid").text == str(pid)
 
 
-@BOTH
+@GEVENT_FIRST
 def test_a_blocked_hub(green: Place, kind: str) -> None:
     """A request that computes blocks all others: the log names the code, and its deadline ends it."""
     daemon = start(green, kind, "-t", "3", "--timeout-grace", "30")
@@ -326,6 +329,7 @@ def test_a_blocked_hub(green: Place, kind: str) -> None:
     assert daemon.get("/pid").text == str(pid)
 
 
+@pytest.mark.thorough
 @GEVENT_FIRST
 def test_a_hub_that_stays_blocked(green: Place, kind: str) -> None:
     """Code outside of a request can't be ended alone: the worker is replaced."""
@@ -358,7 +362,7 @@ def test_a_request_that_swallows_the_exception_costs_its_worker(green: Place, ki
 
 
 @GEVENT_FIRST
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGQUIT])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, *thorough(signal.SIGQUIT)])
 def test_signals_to_a_worker(green: Place, kind: str, signum: int) -> None:
     """SIGTERM lets requests end, SIGQUIT does not; without requests both end the worker at once."""
     daemon = start(green, kind)
@@ -399,6 +403,7 @@ def test_reload_and_scale_lose_nothing(green: Place, kind: str) -> None:
     assert daemon.status().totals.deaths == 0
 
 
+@pytest.mark.thorough
 def test_refork(green: Place) -> None:
     """A drained gevent worker becomes the fork server, and its children have hubs of their own."""
     daemon = start(green, "gevent", "-w", "2")
@@ -417,6 +422,7 @@ def test_refork(green: Place) -> None:
 # -- what else may be ------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("patch", ["gevent.monkey.patch_all()", "eventlet.monkey_patch()"])
 @pytest.mark.parametrize("kind", ["itself", *thorough("gthread")])
 @pytest.mark.parametrize("preload", [True, *thorough(False)])
@@ -456,7 +462,7 @@ with open("seen", "w") as file:
 DYNAMIC = "import os\nworker_class = os.environ.get('KIND', '{kind}')"
 
 
-@BOTH
+@GEVENT_FIRST
 @pytest.mark.parametrize("where", ["flag", *thorough("file"), "variable"])
 def test_patched_before_the_file_is_evaluated(green: Place, kind: str, where: str) -> None:
     """Where the class is named by a flag, a variable with arguments, or one plain assignment of the file,
@@ -474,6 +480,7 @@ def test_patched_before_the_file_is_evaluated(green: Place, kind: str, where: st
     assert daemon.events("patched_late") == []
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("preload", tiers({"lazy": [], "preload": ["--preload"]}.items(), ["lazy"]))
 def test_patched_too_late(green: Place, preload: list[str]) -> None:
     """A file that computes the class is evaluated before; what it has imported is named in one warning,
@@ -491,7 +498,7 @@ def test_patched_too_late(green: Place, preload: list[str]) -> None:
     assert "patched_late" in done.err
 
 
-@BOTH
+@GEVENT_FIRST
 def test_a_package_that_is_missing(place: Place, kind: str) -> None:
     """The error is one line that names what to install."""
     place.add(f"{kind}.py", f"raise ModuleNotFoundError(\"No module named '{kind}'\")")

@@ -7,12 +7,13 @@ import pytest
 from ostler.control.routes import RECYCLE
 from tests.kit.daemon import Daemon, Place
 from tests.kit.http_client import Connection
+from tests.kit.tiers import thorough
 from tests.system.test_signals import page
 
 pytestmark = pytest.mark.system
 
 PLAIN = (Path(__file__).parent / "apps" / "plain.py").read_text()
-KINDS = pytest.mark.parametrize("kind", [[], ["--threads", "3"]], ids=["sync", "gthread"])
+KINDS = pytest.mark.parametrize("kind", [["--threads", "3"], *thorough([])], ids=["gthread", "sync"])
 
 # A long request takes longer than the time after which a worker treats a request as long.
 GATED = """
@@ -69,6 +70,7 @@ def test_connections_survive_reloads(place: Place, kind: list[str]) -> None:
     kept.close()
 
 
+@pytest.mark.thorough
 def test_connections_survive_recycling_and_scaling(place: Place) -> None:
     """The same when a worker leaves for another reason."""
     place.add("plain.py", PLAIN)

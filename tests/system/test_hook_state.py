@@ -11,6 +11,7 @@ import pytest
 from tests.kit.daemon import Daemon, Place, fork_server
 from tests.kit.http_client import ask
 from tests.kit.processes import Process, title
+from tests.kit.tiers import thorough
 
 pytestmark = pytest.mark.system
 
@@ -48,7 +49,7 @@ def app(environ, start_response):
 QUICK = ("--canary-time", "0", "--probation", "0")
 
 
-@pytest.mark.parametrize("how", ["reload", "restart", "refork", "upgrade"])
+@pytest.mark.parametrize("how", ["reload", "restart", *thorough("refork", "upgrade")])
 def test_state_is_there(place: Place, how: str) -> None:
     """Attributes of server, variables, filters of the access log; twice, and the log has no complaint."""
     place.add("conf.py", CONF)
@@ -120,7 +121,7 @@ def refuses(port: int) -> bool:
         return sock.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
 
 
-@pytest.mark.parametrize("failure", ["raise", "return"])
+@pytest.mark.parametrize("failure", ["raise", *thorough("return")])
 def test_a_port_that_is_taken(place: Place, failure: str) -> None:
     """Whether the hook says so or not: what the first fork server has started goes on."""
     place.add("conf.py", METRICS.format(port=FIXED, failure=failure))
@@ -137,6 +138,7 @@ def test_a_port_that_is_taken(place: Place, failure: str) -> None:
     assert daemon.stop() == 0
 
 
+@pytest.mark.thorough
 def test_work_of_each_generation(place: Place) -> None:
     """If the new fork server has started the same, the old one ends with its generation."""
     place.add("conf.py", METRICS.format(port="0", failure="raise"))

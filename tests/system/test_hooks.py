@@ -196,7 +196,7 @@ def test_child_exit_of_a_crash(place: Place, path: str, code: int) -> None:
     assert notes.all("worker_exit", pid=worker.pid) == []
 
 
-@pytest.mark.parametrize("threads", ["1", "2"])
+@pytest.mark.parametrize("threads", ["2", *thorough("1")])
 def test_worker_abort(place: Place, threads: str) -> None:
     """A worker over its deadline: worker_abort is called;
     its stacks and the cause are the same as without the hook.
@@ -215,6 +215,7 @@ def test_worker_abort(place: Place, threads: str) -> None:
     assert "in app" in daemon.event("worker_aborted", pid=worker.pid)["stack"]
 
 
+@pytest.mark.thorough
 def test_abort_of_a_worker_that_hangs_in_c(place: Place) -> None:
     """No Python code can run, so worker_abort is not called; the stacks are still logged."""
     daemon, notes = start(place, "-w", "1", "-t", "1")
@@ -227,6 +228,7 @@ def test_abort_of_a_worker_that_hangs_in_c(place: Place) -> None:
     daemon.settled(1)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "hook",
     [
@@ -270,6 +272,7 @@ def test_reload(place: Place) -> None:
     assert [n["process"] for n in notes.all("on_exit")] == [reloaded["process"]]
 
 
+@pytest.mark.thorough
 def test_another_number_after_a_reload(place: Place) -> None:
     """A configuration with more workers: nworkers_changed in the new fork server, with both numbers."""
     daemon, notes = start(place, conf=f"workers = 1\n{HOOKS}")
@@ -323,6 +326,7 @@ def test_refork(place: Place) -> None:
     assert len(ended) == len(set(ended)) == len(notes.all("pre_fork"))
 
 
+@pytest.mark.thorough
 def test_a_rollback(place: Place) -> None:
     """The end of each worker of the rejected generation is reported once,
     by its fork server or the restored one.
@@ -367,6 +371,7 @@ def test_upgrade(place: Place) -> None:
     assert len(notes.all("child_exit")) == 2
 
 
+@pytest.mark.thorough
 def test_pre_exec_that_hangs(place: Place) -> None:
     """An upgrade continues, whatever the hook does."""
     daemon, _ = start(place, "-w", "1", conf="import time\ndef pre_exec(server): time.sleep(1000)\n")
@@ -391,7 +396,9 @@ def test_check_config(place: Place) -> None:
 FAILING = ("pre_fork", "child_exit", "nworkers_changed", "on_exit", "worker_exit", "worker_int")
 
 
-@pytest.mark.parametrize("error", ["ValueError('bad hook')", "SystemExit(4)", "KeyboardInterrupt()"])
+@pytest.mark.parametrize(
+    "error", ["ValueError('bad hook')", *thorough("SystemExit(4)", "KeyboardInterrupt()")]
+)
 def test_hooks_that_raise(place: Place, error: str) -> None:
     """Each is logged with its line, and everything else works as without them."""
     conf = "".join(f"def {hook}(*args):\n    raise {error}\n" for hook in FAILING)
@@ -437,7 +444,7 @@ def test_no_worker_boots(place: Place, hook: str, error: str) -> None:
     assert notes.names()[-3:] == ["worker_exit", "child_exit", "on_exit"]
 
 
-@pytest.mark.parametrize("hook", ["on_reload", "post_fork", "post_worker_init"])
+@pytest.mark.parametrize("hook", ["on_reload", *thorough("post_fork", "post_worker_init")])
 def test_a_reload_is_refused(place: Place, hook: str) -> None:
     """The old generation continues to serve, and the command prints the traceback."""
     daemon, notes = start(place, "-w", "1")
@@ -451,6 +458,7 @@ def test_a_reload_is_refused(place: Place, hook: str) -> None:
     assert len(notes.all("when_ready")) == (1 if hook == "on_reload" else 2)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("hook", ["pre_fork", "child_exit", *thorough("nworkers_changed")])
 def test_a_hook_hangs_in_the_fork_server(place: Place, hook: str) -> None:
     """It is interrupted, and the log has its line; workers are still replaced."""
@@ -467,6 +475,7 @@ def test_a_hook_hangs_in_the_fork_server(place: Place, hook: str) -> None:
     assert daemon.stop() == 0
 
 
+@pytest.mark.thorough
 def test_on_exit_hangs(place: Place) -> None:
     """The daemon ends without it, within the time that it has announced."""
     daemon, _ = start(place, "-w", "1", conf="import time\ndef on_exit(server): time.sleep(1000)\n")
@@ -475,6 +484,7 @@ def test_on_exit_hangs(place: Place) -> None:
     assert "HookTimeout" in daemon.events("hook_failed", hook="on_exit")[0]["problem"]
 
 
+@pytest.mark.thorough
 def test_a_hook_hangs_in_c(place: Place) -> None:
     """If no signal can interrupt it, its fork server is killed and replaced; no worker is lost."""
     conf = """\
@@ -495,6 +505,7 @@ def test_a_hook_hangs_in_c(place: Place) -> None:
     assert stays.pid in [worker.pid for worker in daemon.settled(2)]
 
 
+@pytest.mark.thorough
 def test_a_fork_server_that_its_hook_kills(place: Place) -> None:
     """os._exit in child_exit: the fleet starts another fork server,
     which does not call the hook for the same worker.
@@ -581,7 +592,7 @@ def post_request(worker, req, environ, resp):
     ]
 
 
-@pytest.mark.parametrize("threads", ["1", "2"])
+@pytest.mark.parametrize("threads", ["2", *thorough("1")])
 def test_pre_request_is_within_the_deadline(place: Place, threads: str) -> None:
     """A pre_request that hangs is ended as an app is, and answered with 504; the worker continues."""
     conf = """\
@@ -614,8 +625,8 @@ def test_a_worker_that_says_it_is_not_alive(place: Place) -> None:
     assert [found.pid for found in daemon.settled(1)] != [worker.pid]
 
 
-@pytest.mark.parametrize("argv", [("-w", "1"), ("--threads", "2"), ("-k", "gevent")], ids=str)
-def test_requests_that_do_not_count(place: Place, argv: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("argv", [["--threads", "2"], *thorough(["-w", "1"], ["-k", "gevent"])], ids=str)
+def test_requests_that_do_not_count(place: Place, argv: list[str]) -> None:
     """`worker.max_requests` that a hook sets counts, and requests that it takes off `worker.nr` do not."""
     conf = """\
     def post_fork(server, worker):
@@ -635,6 +646,7 @@ def test_requests_that_do_not_count(place: Place, argv: tuple[str, ...]) -> None
     daemon.event("worker_exited", pid=worker.pid, cause="recycle")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("worker_class", ["asgi", "meinheld", "reference.ReferenceWorker"])
 def test_another_number_of_requests(place: Place, worker_class: str) -> None:
     """Where hooks do not see requests, `worker.max_requests` and `worker.nr` count as they are at the start,
@@ -715,6 +727,7 @@ def test_an_app_that_a_hook_wraps(place: Place) -> None:
     assert daemon.get().text == "wrapped"
 
 
+@pytest.mark.thorough
 def test_on_exit_without_a_fork_server(place: Place) -> None:
     """Without a fork server to call it, the log reports it as missed, and the daemon ends."""
     conf = f"{HOOKS}\nimport time\nif NOTES.with_name('stuck').exists(): time.sleep(1000)\n"
@@ -740,6 +753,7 @@ def test_a_hook_loads_the_app(place: Place, preload: tuple[str, ...]) -> None:
     assert daemon.out.read_text().splitlines() == ["loaded"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("preload", tiers({"lazy": (), "preload": ("--preload",)}.items(), ["lazy"]))
 def test_a_thread_of_post_fork(place: Place, preload: tuple[str, ...]) -> None:
     """The pattern of Sentry's, New Relic's and OpenTelemetry's recipes:
@@ -864,6 +878,7 @@ def test_prometheus_multiprocess(place: Place) -> None:
     assert f"here {len(alive)}.0" in metrics
 
 
+@pytest.mark.thorough
 def test_numbered_workers(place: Place) -> None:
     """A recipe of large sites: pre_fork gives each worker a number that no other live worker has."""
     conf = """\
@@ -909,7 +924,7 @@ def on_exit(server):
 """
 
 
-@pytest.mark.parametrize("how", ["reload", "refork", "upgrade"])
+@pytest.mark.parametrize("how", ["reload", *thorough("refork", "upgrade")])
 def test_what_a_start_has_begun_lasts(place: Place, how: str) -> None:
     """A server beside the app that when_ready has started, for metrics for example, runs until on_exit."""
     daemon, notes = start(place, "-w", "1", conf=f"{HOOKS}\n{LASTING}")
@@ -935,6 +950,7 @@ def test_what_a_start_has_begun_lasts(place: Place, how: str) -> None:
     )
 
 
+@pytest.mark.thorough
 def test_what_lasts_has_new_logs(place: Place) -> None:
     """USR1 also reaches the retired fork server: what runs in it writes to the new file."""
     daemon, _ = start(
@@ -951,6 +967,7 @@ def test_what_lasts_has_new_logs(place: Place) -> None:
     assert str(log) in descriptors(server)
 
 
+@pytest.mark.thorough
 def test_what_lasts_hangs_in_c_at_the_end(place: Place) -> None:
     """A retired fork server is ended even if no signal can interrupt its on_exit."""
     hangs = "def on_exit(server):\n    import itertools\n    all(itertools.repeat(True))\n"
@@ -964,6 +981,7 @@ def test_what_lasts_hangs_in_c_at_the_end(place: Place) -> None:
     assert server.ended()
 
 
+@pytest.mark.thorough
 def test_a_fork_server_without_work_ends_with_its_generation(place: Place) -> None:
     """A fork server ends with its generation if nothing runs that its start has begun."""
     daemon, _ = start(place, "-w", "1")

@@ -212,6 +212,7 @@ def all_of(daemon: Daemon, generation: int) -> None:
     daemon.until(look, f"workers of generation {generation} alone")
 
 
+@pytest.mark.thorough
 def test_rollback(place: Place) -> None:
     """A release that crashes on probation is rolled back:
     the old code serves, although the disk has the new code; only requests in the crashed workers are lost.

@@ -14,6 +14,7 @@ import pytest
 
 from tests.kit.daemon import Daemon, Place
 from tests.kit.http_client import ask
+from tests.kit.tiers import thorough
 from tests.kit.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.system
@@ -92,7 +93,7 @@ Connect = Callable[[Daemon], Raw]
 # -- the PROXY protocol ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [[], ["--threads", "3"]])
+@pytest.mark.parametrize("kind", [["--threads", "3"], *thorough([])])
 def test_proxy_headers(place: Place, raw: Connect, kind: list[str]) -> None:
     """Both versions name the client, in one piece with the request or in many,
     for all requests of the connection.
@@ -163,6 +164,7 @@ def test_malformed_proxy_header(place: Place, raw: Connect) -> None:
     assert not daemon.events("internal_error")
 
 
+@pytest.mark.thorough
 def test_unix_socket_behind_a_proxy(place: Place, raw: Connect) -> None:
     """A peer on a Unix socket may name the client, whatever addresses are listed."""
     path = place.folder / "app.sock"
@@ -238,6 +240,7 @@ def mode_of(path: Path) -> str:
     return f"{stat.S_IMODE(path.stat().st_mode):04o}"
 
 
+@pytest.mark.thorough
 def test_mode_of_a_unix_socket(place: Place) -> None:
     """The mode is as set, a reload changes it, and the socket itself stays the same."""
     path = place.folder / "app.sock"
@@ -256,6 +259,7 @@ def test_mode_of_a_unix_socket(place: Place) -> None:
     assert ask(f"unix:{path}").text == "one"
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives a socket to others, which takes privileges")
 def test_owner_of_a_unix_socket(place: Place) -> None:
     """A socket for the web server's group only."""

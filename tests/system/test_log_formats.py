@@ -37,7 +37,7 @@ async def app(scope, receive, send):
 # -- before the app is loaded --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("preload", [[], ["--preload"]])
+@pytest.mark.parametrize("preload", [[], *thorough(["--preload"])])
 def test_a_slow_import(place: Place, preload: list[str]) -> None:
     """The log names the app and the addresses before the import ends, once; a reload has no such line."""
     place.add("slow.py", SLOW)

@@ -179,6 +179,7 @@ def test_a_mistake_in_it(place: Place) -> None:
     assert "/after" in wait_for(folder / "access.log", "/after")
 
 
+@pytest.mark.thorough
 def test_a_new_fork_server_has_the_same_loggers(place: Place) -> None:
     """Lines of its workers go through the file's classes as before."""
     folder = place.app_folder
@@ -197,6 +198,7 @@ def test_a_new_fork_server_has_the_same_loggers(place: Place) -> None:
     wait_for(folder / "error.log", "worker_ready slot=2")
 
 
+@pytest.mark.thorough
 def test_an_upgrade_in_place(place: Place) -> None:
     """The first lines of the new program go to the loggers of the fork server that it has taken over."""
     folder = place.app_folder
@@ -218,6 +220,7 @@ def test_only_checked(place: Place) -> None:
     assert (folder / "access.log").read_text() == "before\n"
 
 
+@pytest.mark.thorough
 def test_a_fork_server_that_hangs(place: Place) -> None:
     """The supervisor's lines are then in its own log, each once."""
     folder = place.app_folder
@@ -333,6 +336,7 @@ def test_rotation(place: Place) -> None:
     assert wait_for(folder / "error.log", "request_failed").startswith("{")
 
 
+@pytest.mark.thorough
 def test_one_file_for_both(place: Place) -> None:
     """errorlog and accesslog may be the same file, also during a reload and a rotation."""
     folder = place.app_folder
@@ -387,6 +391,7 @@ def test_syslog(place: Place, udp: socket.socket) -> None:
     assert collect(udp, lambda got: any(" stopped uptime=" in line for line in got))
 
 
+@pytest.mark.thorough
 def test_syslog_without_the_access_log(place: Place, udp: socket.socket) -> None:
     """--disable-redirect-access-to-syslog, and a prefix of the user."""
     address = f"udp://127.0.0.1:{udp.getsockname()[1]}"

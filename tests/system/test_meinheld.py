@@ -70,6 +70,7 @@ def special(place: Place) -> Place:
     return place
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name",
     ["meinheld", *thorough("egg:meinheld#gunicorn_worker", "meinheld.gmeinheld.MeinheldWorker")],
@@ -106,6 +107,7 @@ def test_environ(place: Place) -> None:
     assert f'"SERVER_PORT": "{ports[0]}"' in environ
 
 
+@pytest.mark.thorough
 def test_unix_socket(place: Place) -> None:
     """Behind a proxy on this machine; clients have no address there."""
     daemon = place.start(*MEINHELD, "plain:app", bind=f"unix:{place.folder}/s.sock")
@@ -114,6 +116,7 @@ def test_unix_socket(place: Place) -> None:
     assert (environ["SERVER_NAME"], environ["SERVER_PORT"]) == ("example.com", "80")
 
 
+@pytest.mark.thorough
 def test_bodies(special: Place) -> None:
     """Small and large bodies, in memory and in a temporary file, whole and in parts."""
     daemon = special.start(*MEINHELD, "--buffer-request", "10000", "special:app")
@@ -124,6 +127,7 @@ def test_bodies(special: Place) -> None:
     assert daemon.get("/parts").text == "some parts"
 
 
+@pytest.mark.thorough
 def test_a_body_that_is_too_large(special: Place) -> None:
     """`limit_request_body` applies."""
     daemon = special.start(*MEINHELD, "--limit-request-body", "1000", "special:app")
@@ -146,6 +150,7 @@ def test_slow_clients_get_whole_answers(special: Place) -> None:
         assert body == bytes(range(256)) * 40_000
 
 
+@pytest.mark.thorough
 def test_counts(special: Place) -> None:
     """Answers by class, bytes, and times, as for any worker class; refused requests count as well."""
     daemon = special.start(*MEINHELD, "special:app")
@@ -209,6 +214,7 @@ def test_a_request_is_ended_alone(special: Place, path: str) -> None:
     assert daemon.events("request_failed") == []
 
 
+@pytest.mark.thorough
 def test_a_client_that_takes_nothing(special: Place) -> None:
     """A client that reads nothing blocks its worker for `timeout`, and is then cut off;
     the worker continues to serve.
@@ -221,6 +227,7 @@ def test_a_client_that_takes_nothing(special: Place) -> None:
         assert daemon.get("/pid").text == str(pid)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("path", ["/half", "/begun"])
 def test_a_begun_answer_is_cut(special: Place, path: str) -> None:
     """504 can't be sent any more: the client sees an error, and the worker continues to serve."""
@@ -238,6 +245,7 @@ def test_a_begun_answer_is_cut(special: Place, path: str) -> None:
     assert daemon.get("/pid").text == str(pid)
 
 
+@pytest.mark.thorough
 def test_more_time(special: Place) -> None:
     """A request that asks for it may take longer."""
     daemon = special.start(*MEINHELD, "-t", "0.5", "special:app")
@@ -324,6 +332,7 @@ def upload_slowly(daemon: Daemon, seconds: float) -> bytes:
         return answer
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("bind", [(), *thorough((("-b", "127.0.0.1:0", "-b", "[::1]:0"),))])
 def test_draining_longer_than_the_servers_timeouts(special: Place, bind: tuple[str, ...]) -> None:
     """meinheld's time-outs are at most 127 s, graceful_timeout may be longer: a request may use all of it."""
@@ -336,6 +345,7 @@ def test_draining_longer_than_the_servers_timeouts(special: Place, bind: tuple[s
     assert daemon.event("worker_exited")["status"] == "exit code 0"
 
 
+@pytest.mark.thorough
 def test_draining_is_over_when_its_time_is(special: Place) -> None:
     """After graceful_timeout remaining connections are cut, and the worker ends by itself."""
     special.add("conf.py", SHORT_TIMEOUTS)
@@ -347,6 +357,7 @@ def test_draining_is_over_when_its_time_is(special: Place) -> None:
     assert daemon.event("worker_exited")["status"] == "exit code 0"
 
 
+@pytest.mark.thorough
 def test_idle_workers_are_prompt(place: Place) -> None:
     """A loop that waits for clients handles the supervisor's messages and signals without waiting for a
     client.
@@ -367,6 +378,7 @@ def test_idle_workers_are_prompt(place: Place) -> None:
     assert min(took) < 0.5, took
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("path", ["/", "/gate/never"])
 def test_quit(place: Place, path: str) -> None:
     """QUIT ends the worker at once, both in its loop and in the app."""
@@ -396,6 +408,7 @@ def test_lost_supervisor(place: Place) -> None:
         again.bind(("127.0.0.1", port))
 
 
+@pytest.mark.thorough
 def test_a_crash_costs_its_worker_only(special: Place) -> None:
     """Whatever ends its process, the other worker serves, and there is soon a new one."""
     daemon = special.start(*MEINHELD, "-w", "2", "special:app")
@@ -409,6 +422,7 @@ def test_a_crash_costs_its_worker_only(special: Place) -> None:
     assert daemon.get().text == "one"
 
 
+@pytest.mark.thorough
 def test_preload_and_refork(place: Place) -> None:
     """It starts in a process that has loaded the app, and in a child of a worker that has served."""
     daemon = place.start(*MEINHELD, "--preload", "-w", "2", "plain:app")
@@ -420,6 +434,7 @@ def test_preload_and_refork(place: Place) -> None:
     daemon.settled(2)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -109,6 +109,7 @@ def test_paths_and_other_spellings(place: Place, spec: str, code: int, words: st
     assert words in done.err.splitlines()[-1]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("preload", [[], ["--preload"]])
 def test_server_software(place: Place, preload: list[str]) -> None:
     """os.environ names gunicorn before the app is imported, as code that wires its logging by it expects; the

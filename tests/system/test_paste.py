@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from tests.kit.daemon import Place
+from tests.kit.tiers import thorough
 
 pytestmark = pytest.mark.system
 
@@ -38,7 +39,7 @@ def site(place: Place) -> Place:
     return place
 
 
-@pytest.mark.parametrize("preload", [[], ["--preload"]])
+@pytest.mark.parametrize("preload", [[], *thorough(["--preload"])])
 def test_app(site: Place, preload: list[str]) -> None:
     """The file's app and server section, and a second app with a variable of the command line."""
     daemon = site.start("--paste", "site.ini", "--paste-global", "mood=m", *preload, bind=None)
@@ -83,6 +84,7 @@ def test_by_a_server_runner(site: Place) -> None:
     assert daemon.status().wanted == 1
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("more", [[], ["--threads", "2"], ["--preload"]])
 def test_spew(place: Place, more: list[str]) -> None:
     """Each line that the app runs is in the log, in any thread; one warning at the start."""

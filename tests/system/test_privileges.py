@@ -105,6 +105,7 @@ def test_numbers_and_groups(open_place: Place, args: tuple[str, ...], ids: list[
     assert daemon.stop() == 0
 
 
+@pytest.mark.thorough
 def test_group_alone(open_place: Place) -> None:
     """A group without a user leaves the user as it is, which is root."""
     daemon = start(open_place, "-g", "23456")
@@ -112,6 +113,7 @@ def test_group_alone(open_place: Place) -> None:
     assert daemon.stop() == 0
 
 
+@pytest.mark.thorough
 def test_unknown_accounts(open_place: Place) -> None:
     """Unknown names end the start with one line."""
     for args, problem in (
@@ -316,6 +318,7 @@ def test_unix_socket(open_place: Place) -> None:
         assert daemon.stop() == 0
 
 
+@pytest.mark.thorough
 def test_control_socket_for_others(open_place: Place) -> None:
     """Accounts that the mode admits may operate, the app's user may only read; the default admits none."""
     path = open_place.folder / "control.sock"

@@ -144,7 +144,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
 }
 # eventlet has the code of gevent for all of this.
 ALL = pytest.mark.parametrize(
-    "kind", ["gthread", "gevent", "asgi", "meinheld", *thorough("sync", "eventlet")]
+    "kind", ["gthread", "asgi", *thorough("sync", "gevent", "eventlet", "meinheld")]
 )
 NOT_MEINHELD = pytest.mark.parametrize("kind", ["gthread", "gevent", "asgi", *thorough("sync", "eventlet")])
 Start = Callable[..., Daemon]
@@ -210,6 +210,7 @@ def test_a_slow_upload(start: Start, kind: str) -> None:
     assert logged(daemon, "/upload").startswith("200 ")
 
 
+@pytest.mark.thorough
 @NOT_MEINHELD
 def test_an_upload_that_stops(start: Start, kind: str) -> None:
     """The client's own limits end it: the request does not wait for ever, and is no error of the app."""
@@ -301,6 +302,7 @@ def test_a_limit_for_the_whole_request(start: Start, kind: str) -> None:
 # -- cut answers ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @ALL
 def test_an_answer_that_the_app_cuts(start: Start, kind: str) -> None:
     """It raises in the middle: the answer counts as 500, although its head said 200."""
@@ -326,6 +328,7 @@ def test_an_answer_that_an_asgi_app_leaves(start: Start) -> None:
     assert logged(daemon, "/returns-early") == "500 4"
 
 
+@pytest.mark.thorough
 @NOT_MEINHELD
 def test_a_client_that_leaves_in_the_middle(start: Start, kind: str) -> None:
     """It counts as 499: no error, but no whole answer either."""

@@ -16,7 +16,7 @@ from tests.kit.daemon import Daemon, Place, fork_server
 from tests.kit.hostile import APP
 from tests.kit.load import Load
 from tests.kit.processes import Process, children, descriptors, title
-from tests.kit.tiers import tiers
+from tests.kit.tiers import thorough, tiers
 
 pytestmark = pytest.mark.system
 
@@ -100,7 +100,7 @@ def mapped(pid: int, name: str) -> int:
 
 
 @pytest.mark.parametrize("preload", tiers({"lazy": [], "preload": ["--preload"]}.items(), ["lazy"]))
-@pytest.mark.parametrize("threads", ["1", "4"])
+@pytest.mark.parametrize("threads", ["4", *thorough("1")])
 def test_refork_under_load(lazy: Place, threads: str, preload: list[str]) -> None:
     """Three in a row under steady load: each time a worker becomes the zygote, and no request fails."""
     daemon = lazy.start("-w", "3", "--threads", threads, *preload, "--warmup-request", "/", "lazy:app")
@@ -162,6 +162,7 @@ def test_an_audit_refuses_with_names(lazy: Place) -> None:
         assert zygote.pid == before[0]
 
 
+@pytest.mark.thorough
 def test_what_is_found_when_it_is_drained(lazy: Place) -> None:
     """A request makes a thread after the first audit: the worker ends like any other, and logs the reason."""
     daemon = lazy.start("-w", "2", "--threads", "2", "lazy:app")
@@ -207,6 +208,7 @@ def test_a_zygote_may_die(lazy: Place) -> None:
     assert {worker.generation for worker in daemon.settled(3)} == {2}
 
 
+@pytest.mark.thorough
 def test_a_zygote_ends_with_its_generation(lazy: Place) -> None:
     """A reload brings a fork server of its own; the zygote ends, and the stop leaves nothing."""
     daemon = lazy.start("-w", "2", "--probation", "0", "lazy:app")
@@ -220,6 +222,7 @@ def test_a_zygote_ends_with_its_generation(lazy: Place) -> None:
     assert daemon.stop() == 0
 
 
+@pytest.mark.thorough
 def test_a_zygote_ends_without_its_supervisor(lazy: Place) -> None:
     """When the daemon is killed, no process is left."""
     daemon = lazy.start("-w", "2", "lazy:app")
@@ -250,6 +253,7 @@ def test_descriptors_do_not_grow(lazy: Place) -> None:
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "words",
     tiers(
@@ -297,6 +301,7 @@ def test_no_refork_during_a_reload(lazy: Place) -> None:
         refork(daemon)
 
 
+@pytest.mark.thorough
 def test_refork_with_reload(place: Place) -> None:
     """The thread that reports which files a worker has loaded does not make the audit fail."""
     daemon = place.start("--reload", "plain:app")

@@ -18,7 +18,7 @@ from tests.system.test_signals import page
 pytestmark = pytest.mark.system
 
 
-@pytest.mark.parametrize("kind", ["sync", "gthread"])
+@pytest.mark.parametrize("kind", ["gthread", *thorough("sync")])
 @pytest.mark.parametrize("preload", tiers({"lazy": [], "preload": ["--preload"]}.items(), ["lazy"]))
 def test_reload_under_load(place: Place, preload: list[str], kind: str) -> None:
     """Steady keep-alive load, and an app that takes long to import:
@@ -103,6 +103,7 @@ def test_broken_code(place: Place, preload: list[str]) -> None:
     assert daemon.get().text == "mended"
 
 
+@pytest.mark.thorough
 def test_crash_at_import_leaves_its_stack(place: Place) -> None:
     """A segfault in the new code: the log has the stack, which shows where."""
     place.add("page.py", page("old"))
@@ -255,6 +256,7 @@ def descriptors_of_fork_server(daemon: Daemon) -> int:
     return len(descriptors(fork_server(daemon).pid))
 
 
+@pytest.mark.thorough
 def test_roll_back_restores_the_supervisors_settings(place: Place) -> None:
     """After a roll-back within probation the log level is that of the generation that serves again."""
     place.add("plain.py", page("1"))
@@ -274,6 +276,7 @@ def test_roll_back_restores_the_supervisors_settings(place: Place) -> None:
     daemon.event("logs_reopened")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("second", [signal.SIGHUP, signal.SIGTERM], ids=["reload", "stop"])
 def test_signals_during_the_first_configuration(place: Place, second: signal.Signals) -> None:
     """Two reloads, or a reload and a stop, while the first configuration is evaluated, are not an error."""
@@ -301,6 +304,7 @@ def test_signals_during_the_first_configuration(place: Place, second: signal.Sig
     assert daemon.events("internal_error") == []
 
 
+@pytest.mark.thorough
 def test_reload_that_overtakes_the_first_configuration(place: Place) -> None:
     """A reload's configuration is known before the first one, whose app fails: the daemon starts once."""
     wait = "while not os.path.exists('go'):\n    time.sleep(0.01)\n"

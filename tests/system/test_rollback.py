@@ -4,6 +4,7 @@ import pytest
 
 from ostler.control.routes import ROLLBACK
 from tests.kit.daemon import Daemon, Place
+from tests.kit.tiers import thorough
 from tests.system.test_signals import page
 
 pytestmark = pytest.mark.system
@@ -19,7 +20,7 @@ def versions(place: Place, *args: str) -> Daemon:
     return daemon
 
 
-@pytest.mark.parametrize("preload", [[], ["--preload"]])
+@pytest.mark.parametrize("preload", [[], *thorough(["--preload"])])
 def test_rollback(place: Place, preload: list[str]) -> None:
     """The old code serves again, although the new one is on the disk, long after the probation."""
     daemon = versions(place, "--probation", "0.1", "--keep-generations", "1", *preload)

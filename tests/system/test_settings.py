@@ -8,6 +8,7 @@ import time
 import pytest
 
 from tests.kit.daemon import Place, until
+from tests.kit.tiers import thorough
 
 pytestmark = pytest.mark.system
 
@@ -19,7 +20,7 @@ CLASSES = {
 }
 
 
-@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize("kind", ["gthread", "asgi", *thorough("sync", "gevent")])
 def test_longer_graceful_timeout(place: Place, kind: str) -> None:
     """After a reload that makes graceful_timeout longer, the new time applies to requests of old workers."""
     place.add("conf.py", "graceful_timeout = 0.5\n")
@@ -38,7 +39,7 @@ def test_longer_graceful_timeout(place: Place, kind: str) -> None:
     assert not daemon.events("drain_timeout")
 
 
-@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize("kind", ["gthread", "asgi", *thorough("sync", "gevent")])
 def test_shorter_graceful_timeout(place: Place, kind: str) -> None:
     """After a reload that makes it shorter, old workers end requests before they would be killed."""
     place.add("conf.py", "graceful_timeout = 30\n")
@@ -74,7 +75,7 @@ def test_settings_without_effect(place: Place, kind: str, unused: str | None) ->
     assert unused is None or f"without effect in {kind} workers: {unused}" in warned[0]
 
 
-@pytest.mark.parametrize("kind", ["gthread", "asgi"])
+@pytest.mark.parametrize("kind", ["gthread", *thorough("asgi")])
 def test_shorter_timeout(place: Place, kind: str) -> None:
     """A reload that makes the time-out shorter ends a request that is in the app of an old worker."""
     place.add("conf.py", "timeout = 0\ngraceful_timeout = 60\n")

@@ -9,6 +9,7 @@ import pytest
 
 from tests.kit.daemon import OSTLER, Place
 from tests.kit.processes import Process, children, descriptors
+from tests.kit.tiers import thorough
 from tests.kit.waiting import until
 
 pytestmark = pytest.mark.system
@@ -40,7 +41,7 @@ def test_many_signals_at_once(place: Place) -> None:
     assert daemon.get().status == 200
 
 
-@pytest.mark.parametrize("preload", [[], ["--preload"]])
+@pytest.mark.parametrize("preload", [[], *thorough(["--preload"])])
 def test_hup_serves_new_code(place: Place, preload: list[str]) -> None:
     """HUP loads the app again, also with --preload; no old worker is left."""
     place.add("page.py", page("old"))
@@ -107,7 +108,7 @@ def test_usr1_reopens_logs(place: Place) -> None:
     assert not opens(daemon.pids()[2], f"{log}.1")
 
 
-@pytest.mark.parametrize("threads", ["1", "3"])
+@pytest.mark.parametrize("threads", ["3", *thorough("1")])
 def test_term_is_graceful(place: Place, threads: str) -> None:
     """TERM: the slow request in flight is answered, nothing new is accepted, exit code 0."""
     daemon = place.start("-w", "2", "--threads", threads, "plain:app")
@@ -138,7 +139,7 @@ def test_term_ends_at_graceful_timeout(place: Place) -> None:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGQUIT])
-@pytest.mark.parametrize("threads", ["1", "3"])
+@pytest.mark.parametrize("threads", ["3", *thorough("1")])
 def test_int_and_quit_are_quick(place: Place, signum: int, threads: str) -> None:
     """INT and QUIT do not wait for requests in flight."""
     daemon = place.start("-w", "2", "--threads", threads, "plain:app")
@@ -150,6 +151,7 @@ def test_int_and_quit_are_quick(place: Place, signum: int, threads: str) -> None
     assert [event["status"] for event in daemon.events("worker_exited")] == ["exit code 0"] * 2
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 def test_second_signal_makes_it_quick(place: Place, second: int) -> None:
     """A second TERM ends the wait."""
@@ -164,6 +166,7 @@ def test_second_signal_makes_it_quick(place: Place, second: int) -> None:
     slow.ended_by_server()
 
 
+@pytest.mark.thorough
 def test_term_while_an_app_is_loaded_that_catches_all(place: Place) -> None:
     """The code that is being imported may catch the exception that ends a booting worker;
     the worker ends nevertheless.
@@ -193,6 +196,7 @@ def test_winch_drains_all_and_ttin_brings_back(place: Place) -> None:
     daemon.settled(1, state="ready")
 
 
+@pytest.mark.thorough
 def test_a_resized_terminal_does_not_pause(place: Place) -> None:
     """A terminal sends WINCH when its window changes: a daemon in the foreground keeps its workers."""
     ours, theirs = pty.openpty()
@@ -232,6 +236,7 @@ def test_signals_to_a_worker(place: Place) -> None:
     assert daemon.pids()[1] == before[1]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_the_whole_group_is_signalled(place: Place, signum: signal.Signals) -> None:
     """INT as a terminal sends it, TERM as timeout(1) does: all processes end cleanly."""

@@ -13,6 +13,7 @@ from ostler import __version__
 from tests.kit.daemon import Place
 from tests.kit.http_client import ask
 from tests.kit.processes import Process, children, title
+from tests.kit.tiers import thorough
 from tests.kit.waiting import until
 
 pytestmark = pytest.mark.system
@@ -36,6 +37,7 @@ def test_flask_answers_and_nothing_is_left(place: Place) -> None:
     assert [event["event"] for event in daemon.events()][-1] == "stopped"
 
 
+@pytest.mark.thorough
 def test_several_addresses(place: Place) -> None:
     """TCP over both families and a Unix socket at once; each is reported as bound, and each answers."""
     path = place.folder / "app.sock"
@@ -50,6 +52,7 @@ def test_several_addresses(place: Place) -> None:
     assert daemon.status().listeners == daemon.urls
 
 
+@pytest.mark.thorough
 def test_unix_socket_of_the_dead_is_replaced(place: Place) -> None:
     """A socket file without a listener is no obstacle."""
     path = place.folder / "app.sock"
@@ -59,6 +62,7 @@ def test_unix_socket_of_the_dead_is_replaced(place: Place) -> None:
     assert daemon.get().text == "one"
 
 
+@pytest.mark.thorough
 def test_descriptor_from_outside(place: Place) -> None:
     """fd://N serves on a listening socket of the parent process."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -129,6 +133,7 @@ def test_web_concurrency(place: Place, args: list[str], wanted: int) -> None:
     daemon.settled(wanted, wanted=wanted)
 
 
+@pytest.mark.thorough
 def test_workers_auto_honours_affinity(place: Place) -> None:
     """`--workers auto` is twice the CPUs that this process may use plus one, not the CPUs of the machine."""
     cpu = min(os.sched_getaffinity(0))
@@ -183,7 +188,8 @@ def test_check_config(place: Place) -> None:
         assert place.run("--check-config", "-b", address, "shop:app") == (0, "", "")
 
 
-@pytest.mark.parametrize("preload", [[], ["--preload"]])
+@pytest.mark.thorough
+@pytest.mark.parametrize("preload", [[], *thorough(["--preload"])])
 def test_boot_retries(place: Place, preload: list[str]) -> None:
     """With --boot-retries a start waits for what the app needs, which comes a little later."""
     place.add("needy.py", "from pathlib import Path\nPath('database').read_text()\nfrom plain import app\n")
@@ -273,7 +279,7 @@ def test_process_titles(place: Place) -> None:
     assert "ostler: fork server gen 1 [till]" in map(title, children(daemon.pid))
 
 
-@pytest.mark.parametrize("preload", [[], ["--preload"]])
+@pytest.mark.parametrize("preload", [[], *thorough(["--preload"])])
 def test_workers_stay_lean(place: Place, preload: list[str]) -> None:
     """A worker of a stdlib app has none of the supervisor's large modules, which would use memory."""
     daemon = place.start(*preload, "plain:app")
@@ -298,6 +304,7 @@ def test_app_sees_the_command_line_and_the_folder(place: Place) -> None:
     assert folder == first == str(place.app_folder)
 
 
+@pytest.mark.thorough
 def test_a_package_of_our_name_in_the_app_folder(place: Place) -> None:
     """A package `ostler/` of the user beside the app hides nothing of ours, when started as `ostler`."""
     place.add("ostler/__init__.py", "raise RuntimeError('the wrong one')\n")

@@ -32,10 +32,8 @@ async def app(scope, receive, send):
 """
 CLASSES = [
     ("gthread", 2),
-    ("gevent", 1),
     ("asgi", 1),
-    ("meinheld", 1),
-    *thorough(("sync", 1), ("eventlet", 1)),
+    *thorough(("sync", 1), ("gevent", 1), ("eventlet", 1), ("meinheld", 1)),
 ]
 
 

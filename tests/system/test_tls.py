@@ -14,6 +14,7 @@ import pytest
 from tests.kit.certificates import Authority, Certificate
 from tests.kit.daemon import Daemon, Place
 from tests.kit.http_client import ask
+from tests.kit.tiers import thorough
 from tests.kit.waiting import PATIENCE
 
 pytestmark = pytest.mark.system
@@ -64,7 +65,7 @@ def files(certificate: Certificate) -> tuple[str, ...]:
     return ("--certfile", certificate.cert, "--keyfile", certificate.key)
 
 
-@pytest.mark.parametrize("kind", [[], ["--threads", "3"]])
+@pytest.mark.parametrize("kind", [["--threads", "3"], *thorough([])])
 def test_requests(place: Place, authority: Authority, server: Certificate, kind: list[str]) -> None:
     """Small and large requests on one connection; the environ shows https, protocol and cipher."""
     source = (
@@ -148,6 +149,7 @@ def test_certificate_is_reread_at_a_reload(place: Place, authority: Authority) -
     assert serial() == second
 
 
+@pytest.mark.thorough
 def test_broken_certificate_at_the_start(place: Place, server: Certificate) -> None:
     """One line names the setting, the file and the reason; --check-config prints the same."""
     for check in ([], ["--check-config"]):
@@ -237,6 +239,7 @@ def test_hook_alone(
     assert daemon.status().listeners == [f"https://127.0.0.1:{daemon.port}"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("worker_class", ["meinheld", "reference.ReferenceWorker"])
 @pytest.mark.parametrize("by", ["certfile", "ssl_context"])
 def test_classes_that_speak_no_tls(place: Place, server: Certificate, worker_class: str, by: str) -> None:
@@ -292,6 +295,7 @@ def test_clients_without_tls(place: Place, authority: Authority, server: Certifi
     assert not daemon.events("internal_error")
 
 
+@pytest.mark.thorough
 def test_proxy_header_before_tls(place: Place, authority: Authority, server: Certificate) -> None:
     """A proxy that passes TLS through sends the client's address first, also in several pieces."""
     daemon = place.start(*files(server), "--proxy-protocol", "plain:app")
@@ -307,6 +311,7 @@ def test_proxy_header_before_tls(place: Place, authority: Authority, server: Cer
     direct.close()
 
 
+@pytest.mark.thorough
 def test_listeners_are_shown_as_https(place: Place, server: Certificate) -> None:
     """The address in the log and the status can be opened in a browser."""
     daemon = place.start(*files(server), "plain:app")

@@ -147,6 +147,7 @@ def test_broken_app(place: Place) -> None:
     daemon.event("upgraded")
 
 
+@pytest.mark.thorough
 def test_half_installed(place: Place) -> None:
     """The trial loads all modules that would serve: one that can't be imported is reported, no change."""
     package = place.folder / "new" / "ostler"
@@ -190,6 +191,7 @@ def test_scale_and_wishes_go_on(place: Place) -> None:
     assert daemon.stop() == 0
 
 
+@pytest.mark.thorough
 def test_worker_dies_meanwhile(place: Place) -> None:
     """The new program reaps a worker that ended while it was being executed, and replaces it."""
     daemon = start(place)
@@ -203,6 +205,7 @@ def test_worker_dies_meanwhile(place: Place) -> None:
     assert zombies(daemon.pid) == []
 
 
+@pytest.mark.thorough
 def test_signal_just_before(place: Place) -> None:
     """The new program handles a signal that the old one has received but not handled."""
     daemon = start(
@@ -222,6 +225,7 @@ Daemon._upgrade_soon = signalled
     assert "stops" in daemon.events("upgrade_failed")[0]["problem"]
 
 
+@pytest.mark.thorough
 def test_signal_during(place: Place) -> None:
     """The new program handles a signal that arrives after the old one's last check for signals."""
     daemon = start(
@@ -241,6 +245,7 @@ upgrade_state.replace_program = signalled
     assert daemon.events("stop", by="signal TERM") != []
 
 
+@pytest.mark.thorough
 def test_stop_during_the_check(place: Place) -> None:
     """The child that tries the program, and its children, end with the daemon,
     however long the app would load.
@@ -255,6 +260,7 @@ def test_stop_during_the_check(place: Place) -> None:
     assert daemon.events("upgrade_check_failed") == []
 
 
+@pytest.mark.thorough
 def test_asked_twice(place: Place) -> None:
     """A second request during an upgrade is refused; `ctl` does not treat that as the end of its own."""
     daemon = start(place)
@@ -269,6 +275,7 @@ def test_asked_twice(place: Place) -> None:
         assert asked.result().code == 0, asked.result().err
 
 
+@pytest.mark.thorough
 def test_what_only_the_daemon_needs(place: Place) -> None:
     """The check also finds a broken library that neither configuration nor app needs."""
     libraries = place.folder / "libraries"
@@ -281,6 +288,7 @@ def test_what_only_the_daemon_needs(place: Place) -> None:
     assert daemon.get().status == 200
 
 
+@pytest.mark.thorough
 def test_old_log_is_gone(place: Place) -> None:
     """The new program takes over even if files that the old configuration names do not exist any more."""
     place.add("up.py", APP)
@@ -297,6 +305,7 @@ def test_old_log_is_gone(place: Place) -> None:
     daemon.settled(2)
 
 
+@pytest.mark.thorough
 def test_token_can_not_be_written(place: Place) -> None:
     """The dashboard's listener continues even if the token's file can't be written again."""
     daemon = start(place, "--control-bind", "127.0.0.1:0")
@@ -367,6 +376,7 @@ def test_new_program_fails_and_workers_end(place: Place) -> None:
     until(lambda: place.leftovers() == [], "all processes have ended")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("value", ["99", *thorough("0", "1:0", "nothing")])
 def test_upgrade_variable_of_another_process(place: Place, value: str) -> None:
     """State of an older program is only used if that program ran in this very process."""

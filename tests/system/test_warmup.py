@@ -4,6 +4,7 @@ import pytest
 
 from tests.kit.certificates import Authority
 from tests.kit.daemon import Place
+from tests.kit.tiers import thorough
 
 pytestmark = pytest.mark.system
 
@@ -24,7 +25,7 @@ def app(environ, start_response):
 REASON = "warmup_request GET /health was answered with 500 Internal Server Error"
 
 
-@pytest.mark.parametrize("preload", [[], ["--preload"]])
+@pytest.mark.parametrize("preload", [[], *thorough(["--preload"])])
 def test_a_reload_whose_canary_is_not_warm(place: Place, preload: list[str]) -> None:
     """`ctl reload` exits with 1, the request, the status and the app's traceback; the old workers serve."""
     place.add("shop.py", APP)

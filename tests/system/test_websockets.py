@@ -27,7 +27,7 @@ from tests.kit.waiting import PATIENCE
 pytestmark = pytest.mark.system
 
 KINDS = ("sync", "gthread", "gevent", "eventlet")
-EACH = pytest.mark.parametrize("kind", ["gthread", "gevent", *thorough("sync", "eventlet")])
+EACH = pytest.mark.parametrize("kind", ["gthread", *thorough("gevent", "sync", "eventlet")])
 
 # flask-sock; `SOCK_SERVER_OPTIONS` as its documentation recommends them.
 FLASK_SOCK = """\
@@ -270,6 +270,7 @@ def test_a_reload(place: Place, kind: str) -> None:
     assert_polite(daemon)
 
 
+@pytest.mark.thorough
 def test_scaling_down(place: Place) -> None:
     """A worker too many keeps its websockets for `graceful_timeout`; those of the other one stay."""
     place.add("ws.py", FLASK_SOCK)
@@ -299,6 +300,7 @@ def test_scaling_down(place: Place) -> None:
     assert_polite(daemon)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["gevent", "eventlet"])
 def test_many_in_one_worker(place: Place, kind: str) -> None:
     """Greenlets: no thread each, and ordinary requests are served between them."""
@@ -331,6 +333,7 @@ def test_a_stop(place: Place, kind: str) -> None:
     assert_polite(daemon)
 
 
+@pytest.mark.thorough
 @EACH
 def test_a_stop_at_once(place: Place, kind: str) -> None:
     """SIGINT waits for no websocket, nor for the threads that a library has started for it."""
@@ -355,6 +358,7 @@ def app(environ, start_response):
 """
 
 
+@pytest.mark.thorough
 @EACH
 def test_another_protocol(place: Place, kind: str) -> None:
     """It gets no close frame at a drain: its connection ends, and the app's loop with it."""
@@ -498,6 +502,7 @@ def app(ws):
 """
 
 
+@pytest.mark.thorough
 def test_eventlets_own(place: Place) -> None:
     """eventlet.websocket reads `gunicorn.socket`, too."""
     place.add("ws.py", EVENTLET_APP)
@@ -514,6 +519,7 @@ def test_eventlets_own(place: Place) -> None:
 # -- TLS -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("pings", [*thorough(""), "1"], ids=["", "pings"])
 @EACH
 def test_tls(place: Place, kind: str, pings: str) -> None:

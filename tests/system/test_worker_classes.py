@@ -24,6 +24,7 @@ def distribution(folder: Path, name: str, value: str) -> None:
     (info / "entry_points.txt").write_text(f"[ostler.workers]\n{name} = {value}\n")
 
 
+@pytest.mark.thorough
 def test_by_an_entry_point(place: Place) -> None:
     """The name from an installed distribution is enough; status and log show it."""
     distribution(place.app_folder, "reference", "reference:ReferenceWorker")
@@ -63,6 +64,7 @@ def test_it_is_counted_logged_and_shown(place: Place) -> None:
     daemon.until(lambda: log.read_text().splitlines() == wanted, "the access log")
 
 
+@pytest.mark.thorough
 def test_recycling_and_reload(place: Place) -> None:
     """Its workers are replaced at max_requests and at a reload; no request is lost."""
     daemon = place.start(*REFERENCE, "-w", "2", "--max-requests", "50", "plain:app")
@@ -123,7 +125,9 @@ def test_what_can_not_be_used(place: Place, name: str, words: str) -> None:
     assert "worker_class" in done.error
 
 
-@pytest.mark.parametrize("name", ["gthread", "gevent", "eventlet", "asgi", "reference.ReferenceWorker"])
+@pytest.mark.parametrize(
+    "name", ["gevent", "asgi", *thorough("gthread", "eventlet", "reference.ReferenceWorker")]
+)
 def test_hooks_that_a_class_does_not_call(place: Place, name: str) -> None:
     """Request hooks cause a warning only with a class that never calls them."""
     place.add("conf.py", "def pre_request(worker, req): ...\ndef post_request(worker, req): ...\n")
@@ -132,6 +136,7 @@ def test_hooks_that_a_class_does_not_call(place: Place, name: str) -> None:
     assert warned == (name in ("asgi", "reference.ReferenceWorker"))
 
 
+@pytest.mark.thorough
 def test_threads_of_a_class_by_its_path(place: Place) -> None:
     """A class that serves in threads has as many request slots as threads, whatever its name."""
     daemon = place.start(*REFERENCE, "--threads", "3", "plain:app")

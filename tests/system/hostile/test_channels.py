@@ -218,6 +218,7 @@ def test_what_goes_on(place: Place, words: Sequence[str]) -> None:
     is_well(daemon, 3)
 
 
+@pytest.mark.thorough
 @each_class
 def test_between_workers(place: Place, words: Sequence[str]) -> None:
     """A worker that sends sockets whose close waits, or shuts the pair down, does not affect its siblings."""
@@ -278,6 +279,7 @@ def test_fork_server_that_adopts_workers(place: Place) -> None:
     is_well(daemon, 2)
 
 
+@pytest.mark.thorough
 def test_fork_server_that_attacks_while_it_loads(place: Place) -> None:
     """At the start that ends the daemon, with one line; in a reload it ends the reload."""
     leave(place, "garbage.import")
@@ -297,6 +299,7 @@ def test_fork_server_that_attacks_while_it_loads(place: Place) -> None:
     is_well(daemon, 2)
 
 
+@pytest.mark.thorough
 def test_fork_server_that_is_stopped(place: Place) -> None:
     """A fork server that is stopped is killed when it has not forked in time."""
     leave(place, "waits")
@@ -310,6 +313,7 @@ def test_fork_server_that_is_stopped(place: Place) -> None:
     is_well(daemon, 2)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["garbage", *thorough("flood")])
 def test_zygote(place: Place, name: str) -> None:
     """The same attacks by a worker that has become the fork server,
@@ -327,6 +331,7 @@ def test_zygote(place: Place, name: str) -> None:
     is_well(daemon, 2)
 
 
+@pytest.mark.thorough
 def test_worker_that_reads_nothing(place: Place) -> None:
     """A stopped worker does not read its messages, and is ended nevertheless."""
     daemon = place.start("--preload", "-w", "2", "--graceful-timeout", "1", *CLASSES["sync"])

@@ -377,6 +377,7 @@ def test_folder_of_others_in_the_installation(field: Field) -> None:
         shutil.rmtree(folder)
 
 
+@pytest.mark.thorough
 def test_pid_file_in_a_folder_that_is_a_link(field: Field) -> None:
     """Where the app's user decides which folder is meant, root's pid file is written as that user."""
     daemon = field.start("--pid", "app.pid")
@@ -525,6 +526,7 @@ control_socket = {control}
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["toml", *thorough("module", "paste", "named by root's file")])
 def test_other_forms(field: Field, kind: str) -> None:
     """TOML with hooks, `python:MODULE` and a PasteDeploy file of the app's user, named by root."""
@@ -551,6 +553,7 @@ def test_other_forms(field: Field, kind: str) -> None:
     assert daemon.stop() == 0
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("named", ["key", *thorough("log", "variable")])
 def test_paste_file_of_others_named_by_roots_file(field: Field, named: str) -> None:
     """Its contents have no effect as long as the fork server has root's rights."""

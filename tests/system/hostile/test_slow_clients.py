@@ -217,6 +217,7 @@ def test_new_clients_are_answered(hostile_place: Place, words: tuple[str, ...], 
     assert_open(daemon, ATTACKS[attack])
 
 
+@pytest.mark.thorough
 @each_class
 @pytest.mark.parametrize(
     "first", tiers({"nothing": bytes, "half a ClientHello": hello}.items(), ["half a ClientHello"])
@@ -439,7 +440,7 @@ GET_LARGE = b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n"
 WITH_EVENTLET = {**CLASSES, "eventlet": ("-k", "eventlet", "attacked:app")}
 
 
-@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("tls", [False, *thorough(True)], ids=["plain", "tls"])
 @pytest.mark.parametrize("words", tiers(WITH_EVENTLET.items(), USUAL))
 def test_slow_readers(hostile_place: Place, words: tuple[str, ...], tls: bool, tmp_path: Path) -> None:
     """Clients that request a large answer and read nothing are evicted, and a client that reads is not."""
@@ -584,6 +585,7 @@ def test_records_without_data(hostile_place: Place, words: tuple[str, ...], tmp_
     assert "Traceback" not in daemon.log.read_text()
 
 
+@pytest.mark.thorough
 def test_websockets_that_have_ended_are_not_counted(hostile_place: Place) -> None:
     """When an upgraded connection ends, another one of its address is accepted."""
     limits = ("-w", "1", "--limit-connections-per-address", "2")

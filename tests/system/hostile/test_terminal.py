@@ -98,6 +98,7 @@ def test_ctl_shows_an_apps_texts(place: Place) -> None:
     assert_done(daemon.ctl("events"), 0)
 
 
+@pytest.mark.thorough
 def test_the_daemons_last_lines(place: Place) -> None:
     """The errors of an app that does not load and of a configuration that does not,
     and the output of --print-config.

@@ -12,6 +12,7 @@ import pytest
 from tests.kit.daemon import Daemon, Place
 from tests.kit.http_client import Answer, Connection, ask
 from tests.kit.load import Load
+from tests.kit.tiers import thorough
 from tests.system.real.bodies import sha256
 from tests.system.real.nginx import PROGRAM, Nginx
 
@@ -168,7 +169,7 @@ class Uploaders:
         return [answer for run in self._runs for answer in run.result()]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["gthread", *thorough("sync")])
 def test_reload(place: Place, upstream: str, kind: str) -> None:
     """Three reloads under load: no 502, although nginx repeats nothing, and afterwards only the new code."""
     daemon = start(place, upstream, *KINDS[kind])
