@@ -6,7 +6,8 @@
 - thorough: marked `thorough`. Endurance (storms of connections, memory after thousands of requests); strange
   environments (refused system calls, a read-only disk, no /proc, hostile modules and sockets at a start);
   rare orders of events (a signal during an upgrade); and further combinations of what the usual tests have:
-  the same attack on the other worker classes, the same mistake in another setting. CI runs them in a step of their own.
+  the same attack on the other worker classes, the same mistake in another setting. CI runs them in a step of their
+  own.
 """
 
 from collections.abc import Collection, Iterable
