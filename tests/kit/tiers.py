@@ -3,11 +3,11 @@
 - quick: `tests/unit` and `tests/property`, which start no daemon;
 - usual: with real daemons, each behaviour once; with two worker classes where they have code of their own for
   it;
-- thorough: marked `thorough`. Endurance (storms of connections, memory after thousands of requests); strange
-  environments (refused system calls, a read-only disk, no /proc, hostile modules and sockets at a start);
-  rare orders of events (a signal during an upgrade); and further combinations of what the usual tests have:
-  the same attack on the other worker classes, the same mistake in another setting. CI runs them in a step of their
-  own.
+- thorough: marked `thorough`. Endurance (storms of connections, memory after thousands of requests);
+  strange environments (refused system calls, a read-only disk, no /proc, hostile modules and sockets at a
+  start); rare orders of events (a signal during an upgrade); and further combinations of what the usual
+  tests have: the same attack on the other worker classes, the same mistake in another setting. CI runs them
+  in a step of their own.
 """
 
 from collections.abc import Collection, Iterable
