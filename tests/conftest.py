@@ -1,4 +1,4 @@
-"""How the tests are spread over processes (pytest-xdist).
+"""How the tests are spread over processes (pytest-xdist), and which examples Hypothesis chooses.
 
 System tests mostly wait for a daemon of their own, and some take ten times as long as others, so
 each is scheduled by itself. A file whose tests share a daemon, and a file of quick tests, stays together.
@@ -9,6 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# A run tries the same examples as the one before. `--hypothesis-profile new` looks for new ones.
+settings.register_profile("repeatable", derandomize=True)
+settings.register_profile("new")
+settings.load_profile("repeatable")
 
 ROOT = Path(__file__).parents[1]
 

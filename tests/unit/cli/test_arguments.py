@@ -215,6 +215,7 @@ _FLAGS = [
     for flag in flags.split()
     if name not in ("check_config", "print_config")
 ]
+_SPELLINGS = {flag for flag, _, _ in _FLAGS}
 
 
 @st.composite
@@ -222,7 +223,9 @@ def _written(draw: st.DrawFn) -> list[str]:
     """One flag in one of its spellings, perhaps abbreviated."""
     flag, follows, value = draw(st.sampled_from(_FLAGS))
     if flag[:2] == "--":
-        flag = flag[: draw(st.integers(4, len(flag)))]
+        abbreviated = flag[: draw(st.integers(4, len(flag)))]
+        if abbreviated not in _SPELLINGS:  # --reload is no abbreviation of --reload-engine
+            flag = abbreviated
     if follows == "switch":
         return [flag]
     return draw(
