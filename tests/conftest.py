@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-# A run tries the same examples as the one before. `--hypothesis-profile new` looks for new ones.
-settings.register_profile("repeatable", derandomize=True)
-settings.register_profile("new")
+# A run tries the same examples as the one before, for as long as a busy machine takes.
+# `--hypothesis-profile new` looks for new ones.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.register_profile("new", deadline=None)
 settings.load_profile("repeatable")
 
 ROOT = Path(__file__).parents[1]
