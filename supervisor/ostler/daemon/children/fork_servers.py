@@ -1,5 +1,6 @@
 """Fork servers: performs the fleet's actions on them, and turns what they send into events."""
 
+import errno
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,6 +38,9 @@ from ostler.osapi.process_groups import own_group
 from ostler.settings.confine import confine
 from ostler.settings.load import COMMAND_LINE, Loaded
 from ostler.settings.opening_rights import rights_for
+
+# Errors of posix_spawn(3) that have nothing to do with the program.
+_OF_RESOURCES = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +130,8 @@ class ForkServerManager:
         try:
             handle = ForkServerHandle.start(generation, found, self._environments.variables(found))
         except OSError as error:
-            self._not_started(generation, f"{found.python}: {with_remedy(error)}")
+            of_file = "" if error.errno in _OF_RESOURCES else f"{found.python}: "
+            self._not_started(generation, f"{of_file}{with_remedy(error)}")
             return
         self._children.add_fork_server(handle)
         handle.record.cause = self._cause(generation)

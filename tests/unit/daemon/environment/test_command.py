@@ -21,9 +21,7 @@ from ostler.daemon.environment.command import TypedCommand, as_typed, through_li
         (["/opt/py", "../bin/ostler"], "/opt/py", "/srv/shop/current/../bin/ostler"),
     ],
 )
-def test_as_typed(
-    monkeypatch: pytest.MonkeyPatch, typed: list[str], python: str, script: str | None
-) -> None:
+def test_as_typed(monkeypatch: pytest.MonkeyPatch, typed: list[str], python: str, script: str | None) -> None:
     """Paths become absolute, and keep their links; arguments of ours do not matter."""
     monkeypatch.setattr(sys, "orig_argv", [*typed, "-w", "2", "-m", "007", "shop:app"])
     monkeypatch.setattr(sys, "argv", ["x", "-w", "2", "-m", "007", "shop:app"])
