@@ -159,7 +159,7 @@ class ShellHarness:
         self.listeners.keep_only(set())
         self.scoreboard.close()
 
-    def _start_fork_server(self, generation: int) -> ForkServerHandle:
+    def _start_fork_server(self, generation: int, *_: object) -> ForkServerHandle:
         ours, theirs = channel.pair()
         ours.setblocking(False)
         theirs.setblocking(False)

@@ -65,6 +65,7 @@ export interface ReloadView {
   reason: string | null;
   traceback: string | null;
   changes: ChangeView[];
+  environment: ChangeView[];
 }
 
 export interface StatusView {

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from errno import ENOMEM
-from pathlib import Path
 from typing import NoReturn
 
 import click
@@ -33,6 +32,8 @@ def _command() -> click.Command:
 def _run(given: CommandLine) -> None:
     with _loading():
         from ostler.daemon import upgrade_state
+        from ostler.daemon.environment.command import as_typed
+        from ostler.daemon.environment.command import folder as typed_folder
         from ostler.osapi.inherited import set_right
 
     set_right(upgrade_state.HANDLED_BY_FLEET, upgrade_state.HANDLED if upgrade_state.is_successor() else ())
@@ -42,7 +43,7 @@ def _run(given: CommandLine) -> None:
         app = app or "ostler.demo:app"
     if app:
         command_line["wsgi_app"] = app
-    folder = _folder()
+    folder = typed_folder()
     if given.check_config or given.print_config:
         with _loading():
             from ostler.daemon.check import check
@@ -60,6 +61,7 @@ def _run(given: CommandLine) -> None:
         )
         sys.exit(check(ask, show=given.print_config, load_app=given.check_config, strict=given.strict))
     with _loading(), _no_certificates():
+        from ostler.daemon.environment.environments import checked
         from ostler.daemon.run import run
         from ostler.daemon.start_request import RunRequest
 
@@ -76,6 +78,7 @@ def _run(given: CommandLine) -> None:
                 given.remarks,
                 demo,
                 any_control_port=own_choice,
+                command=checked(as_typed(folder)),
             )
         )
     )
@@ -118,21 +121,6 @@ def _loading() -> Iterator[None]:
     finally:
         if collects:
             gc.enable()
-
-
-def _folder() -> str:
-    """The folder we were started in, by PWD if that is the same: a reload follows a symbolic link."""
-    try:
-        here = Path.cwd()
-    except OSError as error:
-        raise OstlerError(
-            f"can't find the working folder: {error.strerror}; it was removed, change to another one"
-        ) from None
-    name = os.environ.get("PWD", "")
-    try:
-        return name if Path(name).is_absolute() and here.samefile(name) else str(here)
-    except OSError:
-        return str(here)
 
 
 def fail(error: OstlerError, prog: str = "ostler") -> NoReturn:

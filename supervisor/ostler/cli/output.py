@@ -307,6 +307,8 @@ def print_reload(reload: ReloadView, before: StatusView, after: StatusView) -> N
     print_line(f"generation {reload.generation}: {count} replaced ({duration(reload.seconds)})")
     changes = "; ".join(map(change, reload.changes))
     print_line(f"changed: {changes}" if changes else "no setting changed")
+    if reload.environment:
+        print_line(", ".join(map(change, reload.environment)))
     if after.override is not None:
         print_line(f"the number of workers that was set by hand stays: {after.override}")
     elif before.override is not None:

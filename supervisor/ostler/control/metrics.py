@@ -68,6 +68,13 @@ class Figures:
     accept_queues: Mapping[str, AcceptQueue]
 
 
+def load() -> None:
+    """Import what `render` needs, before it is needed."""
+    import prometheus_client.core
+    import prometheus_client.exposition
+    import prometheus_client.registry  # noqa: F401
+
+
 def render(figures: Figures) -> str:
     """The exposition, version 0.0.4 (https://prometheus.io/docs/instrumenting/exposition_formats)."""
     # Imported here: it costs some 350 KB and 15 ms, which a daemon without scraping does not need.

@@ -7,6 +7,8 @@ from aiohttp import web
 from ostler.control.problems import NotFound
 
 STATIC = Path(__file__).parent / "static"
+# Files that were read in advance, by path.
+_read_before: dict[Path, bytes] = {}
 
 # The built page has no inline script or style; styles set by scripts through the CSSOM need no
 # 'unsafe-inline'.
@@ -50,6 +52,13 @@ NOT_BUILT = """<!doctype html>
 """
 
 
+def read_all() -> None:
+    """Read all files of the dashboard now: their folder may be removed."""
+    for path in (*STATIC.glob("*.*"), *STATIC.glob("assets/*")):
+        if path.suffix in MEDIA_TYPES:
+            _read_before[path] = path.read_bytes()
+
+
 def add_pages(app: web.Application, base_url: str, folder: Path = STATIC) -> None:
     """Serve `folder`'s index.html at `/`, `assets/*`, and single files beside the index, e.g. an icon."""
 
@@ -87,7 +96,7 @@ def _read(folder: Path, name: str) -> bytes | None:
     if "/" in name or "\0" in name or name.startswith("."):
         return None
     try:
-        return (folder / name).read_bytes()
+        return _read_before.get(folder / name) or (folder / name).read_bytes()
     except OSError:
         return None  # it does not exist, its name is too long, or it can't be read
 

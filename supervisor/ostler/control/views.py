@@ -135,6 +135,8 @@ class ReloadView(msgspec.Struct, frozen=True):
     """Settings that differ from those of the generation before."""
     on_probation: bool = False
     """Its failures still bring the generation before back by themselves."""
+    environment: list[ChangeView] = []
+    """`environment` (its folder), `Python` and `Ostler` (their versions), as far as they differ."""
 
 
 class StatusView(msgspec.Struct, frozen=True):

@@ -21,6 +21,7 @@ import msgspec
 
 from ostler.daemon import upgrade_state
 from ostler.daemon.children.handles import ForkServerHandle
+from ostler.daemon.environment.environments import Environments
 from ostler.errors import BootError, ExitCode, OstlerError, SettingError, UsageProblem
 from ostler.ipc import messages
 from ostler.ipc.channel import BadMessage
@@ -63,7 +64,8 @@ def check(ask: messages.Configure, *, show: bool, load_app: bool, strict: bool =
         # Configuration and app don't need the control server and its libraries, but the new program does.
         import_module("ostler.daemon.run")
     become_subreaper()
-    server = ForkServerHandle.start(0)
+    environments = Environments(None)
+    server = ForkServerHandle.start(0, environments.own, environments.variables(environments.own))
     server.channel.set_blocking(True)
     try:
         if load_app:

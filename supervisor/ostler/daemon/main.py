@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 
 from ostler import __version__, terminal
+from ostler.control import metrics, pages
 from ostler.control.control_state import ControlState
 from ostler.control.server import ControlServer
 from ostler.daemon import upgrade_state
@@ -257,6 +258,8 @@ class Daemon:
         set_title(f"ostler: supervisor [{terminal.one_line(self._shell.name)}]")
         self._deadlines.start()
         self._start_task(self._chores.run())
+        if self._shell.environments.may_move:
+            self._loop.call_soon(_read_own_files)
 
     def _notify_ready(self) -> None:
         self._service_manager.ready(self._shell.state)
@@ -348,6 +351,7 @@ class Daemon:
             observer=self._observer.snapshot(),
             control=control,
             pidfile=pidfile,
+            command=self._request.command,
         )
 
     def _take_over(self, carried: Carried) -> None:
@@ -439,6 +443,12 @@ class Daemon:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             get_logger().error("internal_error", exc_info=error)
+
+
+def _read_own_files() -> None:
+    """Read what the supervisor reads only when it is asked for: its release may be removed while it runs."""
+    metrics.load()
+    pages.read_all()
 
 
 def _scoreboard(carried: Carried | None) -> Scoreboard:

@@ -32,6 +32,9 @@ def run(request: RunRequest) -> int:
         if carried is None and wanted and stay is None:
             return _run_detached(request)
         now = replace(request, detached=carried is not None and stay is None)
+        if carried is not None and carried.command is not None:
+            # What the old program has found for it may lead elsewhere by now.
+            now = replace(now, command=carried.command)
         code, must_detach = _run_once(now, carried)
         return _run_detached(request) if must_detach else code
 

@@ -30,6 +30,7 @@ from ostler.daemon.children.registry import ChildRegistry, ChildrenState
 from ostler.daemon.children.stack_dumps import StackDumps
 from ostler.daemon.children.workers import WorkerManager
 from ostler.daemon.configurations import Configurations
+from ostler.daemon.environment.environments import Environments, GenerationEnvironment
 from ostler.daemon.listening.listeners import Listeners
 from ostler.daemon.reporting.journal import Journal
 from ostler.daemon.reporting.ledger import Ledger
@@ -77,6 +78,7 @@ class ShellState(msgspec.Struct, frozen=True):
     name: str
     handoff: tuple[int, int]
     app_processes: AppProcessesState = AppProcessesState()
+    environments: dict[int, GenerationEnvironment] = {}
 
     def descriptors(self) -> list[int]:
         """The descriptors that must stay open over execve(2)."""
@@ -96,6 +98,7 @@ class Shell:
         handoff: the socket pair of the hand-off; connections may be in it, so it exists as long as the
             daemon.
         ports: for other parts of the daemon.
+        environments: finds where fork servers, and the next program, are started.
     """
 
     def __init__(
@@ -120,6 +123,7 @@ class Shell:
         self.children = ChildRegistry()
         self.attempt = Attempts(journal)
         self.configurations = Configurations(lambda: self.state)
+        self.environments = Environments(start.command)
         self.ports = Ports(self._loop, journal, self.children, self.submit, lambda: self.state, self.attempt)
         self.app_processes = AppProcesses(self.ports)
         # These refer to each other: the lambdas look up the parts that are created further down.
@@ -167,6 +171,7 @@ class Shell:
             self.hooks,
             self.workers,
             self.app_processes,
+            self.environments,
             lambda: (self.handoff[0].fileno(), self.handoff[1].fileno()),
             callbacks,
         )
@@ -209,13 +214,15 @@ class Shell:
 
     def snapshot(self) -> ShellState:
         """For `restore` in the program that comes next."""
+        loaded, environments = self.configurations.snapshot()
         return ShellState(
             fleet=self.fleet.state,
             children=self.children.snapshot(),
             hooks=self.hooks.snapshot(),
             reaper=self.reaper.snapshot(),
             app_processes=self.app_processes.snapshot(),
-            loaded=self.configurations.snapshot(),
+            loaded=loaded,
+            environments=environments,
             name=self.name,
             handoff=(self.handoff[0].fileno(), self.handoff[1].fileno()),
         )
@@ -223,7 +230,7 @@ class Shell:
     def restore(self, state: ShellState) -> None:
         """Continue where the program before this one stopped; before the first event."""
         self.fleet = Fleet.restored(state.fleet, random.random)
-        self.configurations.restore(state.loaded)
+        self.configurations.restore(state.loaded, state.environments)
         self.fork_servers.instance_name = state.name
         for end in self.handoff:
             end.close()

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from ostler.daemon.environment.command import TypedCommand
 from ostler.daemon.process.detach import LauncherLink
 
 
@@ -12,7 +13,7 @@ class StartRequest:
 
     command_line: raw settings given on the command line; config: the configuration file asked for, or None
     for the usual places; folder: the working folder; variables and remarks: see `messages.Configure`;
-    detached: as a daemon, if the settings say so.
+    detached: as a daemon, if the settings say so; command: how it was typed, if it can be followed again.
     """
 
     command_line: dict[str, Any] = field(default_factory=dict)
@@ -21,6 +22,7 @@ class StartRequest:
     variables: dict[str, str] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
     detached: bool = field(default=False, kw_only=True)
+    command: TypedCommand | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,8 @@ import psutil
 
 import ostler
 from ostler.control.control_state import ControlState
+from ostler.daemon.environment.command import TypedCommand
+from ostler.daemon.environment.environments import Environments
 from ostler.daemon.listening.listeners import ListenersState
 from ostler.daemon.reporting.journal import JournalState
 from ostler.daemon.reporting.ledger import LedgerState
@@ -32,7 +34,6 @@ from ostler.errors import ExitCode, OstlerError
 from ostler.fleet.model import ExitStatus
 from ostler.ipc import messages, wire
 from ostler.logs.setup import get_logger, set_up
-from ostler.osapi import imports
 from ostler.osapi.memfile import memory_file
 from ostler.scoreboard import layout
 from ostler.scoreboard.reader import ScoreboardState
@@ -60,7 +61,8 @@ class Carried(msgspec.Struct, frozen=True):
     """The state that one program leaves to the next. A field that comes later needs a default, here and in
     the structs that this one consists of.
 
-    descriptors: all that must stay open; pidfile: its path and descriptor.
+    descriptors: all that must stay open; pidfile: its path and descriptor; command: how the daemon was
+    started.
     """
 
     descriptors: list[int]
@@ -72,6 +74,7 @@ class Carried(msgspec.Struct, frozen=True):
     observer: ObserverState
     control: ControlState
     pidfile: tuple[str, int] | None
+    command: TypedCommand | None = None
 
 
 class TakeOverFailed(Exception):
@@ -81,24 +84,26 @@ class TakeOverFailed(Exception):
 # -- the old program -------------------------------------------------------------------------------------
 
 
-def start_check(carried: Carried, folder: str) -> tuple[int, int]:
+def start_check(carried: Carried, environments: Environments, folder: str) -> tuple[int, int]:
     """Let a child try what the new program would do; returns its pid, and a file for `outcome_of_check`.
 
     Raises:
+        OstlerError: there is no new program.
         OSError: no process could be made.
     """
+    found, script = environments.find_program()
     state, output = _written(carried), memory_file("ostler-check")
     try:
-        prefix = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv[1:])]
-        argv = [sys.executable, *prefix, "--check-config", *sys.argv[1:]]
+        argv = [found.python, *_before_arguments(script), "--check-config", *sys.argv[1:]]
         # It starts where we were started, by that folder's name: it may lead to a new release now.
-        environment = imports.environment(_first_on_path(folder)) | {_CHECK: f"{os.getpid()}:{state}"}
+        environment = environments.variables(found, _first_on_path(folder))
+        environment |= {_CHECK: f"{os.getpid()}:{state}", "PWD": folder}
         actions = [(os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, output, 2)]
         actions.append((os.POSIX_SPAWN_DUP2, state, state))  # onto itself: clears close-on-exec
         here = os.open(".", os.O_PATH | os.O_CLOEXEC)
         try:
             os.chdir(folder)
-            pid = os.posix_spawn(sys.executable, argv, environment, file_actions=actions)
+            pid = os.posix_spawn(found.python, argv, environment, file_actions=actions)
         finally:
             os.fchdir(here)
             os.close(here)
@@ -124,36 +129,51 @@ def outcome_of_check(status: ExitStatus, output: int) -> tuple[str | None, str]:
     return last.removeprefix("ostler: error: "), text
 
 
-def replace_program(carried: Carried, folder: str, notify: str) -> NoReturn:
+def replace_program(carried: Carried, environments: Environments, folder: str, notify: str) -> NoReturn:
     """Become the program that is on the disk now.
 
     The signals in HANDLED must be blocked, and none of them may be waiting for its Python handler.
 
     Args:
         carried: the state that the new program continues with.
+        environments: finds it.
         folder: where the daemon was started; the new program starts there.
         notify: systemd's NOTIFY_SOCKET, or an empty text.
 
     Raises:
+        OstlerError: there is none.
         OSError: it could not be executed; everything is as before, but for the current folder.
     """
+    found, script = environments.find_program()
     state = _written(carried)
     kept = [*carried.descriptors, state]
     try:
         for fd in kept:
             os.set_inheritable(fd, True)
         os.chdir(folder)
-        argv = [sys.executable, *sys.orig_argv[1:]]
+        argv = [found.python, *_before_arguments(script), *sys.argv[1:]]
         notify_socket = {"NOTIFY_SOCKET": notify} if notify else {}
-        path = imports.environment(_first_on_path(folder))
-        environment = path | {_STATE: f"{os.getpid()}:{state}"} | notify_socket
-        os.execve(sys.executable, argv, environment)  # noqa: S606 - no shell is what is wanted
+        environment = environments.variables(found, _first_on_path(folder)) | notify_socket
+        environment |= {_STATE: f"{os.getpid()}:{state}", "PWD": folder}
+        try:
+            os.execve(found.python, argv, environment)  # noqa: S606 - no shell is what is wanted
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, found.python) from None
     except BaseException:
         for fd in kept:
             os.set_inheritable(fd, False)
         os.close(state)
         raise
     raise AssertionError("execve does not return")
+
+
+def _before_arguments(script: str | None) -> list[str]:
+    """What comes between the interpreter and our arguments: options, and what is executed.
+
+    script: executed instead of the script that was typed.
+    """
+    before = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv[1:])]
+    return before if script is None else [*before[:-1], script]
 
 
 def _first_on_path(folder: str) -> str | None:

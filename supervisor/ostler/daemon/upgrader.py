@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 
@@ -11,6 +10,7 @@ from ostler.daemon import upgrade_state
 from ostler.daemon.process.notify import SystemdNotifier
 from ostler.daemon.shell import Shell
 from ostler.daemon.upgrade_state import Carried
+from ostler.errors import OstlerError
 from ostler.fleet import events
 from ostler.fleet.model import ExitStatus
 from ostler.logs.setup import get_logger
@@ -47,7 +47,10 @@ class Upgrader:
     def check(self) -> None:
         """Start a child that tries what the new program would do; the outcome becomes an event."""
         try:
-            pid, output = upgrade_state.start_check(self._carry(), self._folder)
+            pid, output = upgrade_state.start_check(self._carry(), self._shell.environments, self._folder)
+        except OstlerError as error:
+            self._shell.submit(events.UpgradeChecked(str(error)))
+            return
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the outcome that is waited for
             self._shell.submit(events.UpgradeChecked(f"can't start a process: {error}"))
             return
@@ -94,13 +97,20 @@ class Upgrader:
             here = os.open(".", os.O_PATH | os.O_CLOEXEC)
             carried = self._carry()
             self._notifier.send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
-            upgrade_state.replace_program(carried, self._folder, self._notifier.path)
+            upgrade_state.replace_program(
+                carried, self._shell.environments, self._folder, self._notifier.path
+            )
         except Exception as error:  # noqa: BLE001 - this program continues, whatever it is
             if here >= 0:
                 os.fchdir(here)
             self._notifier.send("READY=1")
-            why = error.strerror if isinstance(error, OSError) else error
-            self._shell.submit(events.UpgradeChecked(f"can't execute {sys.executable}: {why}"))
+            self._shell.submit(events.UpgradeChecked(f"can't execute the new program: {_text(error)}"))
         finally:
             if here >= 0:
                 os.close(here)
+
+
+def _text(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)

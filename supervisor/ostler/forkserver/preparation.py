@@ -184,10 +184,10 @@ class Preparation:
         self._environment.use_given(ask.command_line, ask.variables)
         if decision.account is None:
             loaded, more, file = read_configuration(ask, folder, decision, self._prepare_early)
-            self._channel.send(messages.Decided(config, loaded, warnings=warnings))
+            self._send_decision(config, loaded, warnings)
             return loaded, more, file
         user, group = decision.user, decision.group
-        self._channel.send(messages.Decided(config, None, user, group, decision.initgroups, warnings))
+        self._send_decision(config, None, warnings, user, group, decision.initgroups)
         more = installation_warning(decision.account) if ask.known is None else []
         make_logs(ask, folder, decision.account)
         self._certificates = copy_certificates(ask, decision.account)
@@ -198,6 +198,20 @@ class Preparation:
         if ask.known is None:
             refuse_other_account(decision, file)
         return loaded, more + others, file
+
+    def _send_decision(
+        self,
+        config: str | None,
+        loaded: Loaded | None,
+        warnings: list[str],
+        user: str | None = None,
+        group: str | None = None,
+        initgroups: bool = False,
+    ) -> None:
+        python = sys.version.split()[0]
+        self._channel.send(
+            messages.Decided(config, loaded, user, group, initgroups, warnings, sys.prefix, python)
+        )
 
     def _prepare_early(self, name: str) -> None:
         """Before the file is evaluated. name: of the worker class; only ours are code that can be run now."""

@@ -4,8 +4,9 @@ Fields of messages from children have bounds, which are in their types; a messag
 Senders keep within them
 (`channel.line`, `channel.lines`, `channel.shorten`).
 
-Both ends are normally of one installation. `VERSION` guards the exception, a supervisor that runs on while
-the package under it is replaced: a fork server of another version refuses its configuration.
+Both ends are of one version of Ostler, which a fork server compares at its start (`daemon.children.handles`).
+`VERSION` guards what that does not: a package that is changed under its version, and programs that an upgrade
+in place brings together. A fork server of another one refuses its configuration.
 """
 
 from typing import Annotated, Any, Literal
@@ -15,7 +16,7 @@ import msgspec
 from ostler.ipc.channel import LINE_LIMIT, TRACEBACK_LIMIT
 from ostler.settings.load import Loaded
 
-VERSION = 11
+VERSION = 12
 
 MOST_LINES = 100
 MOST_NAMES = 2000
@@ -141,7 +142,7 @@ class Decided(_Message, frozen=True):
     config: as in `Configure`, None if there is none; loaded: the settings, if they were read with the
     supervisor's own rights; else user, group and initgroups name the account with whose rights the file is
     evaluated, because others can write it, and are these settings for the whole generation; warnings: for the
-    log.
+    log; prefix, python: the environment's folder (sys.prefix) and Python's version, for reports.
     """
 
     config: str | None
@@ -150,6 +151,8 @@ class Decided(_Message, frozen=True):
     group: str | None = None
     initgroups: bool = False
     warnings: list[str] = []
+    prefix: str = ""
+    python: str = ""
 
 
 class Configured(_Message, frozen=True):

@@ -1,11 +1,14 @@
 """Fork servers: performs the fleet's actions on them, and turns what they send into events."""
 
+import errno
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
 
+from ostler import __version__
+from ostler.control.wording import change
 from ostler.daemon.children.app_processes import AppProcesses
 from ostler.daemon.children.handles import AnyChild, ForkServerHandle
 from ostler.daemon.children.hooks import HookDispatcher
@@ -16,12 +19,17 @@ from ostler.daemon.children.reaper import Reaper
 from ostler.daemon.children.records import ChildPhase, StartCause
 from ostler.daemon.children.workers import WorkerManager
 from ostler.daemon.configurations import Configurations
+from ostler.daemon.environment.environments import (
+    Environments,
+    GenerationEnvironment,
+    changed_environment,
+)
 from ostler.daemon.listening.listeners import Listeners
 from ostler.daemon.listening.unix import access_of
 from ostler.daemon.reporting.ledger import fork_server_leaving
 from ostler.daemon.settings_to_policy import fleet_policy
 from ostler.daemon.start_request import StartRequest
-from ostler.errors import SettingError
+from ostler.errors import OstlerError, SettingError
 from ostler.fleet import actions, events
 from ostler.fleet.model import ExitStatus
 from ostler.ipc import messages
@@ -30,6 +38,9 @@ from ostler.osapi.process_groups import own_group
 from ostler.settings.confine import confine
 from ostler.settings.load import COMMAND_LINE, Loaded
 from ostler.settings.opening_rights import rights_for
+
+# Errors of posix_spawn(3) that have nothing to do with the program.
+_OF_RESOURCES = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +68,8 @@ class ForkServerManager:
 
     Args:
         start: how the daemon was asked to start.
-        ports, configurations, listeners, inbox, reaper, hooks, workers, app_processes: what it works with.
+        ports, configurations, listeners, inbox, reaper, hooks, workers, app_processes, environments: what it
+            works with.
         handoff: descriptors of the socket pair of the hand-off.
         callbacks: see there.
 
@@ -76,6 +88,7 @@ class ForkServerManager:
         hooks: HookDispatcher,
         workers: WorkerManager,
         app_processes: AppProcesses,
+        environments: Environments,
         handoff: Callable[[], tuple[int, int]],
         callbacks: ForkServerCallbacks,
     ) -> None:
@@ -89,6 +102,7 @@ class ForkServerManager:
         self._hooks = hooks
         self._workers = workers
         self._app_processes = app_processes
+        self._environments = environments
         self._handoff = handoff
         self._callbacks = callbacks
         self.instance_name = ""
@@ -109,11 +123,15 @@ class ForkServerManager:
     def start(self, action: actions.StartForkServer) -> None:
         generation = action.generation
         try:
-            handle = ForkServerHandle.start(generation)
+            found = self._environments.find()
+        except OstlerError as error:
+            self._not_started(generation, str(error))
+            return
+        try:
+            handle = ForkServerHandle.start(generation, found, self._environments.variables(found))
         except OSError as error:
-            reason = f"can't start a fork server: {with_remedy(error)}"
-            self._ports.submit(events.GenerationFailed(generation, reason))
-            self._ports.submit(events.ForkServerExited(generation, ExitStatus()))
+            of_file = "" if error.errno in _OF_RESOURCES else f"{found.python}: "
+            self._not_started(generation, f"{of_file}{with_remedy(error)}")
             return
         self._children.add_fork_server(handle)
         handle.record.cause = self._cause(generation)
@@ -132,6 +150,11 @@ class ForkServerManager:
             remarks=self._start.remarks,
         )
         handle.send(request)
+
+    def _not_started(self, generation: int, problem: str) -> None:
+        reason = f"can't start a fork server: {problem}"
+        self._ports.submit(events.GenerationFailed(generation, reason))
+        self._ports.submit(events.ForkServerExited(generation, ExitStatus()))
 
     def _cause(self, generation: int) -> StartCause:
         if generation in self._configurations:
@@ -215,13 +238,22 @@ class ForkServerManager:
         self._hooks.configured(handle, message.hooks)
         name = self.instance_name or settings.proc_name or settings.wsgi_app or settings.paste
         self.instance_name = name or ""
-        self._configurations.add(generation, loaded)
+        self._report_move(handle)
+        self._configurations.add(generation, loaded, _environment_of(handle))
         self._callbacks.on_listening(generation)
         current = self._children.fork_servers.get(self._ports.state().current)
         listened = set(current.record.listener_keys) if current is not None else set()
         closes = not listened <= set(handle.record.listener_keys)
         policy = fleet_policy(loaded, message.hooks)
         self._ports.submit(events.ForkServerConfigured(generation, policy, closes))
+
+    def _report_move(self, handle: ForkServerHandle) -> None:
+        """Log that a fork server was started again in another environment. `Reloads` does it for reloads."""
+        before = self._configurations.environment(handle.generation)
+        changes = changed_environment(before, _environment_of(handle))
+        if changes:
+            fields = {"generation": handle.generation, "changes": ", ".join(map(change, changes))}
+            self._ports.journal.record("warning", "environment_changed", fields)
 
     def _trusted(self, handle: ForkServerHandle, reported: Loaded) -> tuple[Loaded, list[str]]:
         """The settings of a generation, and what to warn of.
@@ -380,6 +412,13 @@ class ForkServerManager:
             old = None
         self._hooks.zygote_promoted(old, zygote, worker)
         self._workers.forget_unforked(action.generation)
+
+
+def _environment_of(handle: ForkServerHandle) -> GenerationEnvironment | None:
+    decision = handle.record.decision
+    if decision is None:
+        return None
+    return GenerationEnvironment(decision.prefix, decision.python, __version__)
 
 
 def _with_place(error: SettingError, loaded: Loaded) -> str:

@@ -9,6 +9,7 @@ from ostler.control.views import ChangeView, ReloadPhase, ReloadView
 from ostler.control.wording import change
 from ostler.daemon.children.ports import Ports
 from ostler.daemon.configurations import Configurations
+from ostler.daemon.environment.environments import changed_environment
 from ostler.daemon.views.changes import changed_settings
 from ostler.fleet.model import Reload
 from ostler.fleet.model import ReloadPhase as Phase
@@ -19,8 +20,8 @@ class ReloadsState(msgspec.Struct):
     """What is known of reloads; an upgrade in place carries all of it.
 
     counts: reloads by outcome; counted: generation and outcome that were counted last; settled: the
-    generation that served before the newest reload; changes_of, changes: what the newest reload that has
-    ended changed, because the settings of generations that have ended are forgotten.
+    generation that served before the newest reload; changes_of, changes, environment: what the newest reload
+    that has ended changed, because the settings of generations that have ended are forgotten.
     """
 
     counts: dict[ReloadPhase, int] = {}
@@ -28,6 +29,7 @@ class ReloadsState(msgspec.Struct):
     settled: int = 1
     changes_of: int = 0
     changes: list[ChangeView] = []
+    environment: list[ChangeView] = []
 
 
 class Reloads:
@@ -68,6 +70,7 @@ class Reloads:
             reason=reload.reason,
             traceback=reload.traceback,
             changes=self._changes_of(reload),
+            environment=self._environment_of(reload),
             on_probation=_on_probation(self._ports.state(), reload),
         )
 
@@ -99,7 +102,10 @@ class Reloads:
         reload = self._ports.state().reload
         if reload is not None and reload.generation == generation:
             self._count(generation, reload.phase.value)
-            self._own.changes = self._changes_of(reload)
+            self._own.changes, self._own.environment = (
+                self._changes_of(reload),
+                self._environment_of(reload),
+            )
             self._own.changes_of = generation
             self._report_changes(reload)
         else:
@@ -122,6 +128,9 @@ class Reloads:
             late = any(view.takes_effect == "restart" for view in found)
             fields = {"generation": generation, "changes": "; ".join(map(change, found))}
             self._ports.journal.record("warning" if late else "info", "settings_changed", fields)
+        if reload.phase is Phase.DONE and self._own.environment:
+            fields = {"generation": generation, "changes": ", ".join(map(change, self._own.environment))}
+            self._ports.journal.record("info", "environment_changed", fields)
 
     def _changes_of(self, reload: Reload) -> list[ChangeView]:
         if self._own.changes_of == reload.generation:
@@ -129,6 +138,12 @@ class Reloads:
         before = self._configurations.get(self._own.settled)
         after = self._configurations.get(reload.generation)
         return changed_settings(before, after) if before is not None and after is not None else []
+
+    def _environment_of(self, reload: Reload) -> list[ChangeView]:
+        if self._own.changes_of == reload.generation:
+            return self._own.environment
+        known = self._configurations
+        return changed_environment(known.environment(self._own.settled), known.environment(reload.generation))
 
 
 def _on_probation(state: State, reload: Reload) -> bool:

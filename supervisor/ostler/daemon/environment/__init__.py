@@ -1,0 +1,1 @@
+"""The interpreter and the environment that new processes are started in, found by the command as typed."""
