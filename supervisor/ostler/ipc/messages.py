@@ -15,7 +15,7 @@ import msgspec
 from ostler.ipc.channel import LINE_LIMIT, TRACEBACK_LIMIT
 from ostler.settings.load import Loaded
 
-VERSION = 11
+VERSION = 12
 
 MOST_LINES = 100
 MOST_NAMES = 2000
@@ -311,7 +311,10 @@ class Signalled(_Message, frozen=True):
 
 
 class ZygoteAudited(_Message, frozen=True):
-    """problems: why this process can't be forked from; warnings: for the log."""
+    """problems: why this process can't be forked from; warnings: for the log.
+
+    The answer to `AuditZygote`; and sent once more when it has drained to become a zygote, if it can't.
+    """
 
     problems: Lines
     warnings: Lines
