@@ -48,6 +48,7 @@ from ostler.settings.load import Loaded
 from ostler.settings.opening_rights import others_logs, rights_for
 from ostler.settings.table import Settings, without_effect
 from ostler.workers import app_forks
+from ostler.workers.audit import Before, audit_preloaded
 from ostler.workers.base import BaseWorker
 from ostler.workers.classes import built_in, of_ours, worker_class
 from ostler.workers.inheritance import WorkerGeneration
@@ -70,6 +71,8 @@ _PATCH_EARLIER = (
 )
 # Hooks that not every worker class can call.
 _OF_REQUESTS = ("pre_request", "post_request")
+# Hooks that are called in each worker, before it serves.
+_IN_WORKERS = frozenset(("post_fork", "post_worker_init"))
 
 
 class Preparation:
@@ -345,6 +348,19 @@ class Preparation:
             self.lowered = lower_priority()
             app_forks.note_priority(self.lowered)
 
+    def _report_shared(self, before: Before) -> None:
+        """Log what the preloaded app has opened or started that does not survive a fork.
+
+        With a hook that can mend it in the worker this is no warning.
+        """
+        assert self._hooks is not None
+        assert self.sinks is not None
+        if problems := audit_preloaded(before):
+            mended = not _IN_WORKERS.isdisjoint(self._hooks.names)
+            level = "info" if mended else "warning"
+            advice = "open or start it in post_fork; contrib/docs/fork-safety.md has examples"
+            self.sinks.log.event(level, "preload_shared", problem=line("; ".join(problems)), advice=advice)
+
     def _load(self, ask: messages.Load, descriptors: list[int]) -> WorkerGeneration | None:
         assert self._loaded is not None
         assert self._hooks is not None
@@ -359,7 +375,9 @@ class Preparation:
             with self._usual_priority():
                 self._hooks.configured()
             if settings.preload_app:
+                before = Before.now()
                 app.wsgi()
+                self._report_shared(before)
             with self._usual_priority():
                 self._hooks.listening(listeners)
         except SettingError as error:
