@@ -358,7 +358,7 @@ class Preparation:
         if problems := audit_preloaded(before):
             mended = not _IN_WORKERS.isdisjoint(self._hooks.names)
             level = "info" if mended else "warning"
-            advice = "open or start it in post_fork; contrib/docs/fork-safety.md has examples"
+            advice = "open or start it in post_fork, or close it when the module has been imported"
             self.sinks.log.event(level, "preload_shared", problem=line("; ".join(problems)), advice=advice)
 
     def _load(self, ask: messages.Load, descriptors: list[int]) -> WorkerGeneration | None:
