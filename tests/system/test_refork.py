@@ -178,10 +178,18 @@ def test_what_is_found_when_it_is_drained(lazy: Place) -> None:
     assert daemon.status().totals.deaths == 0
 
 
-@pytest.mark.parametrize("hook", ["", "post_fork"])
+@pytest.mark.parametrize("hook", ["on_reload", "post_fork", "when_ready"])
 def test_what_a_preloaded_app_has_opened(place: Place, hook: str) -> None:
-    """Its thread and its connection are one warning; no warning if a hook may open them again in workers."""
-    place.add("conf.py", f"def {hook or 'on_reload'}(*given):\n    pass\n")
+    """Its thread and its connection are one warning, without what when_ready has closed; what that has opened
+    is not the app's. No warning if a hook may open them again in workers.
+    """
+    body = [
+        "import eager, threading, time",
+        "eager.connection.close()",
+        "threading.Thread(target=time.sleep, args=(1000,), daemon=True, name='mine').start()",
+    ]
+    lines = body if hook == "when_ready" else ["pass"]
+    place.add("conf.py", f"def {hook}(server, *more):\n" + "".join(f"    {line}\n" for line in lines))
     with socket.create_server(("127.0.0.1", 0)) as database:
         port = database.getsockname()[1]
         opening = f"connection = socket.create_connection(('127.0.0.1', {port}))\n"
@@ -190,11 +198,10 @@ def test_what_a_preloaded_app_has_opened(place: Place, hook: str) -> None:
         daemon = place.start("-w", "2", "-c", "conf.py", "--preload", "eager:app")
         daemon.settled(2)
     (shared,) = daemon.events("preload_shared")
-    assert shared["level"] == ("info" if hook else "warning")
-    assert shared["problem"] == (
-        "thread 'flusher' runs time.sleep: workers will not have it; "
-        f"connection to 127.0.0.1:{port}: workers would share it and get each other's answers"
-    )
+    assert shared["level"] == ("info" if hook == "post_fork" else "warning")
+    thread = "thread 'flusher' runs time.sleep: workers will not have it"
+    connection = f"connection to 127.0.0.1:{port}: workers would share it and get each other's answers"
+    assert shared["problem"].split("; ") == [thread, connection][: 1 if hook == "when_ready" else 2]
 
 
 @pytest.mark.parametrize("closes", [True, False], ids=["closes", "does not"])

@@ -348,17 +348,17 @@ class Preparation:
             self.lowered = lower_priority()
             app_forks.note_priority(self.lowered)
 
-    def _report_shared(self, before: Before) -> None:
+    def _report_shared(self, problems: list[str]) -> None:
         """Log what the preloaded app has opened or started that does not survive a fork.
 
         With a hook that can mend it in the worker this is no warning.
         """
         assert self._hooks is not None
         assert self.sinks is not None
-        if problems := audit_preloaded(before):
+        if problems:
             mended = not _IN_WORKERS.isdisjoint(self._hooks.names)
             level = "info" if mended else "warning"
-            advice = "open or start it in post_fork, or close it when the module has been imported"
+            advice = "close it in when_ready, or open it in post_fork and not when the app is imported"
             self.sinks.log.event(level, "preload_shared", problem=line("; ".join(problems)), advice=advice)
 
     def _load(self, ask: messages.Load, descriptors: list[int]) -> WorkerGeneration | None:
@@ -374,12 +374,16 @@ class Preparation:
             # Not before: a daemon that is to detach does so before this, and starts again.
             with self._usual_priority():
                 self._hooks.configured()
+            before, opened = Before.now(), []
             if settings.preload_app:
-                before = Before.now()
                 app.wsgi()
-                self._report_shared(before)
+                opened = audit_preloaded(before)
             with self._usual_priority():
                 self._hooks.listening(listeners)
+            if opened:
+                # Without what when_ready has closed or opened: the latter may be for this process alone.
+                still = set(audit_preloaded(before))
+                self._report_shared([problem for problem in opened if problem in still])
         except SettingError as error:
             self._channel.send(messages.LoadFailed(line(str(error)), None))
             return None

@@ -21,7 +21,8 @@ def set_up() -> None:
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(), schedule_delay_millis=200))
     trace.set_tracer_provider(provider)
     if os.environ.get("METRICS") != "no":
-        reader = PeriodicExportingMetricReader(OTLPMetricExporter(), export_interval_millis=500)
+        # It exports once a minute, and at the end of the process.
+        reader = PeriodicExportingMetricReader(OTLPMetricExporter())
         metrics.set_meter_provider(MeterProvider([reader]))
 
 
