@@ -173,9 +173,61 @@ def test_what_is_found_when_it_is_drained(lazy: Place) -> None:
     daemon.until(lambda: {"draining"} & {worker.state for worker in daemon.workers()}, "it is drained")
     (lazy.app_folder / "go").touch()
     assert late.answer().status == 200
-    assert daemon.event("refork_refused")["problem"].endswith("its log says more")
+    assert daemon.event("refork_refused")["problem"] == "thread 'flusher' runs time.sleep"
     assert daemon.event("template_refused")["problems"] == "thread 'flusher' runs time.sleep"
     daemon.settled(2)
+    assert daemon.status().totals.deaths == 0
+
+
+@pytest.mark.parametrize("hook", ["on_reload", "post_fork", "when_ready"])
+def test_what_a_preloaded_app_has_opened(place: Place, hook: str) -> None:
+    """Its thread and its connection are one warning, without what when_ready has closed; what that has opened
+    is not the app's. No warning if a hook may open them again in workers.
+    """
+    body = [
+        "import eager, threading, time",
+        "eager.connection.close()",
+        "threading.Thread(target=time.sleep, args=(1000,), daemon=True, name='mine').start()",
+    ]
+    lines = body if hook == "when_ready" else ["pass"]
+    place.add("conf.py", f"def {hook}(server, *more):\n" + "".join(f"    {line}\n" for line in lines))
+    with socket.create_server(("127.0.0.1", 0)) as database:
+        port = database.getsockname()[1]
+        opening = f"connection = socket.create_connection(('127.0.0.1', {port}))\n"
+        thread = "threading.Thread(target=time.sleep, args=(1000,), daemon=True, name='flusher').start()\n"
+        place.add("eager.py", "import socket, threading, time\nfrom plain import app\n" + opening + thread)
+        daemon = place.start("-w", "2", "-c", "conf.py", "--preload", "eager:app")
+        daemon.settled(2)
+    (shared,) = daemon.events("preload_shared")
+    assert shared["level"] == ("info" if hook == "post_fork" else "warning")
+    thread = "thread 'flusher' runs time.sleep: workers will not have it"
+    connection = f"connection to 127.0.0.1:{port}: workers would share it and get each other's answers"
+    assert shared["problem"].split("; ") == [thread, connection][: 1 if hook == "when_ready" else 2]
+
+
+@pytest.mark.parametrize("closes", [True, False], ids=["closes", "does not"])
+def test_what_worker_exit_closes(lazy: Place, closes: bool) -> None:
+    """With a hook worker_exit the second audit decides; what it finds is reported, and it begins no third."""
+    what = "kept.pop().close()" if closes else "kept"
+    lazy.add("conf.py", f"def worker_exit(server, worker):\n    import lazy\n    lazy.{what}\n")
+    daemon = lazy.start("-w", "1", "-c", "conf.py", "--refork-after", "3", "lazy:app")
+    with socket.create_server(("127.0.0.1", 0)) as database:
+        port = database.getsockname()[1]
+        for target in (f"/connect?{port}", "/", "/"):
+            daemon.get(target)
+        problem = f"connection to 127.0.0.1:{port}: workers would share it and get each other's answers"
+        assert daemon.event("refork_warning")["problem"] == f"{problem}; worker_exit has to end it"
+        if closes:
+            reforked(daemon, 1)
+            assert not daemon.events("template_refused")
+        else:
+            assert daemon.event("refork_refused")["problem"] == problem
+            before = daemon.settled(1)
+            for _ in range(10):
+                daemon.get()
+            daemon.counted(requests=13)
+            assert [worker.pid for worker in daemon.settled(1)] == [worker.pid for worker in before]
+            assert len(daemon.events("refork")) == 1
     assert daemon.status().totals.deaths == 0
 
 

@@ -26,13 +26,15 @@ def asked(step: FleetStep, event: events.ReforkAsked) -> None:
 
 def audited(step: FleetStep, event: events.ZygoteAudited) -> None:
     refork, worker = step.state.refork, step.state.workers.get(event.worker_id)
-    if refork is None or refork.worker_id != event.worker_id or worker is None or refork.audited:
+    if refork is None or refork.worker_id != event.worker_id or worker is None:
         return
     if event.problems and not refork.force:
         generation = step.state.generations.get(refork.generation)
         if generation is not None:
             generation.refork_refused = True
         give_up(step, "; ".join(event.problems))
+        return
+    if refork.audited:
         return
     if warnings := (*event.problems, *event.warnings):
         step.report_worker("warning", "refork_warning", worker, problem="; ".join(warnings))

@@ -49,6 +49,7 @@ from ostler.settings.load import Loaded
 from ostler.settings.opening_rights import others_logs, rights_for
 from ostler.settings.table import Settings, without_effect
 from ostler.workers import app_forks
+from ostler.workers.audit import Before, audit_preloaded
 from ostler.workers.base import BaseWorker
 from ostler.workers.classes import built_in, of_ours, worker_class
 from ostler.workers.inheritance import WorkerGeneration
@@ -71,6 +72,8 @@ _PATCH_EARLIER = (
 )
 # Hooks that not every worker class can call.
 _OF_REQUESTS = ("pre_request", "post_request")
+# Hooks that are called in each worker, before it serves.
+_IN_WORKERS = frozenset(("post_fork", "post_worker_init"))
 
 
 class Preparation:
@@ -366,6 +369,19 @@ class Preparation:
             self.lowered = lower_priority()
             app_forks.note_priority(self.lowered)
 
+    def _report_shared(self, problems: list[str]) -> None:
+        """Log what the preloaded app has opened or started that does not survive a fork.
+
+        With a hook that can mend it in the worker this is no warning.
+        """
+        assert self._hooks is not None
+        assert self.sinks is not None
+        if problems:
+            mended = not _IN_WORKERS.isdisjoint(self._hooks.names)
+            level = "info" if mended else "warning"
+            advice = "close it in when_ready, or open it in post_fork and not when the app is imported"
+            self.sinks.log.event(level, "preload_shared", problem=line("; ".join(problems)), advice=advice)
+
     def _load(self, ask: messages.Load, descriptors: list[int]) -> WorkerGeneration | None:
         assert self._loaded is not None
         assert self._hooks is not None
@@ -379,10 +395,16 @@ class Preparation:
             # Not before: a daemon that is to detach does so before this, and starts again.
             with self._usual_priority():
                 self._hooks.configured()
+            before, opened = Before.now(), []
             if settings.preload_app:
                 app.wsgi()
+                opened = audit_preloaded(before)
             with self._usual_priority():
                 self._hooks.listening(listeners)
+            if opened:
+                # Without what when_ready has closed or opened: the latter may be for this process alone.
+                still = set(audit_preloaded(before))
+                self._report_shared([problem for problem in opened if problem in still])
         except SettingError as error:
             self._channel.send(messages.LoadFailed(line(str(error)), None))
             return None

@@ -37,6 +37,10 @@ class WorkerHooks:
         return "worker_abort" in self._caller.functions
 
     @property
+    def wants_exit(self) -> bool:
+        return "worker_exit" in self._caller.functions
+
+    @property
     def app(self) -> HookApp:
         return self._server.app
 

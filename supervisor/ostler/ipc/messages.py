@@ -314,7 +314,10 @@ class Signalled(_Message, frozen=True):
 
 
 class ZygoteAudited(_Message, frozen=True):
-    """problems: why this process can't be forked from; warnings: for the log."""
+    """problems: why this process can't be forked from; warnings: for the log.
+
+    The answer to `AuditZygote`; and sent once more when it has drained to become a zygote, if it can't.
+    """
 
     problems: Lines
     warnings: Lines

@@ -78,6 +78,41 @@ class Audit:
         """The result if the fork is to happen anyway: problems become warnings."""
         return Audit([], self.problems + self.warnings)
 
+    def left_to(self, hook: str) -> "Audit":
+        """The result if this hook, which is called before the fork, may end what the problems are."""
+        return Audit([], [f"{line}; {hook} has to end it" for line in self.problems] + self.warnings)
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What a process had before it loaded the app; not the app's."""
+
+    descriptors: frozenset[int]
+    threads: frozenset[threading.Thread]
+
+    @classmethod
+    def now(cls) -> "Before":
+        entries = list((_SELF / "fd").iterdir()) if _SELF.exists() else []
+        # One was for reading the folder, and is closed now.
+        descriptors = (int(entry.name) for entry in entries if os.path.lexists(entry))
+        return cls(frozenset(descriptors), frozenset(threading.enumerate()))
+
+
+def audit_preloaded(before: Before) -> list[str]:
+    """What workers of this fork server, which has loaded the app, would share or lack; one line each.
+
+    Threads that libraries have started without Python are left out: some of these start them again in a
+    forked process.
+    """
+    if not _SELF.exists():
+        return []
+    found = Audit()
+    for thread in threading.enumerate():
+        if thread not in before.threads and not (what := _function_of(thread)).startswith(_RESTARTING):
+            found.problems.append(f"thread {thread.name!r} runs {what}: workers will not have it")
+    _check_descriptors(found, set(before.descriptors), found.problems)
+    return found.problems
+
 
 def audit_serving(ours: set[int], busy: bool) -> Audit:
     """Audit a worker that serves: its problems will also exist when it has been drained.

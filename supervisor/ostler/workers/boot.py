@@ -20,7 +20,7 @@ from typing import NoReturn
 
 from ostler.hooks.worker import WorkerHooks
 from ostler.ipc import messages
-from ostler.ipc.channel import Channel
+from ostler.ipc.channel import Channel, line
 from ostler.logs import gunicorn_format
 from ostler.logs.sinks import LogSinks
 from ostler.osapi import original
@@ -134,6 +134,8 @@ class WorkerProcess:
             self._report_as_gunicorn("worker_exiting")
             self._hooks.ended()  # before the audit, which need not find what the hook closes
             problem = self._promotion.drained_problem(self._own_descriptors())
+            if problem is not None:
+                self._send(messages.ZygoteAudited([line(problem)], []))
         if problem is not None:
             self._log.warning("template_refused", problems=problem)
             return None
@@ -300,7 +302,8 @@ class WorkerProcess:
         """Report whether this worker could become a zygote; it goes on serving."""
         assert self._engine is not None
         descriptors = self._own_descriptors() | self._engine.descriptors()
-        self._send(self._promotion.audit(descriptors, self._is_busy(), force))
+        exit_hook = self._hooks.wants_exit
+        self._send(self._promotion.audit(descriptors, self._is_busy(), force, exit_hook))
 
     def _is_busy(self) -> bool:
         """Whether a request is in the app."""

@@ -26,13 +26,17 @@ class Promotion:
         self.wanted = False
         self._forced = False
 
-    def audit(self, own_descriptors: set[int], busy: bool, force: bool) -> messages.ZygoteAudited:
+    def audit(
+        self, own_descriptors: set[int], busy: bool, force: bool, exit_hook: bool
+    ) -> messages.ZygoteAudited:
         """Audit a worker that serves; it goes on serving.
 
         Args:
             own_descriptors: those that a zygote closes, or shares on purpose.
             busy: requests are in the app.
             force: problems count as warnings, here and in `drained_problem`.
+            exit_hook: there is a hook worker_exit. It is called between the two audits, and may close what
+                this one finds, so the second one decides.
         """
         self._forced = force
         try:
@@ -41,6 +45,8 @@ class Promotion:
             found = Audit([f"the process can't be examined: {error}"])
         if force:
             found = found.forced()
+        elif exit_hook:
+            found = found.left_to("worker_exit")
         problems, warnings = (lines(texts, messages.MOST_LINES) for texts in (found.problems, found.warnings))
         return messages.ZygoteAudited(problems, warnings)
 

@@ -317,6 +317,15 @@ def test_refork_refused_by_the_audit() -> None:
     assert play.slots() == [1, 2]
 
 
+def test_refork_refused_by_the_second_audit() -> None:
+    """The drained worker has a problem: it is reported, `refork_after` begins no other one."""
+    play = refork(refork_after=(20,)).audited(1).ready(1).then(spawn(1), drain(1))
+    play.audit(1, ("a thread is alive: reaper",))
+    play.reported("refork_refused", problem="a thread is alive: reaper", by="test")
+    assert play.fleet.state.refork is None
+    play.exits(1, code=0).measured(2, requests=30).then()
+
+
 def test_refork_by_force() -> None:
     """With force, what the audit finds is a warning."""
     play = (

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from ostler.workers import audit as module
-from ostler.workers.audit import Audit, audit_drained, audit_serving
+from ostler.workers.audit import Audit, Before, audit_drained, audit_preloaded, audit_serving
 
 SHARED = "workers would share it and get each other's answers"
 
@@ -103,6 +103,27 @@ def test_threads_that_libraries_start_again(known: set[int]) -> None:
         line = f"thread 'works' runs {place}.{what}: its library starts it again in workers"
         assert found[place].warnings == [line]
     assert found["sentry_sdk_like"].problems == [f"thread 'works' runs sentry_sdk_like.{what}"]
+
+
+def test_what_a_preloaded_app_has_opened() -> None:
+    """Its threads and connections, those that exist already are not its; what can be shared is left out."""
+    end = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()):
+        threads = [threading.Thread(target=end.wait, name=name) for name in ("before", "of the app")]
+        threads[0].start()
+        before = Before.now()
+        assert audit_preloaded(before) == []
+        port = server.getsockname()[1]
+        threads[1].start()
+        with socket.create_connection(server.getsockname()), socket.socket():
+            found = audit_preloaded(before)
+        end.set()
+        for thread in threads:
+            thread.join()
+    assert found == [
+        "thread 'of the app' runs threading.Event.wait: workers will not have it",
+        f"connection to 127.0.0.1:{port}: {SHARED}",
+    ]
 
 
 def test_the_engines_threads_do_not_count_while_it_serves(known: set[int]) -> None:
@@ -238,3 +259,8 @@ def test_libraries_with_known_problems(
 def test_forced_problems_become_warnings() -> None:
     """Problems become warnings and come before the other ones."""
     assert Audit(["a", "b"], ["c"]).forced() == Audit([], ["a", "b", "c"])
+
+
+def test_problems_that_are_left_to_a_hook() -> None:
+    """They become warnings that name the hook."""
+    assert Audit(["a"], ["c"]).left_to("worker_exit") == Audit([], ["a; worker_exit has to end it", "c"])

@@ -252,6 +252,7 @@ def test_what_appears_after_the_audit_is_found(keep: Keep) -> None:
     keeper.get("/thread")
     worker.send_message(messages.Drain(hand_over=True, zygote=True))
     worker.wait_until_ended()
+    assert worker.receive(messages.ZygoteAudited).problems == ["thread 'flusher' runs time.sleep"]
     assert worker.channel.receive() is None
     log = keeper.wait_for_log("template_refused")
     assert "thread 'flusher' runs time.sleep" in log

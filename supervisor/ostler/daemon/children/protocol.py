@@ -75,9 +75,12 @@ def check_worker(record: WorkerRecord, message: messages.FromWorker, loaded: Loa
     """
     phase = _next(WORKER, record.phase, message)
     if isinstance(message, messages.ZygoteAudited):
-        if not record.audits_pending:
+        if record.audits_pending:
+            record.audits_pending -= 1
+        elif record.zygote_asked and message.problems:
+            record.zygote_asked = False  # it was audited again when it had drained, and can't be one
+        else:
             raise BadMessage("ZygoteAudited without having been asked")
-        record.audits_pending -= 1
     elif isinstance(message, messages.ZygoteReady):
         if not record.zygote_asked:
             raise BadMessage("ZygoteReady without having been asked")
