@@ -139,6 +139,8 @@ def _parse(path: str, content: bytes, where: str) -> dict[str, str]:
         # A name alone is allowed there, and sets nothing.
         if binding.error or (binding.key is not None and binding.value is None):
             raise refuse(f"line {binding.original.line} is no NAME=VALUE")
+        if "=" in (binding.key or ""):  # in quotes; no variable can be called so
+            raise refuse(f"line {binding.original.line} has a name with an equals sign")
         if "\0" in (binding.key or "") + (binding.value or ""):
             raise refuse(f"line {binding.original.line} has a NUL character")
     values = dotenv_values(stream=io.StringIO(text))
