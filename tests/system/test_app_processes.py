@@ -289,6 +289,30 @@ def test_a_killed_supervisor(place: Place) -> None:
     assert manager.ended()
 
 
+LATE = """\
+import subprocess, sys, time
+program = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
+with open("pid", "w") as file:
+    file.write(f"{program.pid}\\n")
+%s
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Length", "0")])
+    return [b""]
+"""
+
+
+@pytest.mark.parametrize("when", ["loading", "serving"])
+def test_a_killed_supervisor_and_a_program_of_the_fork_server(place: Place, when: str) -> None:
+    """The fork server ends what the app has started in it, also while it loads the app."""
+    place.add("late.py", LATE % ("time.sleep(1000)" if when == "loading" else ""))
+    daemon = place.start("-w", "1", "--preload", "late:app", serving=when == "serving")
+    path = place.app_folder / "pid"
+    daemon.until(lambda: path.exists() and path.read_text().endswith("\n"), "the program's pid")
+    program = Process(int(path.read_text()))
+    daemon.kill()
+    assert program.ended()
+
+
 @pytest.mark.thorough
 def test_a_detached_process_is_left_alone(place: Place) -> None:
     """A process with a session of its own was detached on purpose."""

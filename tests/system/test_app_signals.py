@@ -104,6 +104,22 @@ def test_the_apps_sigterm_handler(place: Place, kind: str, preload: tuple[str, .
     assert {event["status"] for event in daemon.events("worker_exited")} == {"exit code 0"}
 
 
+@pytest.mark.parametrize("kind", thorough("sync", "gthread", "asgi", "gevent", "eventlet", "meinheld"))
+def test_a_handler_that_raises_keyboardinterrupt(place: Place, kind: str) -> None:
+    """At a stop, too, the request that runs is answered, in its own thread or in another one."""
+    daemon = begin(place, kind, more=HANDLER.replace("sys.exit(0)", "raise KeyboardInterrupt"))
+    slow = daemon.connect().asked("/wait")
+    daemon.in_app("/wait")
+    daemon.send(signal.SIGTERM)
+    if kind not in ("sync", "meinheld"):  # there the message is read when the request has ended
+        daemon.until(lambda: notes(place), "the handler was called")
+    (place.app_folder / "go").touch()
+    assert slow.answer().status == 200
+    daemon.close_connections()
+    assert daemon.wait() == 0
+    assert daemon.event("worker_exited")["status"] == "exit code 0"
+
+
 @pytest.mark.parametrize("where", ["conf", *thorough("preload", "import")])
 def test_sigchld_is_ignored(place: Place, where: str) -> None:
     """User code that ignores SIGCHLD stops neither the start nor a reload, and ends are seen."""

@@ -282,6 +282,7 @@ def test_env_file(place: Place) -> None:
         (b"A=1\nB=\0\n", "shop.env: line 2 has a NUL character"),
         (b"A\n", "shop.env: line 1 is no NAME=VALUE"),
         (b"A='1\n", "shop.env: line 1 is no NAME=VALUE"),
+        (b"A=1\n'B=C'=2\n", "shop.env: line 2 has a name with an equals sign"),
     ],
 )
 def test_env_file_that_can_not_be_used(place: Place, content: bytes | None, problem: str) -> None:

@@ -107,6 +107,16 @@ def test_scale_below_one(daemon: Daemon) -> None:
     assert daemon.ctl("scale", "auto").code == 0
 
 
+def test_scale_down_a_paused_fleet(daemon: Daemon) -> None:
+    """There is nothing to take away; the fleet stays paused."""
+    assert daemon.ctl("pause").code == 0
+    done = daemon.ctl("scale", "-1")
+    assert done.code == 1
+    assert done.error == "ostler ctl: error: the fleet is paused and has no workers; resume it, or set a number"
+    assert daemon.status().state == "paused"
+    assert daemon.ctl("resume").code == 0
+
+
 @pytest.mark.parametrize("amount", ["many", "1000000", *thorough("1.5", "+", "0")])
 def test_scale_to_nonsense(daemon: Daemon, amount: str) -> None:
     """One line says what was wrong, exit code 1 or 2, and nothing has changed."""

@@ -64,13 +64,15 @@ def test_unix_socket_of_the_dead_is_replaced(place: Place) -> None:
 
 @pytest.mark.thorough
 def test_descriptor_from_outside(place: Place) -> None:
-    """fd://N serves on a listening socket of the parent process."""
+    """fd://N serves on a listening socket of the parent process, which it can give to the next daemon."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         fd = listener.fileno()
-        daemon = place.start("plain:app", bind=f"fd://{fd}", popen={"pass_fds": [fd]})
-    assert daemon.url == f"http://127.0.0.1:{port}"
-    assert daemon.get().text == "one"
+        for _ in range(2):
+            daemon = place.start("plain:app", bind=f"fd://{fd}", popen={"pass_fds": [fd]})
+            assert daemon.url == f"http://127.0.0.1:{port}"
+            assert daemon.get().text == "one"
+            assert daemon.stop() == 0
 
 
 # -- ways to name the app ----------------------------------------------------------------------------------

@@ -199,9 +199,12 @@ class FleetHandlers:
             raise Invalid('send exactly one of "workers", "delta" and "auto"')
         if ask.workers is not None and not 1 <= ask.workers <= MAX_WORKERS:
             raise Invalid(f"workers must be from 1 to {MAX_WORKERS}, not {ask.workers}")
-        if ask.delta is not None and self._backend.status().wanted + ask.delta > MAX_WORKERS:
+        before = self._backend.status()
+        if ask.delta is not None and before.wanted + ask.delta > MAX_WORKERS:
             raise Invalid(f"a delta of {ask.delta:+} would exceed {MAX_WORKERS} workers")
         self._refuse_if_stopping()
+        if before.state == "paused" and ask.delta is not None and ask.delta < 0:
+            raise Conflict("the fleet is paused and has no workers; resume it, or set a number")
         self._backend.submit(events.ResizeAsked(by=call.by, workers=ask.workers, delta=ask.delta))
         return Answer(self._backend.status())
 

@@ -8,7 +8,7 @@ Files that the configuration names are read after it.
 
 Variables control libraries that root runs (OPENSSL_CONF). So a file that others than root can write is read,
 and its variables are set, only when root's rights are given up. A file that root alone can write is read
-before, as the app's account need not be allowed to read it.
+before, as the app's account need not be allowed to read it. If the app itself runs as root, there is a warning.
 """
 
 import os
@@ -84,6 +84,11 @@ class EnvironmentFiles:
         for path in paths:
             if path not in self._values:
                 self._keep(path, self._content(path, where), where)
+                if os.geteuid() == 0:
+                    why = trust.shown(trust.writers(str(self._folder / path)))
+                    self.warnings.append(
+                        f"env_file ({where}): the app runs as root, though {why}; --user gives it fewer rights"
+                    )
         self._set(paths)
 
     def _set(self, paths: Iterable[str]) -> None:
@@ -139,6 +144,8 @@ def _parse(path: str, content: bytes, where: str) -> dict[str, str]:
         # A name alone is allowed there, and sets nothing.
         if binding.error or (binding.key is not None and binding.value is None):
             raise refuse(f"line {binding.original.line} is no NAME=VALUE")
+        if "=" in (binding.key or ""):  # in quotes; no variable can be called so
+            raise refuse(f"line {binding.original.line} has a name with an equals sign")
         if "\0" in (binding.key or "") + (binding.value or ""):
             raise refuse(f"line {binding.original.line} has a NUL character")
     values = dotenv_values(stream=io.StringIO(text))

@@ -15,6 +15,7 @@ import signal
 import struct
 import threading
 from contextlib import suppress
+from functools import partial
 from typing import NoReturn
 
 from msgspec import structs
@@ -26,8 +27,8 @@ from ostler.logs import bridge
 from ostler.logs.sinks import LogSinks
 from ostler.osapi import original
 from ostler.osapi.needed import with_remedy
-from ostler.osapi.process import adopt_no_orphans, number_of_children, set_title
-from ostler.osapi.process_groups import lead_own_group, own_group
+from ostler.osapi.process import adopt_no_orphans, is_ending, number_of_children, set_title
+from ostler.osapi.process_groups import end_own_group, lead_own_group, own_group
 from ostler.workers import app_forks, boot, signals
 from ostler.workers.inheritance import Inheritance, WorkerGeneration, Zygote
 from ostler.workers.multiprocessing_state import forget_parents
@@ -165,20 +166,32 @@ class Forking:
         return None
 
 
-def leave_unless_waiting() -> None:
+def leave_unless_waiting(supervisor: int) -> None:
     """End this process, which runs user code, because the supervisor has closed the channel.
 
     If it waits for the next message it is not ended here: it finds the end itself, and ends what it has
     started.
+
+    supervisor: its pid.
     """
     if not _waiting:
+        end_orphans(supervisor)
         leave()
 
 
-def take_over(zygote: Zygote) -> Forking:
-    """The fork server that a worker has become."""
+def end_orphans(supervisor: int) -> None:
+    """If the supervisor has ended, ask what this process has started to end: nothing else will.
+
+    This process itself ignores SIGTERM. supervisor: its pid.
+    """
+    if os.getppid() != supervisor or is_ending(supervisor):
+        end_own_group()
+
+
+def take_over(zygote: Zygote, supervisor: int) -> Forking:
+    """The fork server that a worker has become. supervisor: its pid."""
     # Without its supervisor it ends, like any fork server.
-    signals.on_hang_up(zygote.channel_fd, leave_unless_waiting)
+    signals.on_hang_up(zygote.channel_fd, partial(leave_unless_waiting, supervisor))
     sockets = (*zygote.generation.listeners, *zygote.generation.handoff)
     app_forks.forget_private()
     app_forks.keep_private(lambda: [zygote.channel_fd, *(sock.fileno() for sock in sockets)])

@@ -9,14 +9,14 @@ become at its end.
 
 import os
 import random
+from functools import partial
 
-from ostler.forkserver.forking import Asked, Forking, leave, leave_unless_waiting, take_over
+from ostler.forkserver.forking import Asked, Forking, end_orphans, leave, leave_unless_waiting, take_over
 from ostler.forkserver.preparation import Preparation
 from ostler.ipc import messages
 from ostler.ipc.channel import Channel
 from ostler.logs.standard_streams import ignore_write_errors
 from ostler.osapi.priority import lower_priority
-from ostler.osapi.process_groups import end_own_group
 from ostler.workers import app_forks, boot, signals
 from ostler.workers.multiprocessing_state import end_children
 
@@ -36,7 +36,7 @@ def main(channel_fd: int, lowered: int) -> None:
     app_forks.note_priority(lowered)
     random.seed()
     # Without its supervisor it ends, also while an app is being loaded.
-    signals.on_hang_up(channel_fd, leave_unless_waiting)
+    signals.on_hang_up(channel_fd, partial(leave_unless_waiting, supervisor))
     channel: Channel[Asked] = Channel.from_fd(channel_fd, Asked)
     try:
         preparation = Preparation(channel, lowered)
@@ -50,8 +50,7 @@ def main(channel_fd: int, lowered: int) -> None:
     loaded = messages.AppLoaded(remark=preparation.remark, replaces=generation.hooks.replaces_background_work)
     inheritance = Forking(channel, generation, preparation.sinks).run(loaded)
     if inheritance is None:
-        if os.getppid() != supervisor:
-            end_own_group()  # no supervisor is left to do it; this process ignores SIGTERM
+        end_orphans(supervisor)
         # Without the app's atexit functions: each worker runs its own copy of them.
         end_children(seconds)
         leave()
@@ -59,6 +58,6 @@ def main(channel_fd: int, lowered: int) -> None:
         zygote = boot.run(inheritance, lowered)
         lowered = lower_priority()
         app_forks.note_priority(lowered)
-        inheritance = take_over(zygote).run(messages.ZygoteReady())
+        inheritance = take_over(zygote, supervisor).run(messages.ZygoteReady())
     # It was a worker.
     boot.leave(0)

@@ -355,7 +355,7 @@ class HookWorker(HookArgument):
 
     @max_requests.setter
     def max_requests(self, value: float) -> None:
-        if not isinstance(value, int | float):
+        if not isinstance(value, int | float) or math.isnan(value):
             raise TypeError(f"worker.max_requests must be a number, got {value!r}")
         self._max_requests = value
 

@@ -19,6 +19,7 @@ INTERRUPT_SIGNAL = signal.SIGRTMIN + 6
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _PR_SET_TIMERSLACK = 29
+_PF_EXITING = 0x4  # linux/sched.h
 
 _SIGNAL_STACK = 256 * 1024  # only what is touched takes memory
 _MAP_FAILED = ctypes.c_void_p(-1).value
@@ -158,6 +159,19 @@ def is_to_be_reaped(pid: int) -> bool | None:
 def is_anothers_child(pid: int) -> bool:
     """Whether there is such a process, and it is not our child."""
     return is_to_be_reaped(pid) is None and Path(f"/proc/{pid}").exists()
+
+
+def is_ending(pid: int) -> bool:
+    """Whether a process has ended or is about to; False if that can't be read.
+
+    It loses its descriptors first, and only then becomes a zombie and its children get another parent.
+    """
+    try:
+        # proc_pid_stat(5): the command's name may hold anything; flags is field 9.
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return fields[0] in (b"Z", b"X") or bool(int(fields[6]) & _PF_EXITING)
+    except (OSError, IndexError, ValueError):
+        return False
 
 
 def zombie_status(pid: int) -> int | None:

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Literal
 
+# Of a descriptor's number: it is far below what a C int holds.
+_MOST_DIGITS = 9
+
 
 @dataclass(frozen=True, slots=True)
 class Address:
@@ -67,7 +70,7 @@ def parse_address(text: str) -> Address:
         return Address("unix", path=path)
     if text.startswith("fd://"):
         number = text.removeprefix("fd://")
-        if not number.isdecimal():
+        if not number.isdecimal() or len(number) > _MOST_DIGITS:
             raise ValueError(f"expected fd://N with a descriptor's number, got {text!r}")
         return Address("fd", fd=int(number))
     if text.startswith("["):

@@ -3,7 +3,8 @@
 With gunicorn a worker gets SIGTERM when it is to end, and an app that has installed a handler gets it instead
 of the worker. Here the worker keeps its own handler, and calls the app's when it begins to drain, whatever
 has asked for that: a message of the supervisor (stop, reload, recycling) or SIGTERM. So such a handler can
-end what the app does by itself, but not the requests: `sys.exit()` in it has no effect.
+end what the app does by itself, but not the requests: `sys.exit()` in it has no effect, nor has raising
+KeyboardInterrupt.
 
 Only a handler counts that was installed before the worker is ready: by the app's import, a hook, or the
 startup of an ASGI app. One that is installed later replaces the worker's.
@@ -59,7 +60,7 @@ class AppSignalHandler:
             return
         try:
             function(signum, frame)
-        except SystemExit:
+        except (SystemExit, KeyboardInterrupt):
             pass  # the worker ends anyway, when its requests are answered
         except Exception as error:  # noqa: BLE001 - the app's defect must not cut requests
             self._log.error("signal_handler_failed", signal=signum, traceback=trace_of(error))

@@ -336,6 +336,19 @@ def test_env_files(field: Field) -> None:
     assert daemon.stop() == 0
 
 
+def test_env_file_of_an_app_of_roots(field: Field) -> None:
+    """If the app runs as root, variables that others can choose are a warning."""
+    mine = field.plant(field.folder / "mine.env", "MINE=1\n")
+    field.place.add("who.py", TELLER)
+    words = ("-b", "127.0.0.1:0", "--check-config", "--env-file")
+    problem = "env_file (command line): the app runs as root, though 'nobody' can write "
+    assert problem in field.place.run(*words, str(mine), "who:app").err
+    # A file of root's is none.
+    roots = field.place.folder / "roots.env"
+    roots.write_text("ROOTS=1\n")
+    assert "env_file" not in field.place.run(*words, str(roots), "who:app").err
+
+
 def test_token_that_others_can_choose(field: Field) -> None:
     """Root's control port is not opened with a token from the app's folder: the app would have all scopes."""
     token = field.folder / "token"

@@ -218,6 +218,8 @@ def test_what_counts_towards_max_requests() -> None:
     assert HookWorker(server(), 5, 2).quota is None
     with pytest.raises(TypeError, match="max_requests must be a number, got '7'"):
         worker.max_requests = "7"  # type: ignore[assignment]
+    with pytest.raises(TypeError, match="max_requests must be a number, got nan"):
+        worker.max_requests = float("nan")
 
 
 def test_notify_outside_of_a_request() -> None:

@@ -1,10 +1,11 @@
-"""Signals reach the right thread and process."""
+"""Signals reach the right thread and process; whether a process ends."""
 
+import os
 import signal
 import subprocess
 import sys
 
-from ostler.osapi.process import DUMP_SIGNAL, signal_main_thread
+from ostler.osapi.process import DUMP_SIGNAL, is_ending, signal_main_thread
 from tests.kit.processes import Process, freeze
 
 CHILD = f"""\
@@ -74,3 +75,24 @@ def test_many_signals_at_once() -> None:
             assert child.wait(20) == 0
         finally:
             child.kill()
+
+
+def test_is_ending() -> None:
+    """A process that is reaped, or runs, does not end; one that is to be reaped does."""
+    assert not is_ending(os.getpid())
+    with subprocess.Popen([sys.executable, "-c", ""]) as child:
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert is_ending(child.pid)
+        child.wait()
+        assert not is_ending(child.pid)
+
+
+def test_is_ending_before_it_is_dead() -> None:
+    """When the process's descriptors are closed, which is some time before its death."""
+    for _ in range(20):
+        read_fd, write_fd = os.pipe()
+        with subprocess.Popen([sys.executable, "-c", ""], pass_fds=[write_fd]) as child:
+            os.close(write_fd)
+            assert os.read(read_fd, 1) == b""
+            assert is_ending(child.pid)
+        os.close(read_fd)

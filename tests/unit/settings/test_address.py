@@ -55,6 +55,7 @@ def test_spellings(text: str, expected: Address) -> None:
         ("fd://", "expected fd://N"),
         ("fd://x", "expected fd://N"),
         ("fd://-1", "expected fd://N"),
+        ("fd://99999999999", "expected fd://N"),
     ],
 )
 def test_mistakes(text: str, problem: str) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
@@ -35,13 +34,14 @@ def own(_signum: int, _frame: FrameType | None) -> None:
     """Stands for the worker's."""
 
 
-def test_it_is_called_once() -> None:
-    """By the signal that `call_soon` sends, whatever it raises."""
+@pytest.mark.parametrize("end", [SystemExit(1), KeyboardInterrupt()])
+def test_it_is_called_once(end: BaseException) -> None:
+    """By the signal that `call_soon` sends; by what it raises it can't end the worker."""
     log, calls = NotedLog(), []
 
     def of_app(signum: int, _frame: FrameType | None) -> None:
         calls.append(signum)
-        sys.exit(1)
+        raise end
 
     signal.signal(signal.SIGTERM, of_app)
     handler = AppSignalHandler(log)  # type: ignore[arg-type]

@@ -220,7 +220,7 @@ class WorkerManager:
     def drain(self, action: actions.Drain) -> None:
         handle = self._children.workers[action.worker_id]
         handle.record.zygote_asked |= action.zygote
-        empty_queue = action.empty_queue and not self._listeners.are_inherited
+        empty_queue = action.empty_queue and self._listeners.are_own  # only those will be shut
         message = messages.Drain(action.hand_over, action.zygote, action.seconds, empty_queue)
         if not handle.send(message):
             # It has not read its channel for long, or has closed it: SIGTERM means the same.

@@ -10,7 +10,7 @@ beside it.
 import errno
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
@@ -181,31 +181,34 @@ class Listeners:
 
     # -- the end of the daemon -----------------------------------------------------------------------------
 
+    def _own(self) -> Iterator[tuple[str, socket.socket]]:
+        """Those that were bound here. The others are also of the program that handed them over, systemd or a
+        parent: what waits there is for whatever accepts next, and it must stay open."""
+        return ((key, sock) for key, sock in self._sockets.items() if parse_address(key).kind != "fd")
+
     @property
-    def are_inherited(self) -> bool:
-        """systemd has them as well: what waits to be accepted is for the next daemon."""
-        return bool(self._inherited)
+    def are_own(self) -> bool:
+        """All were bound here."""
+        return len(list(self._own())) == len(self._sockets)
 
     def refuse_new(self) -> None:
         """Take no new connections; workers accept those that wait."""
-        if not self._inherited:
-            for key, sock in self._sockets.items():
-                self._remove_file(key)
-                refusing.refuse_new(sock)
+        for key, sock in self._own():
+            self._remove_file(key)
+            refusing.refuse_new(sock)
 
     def shut_empty(self) -> bool:
         """Shut those down in which no connection waits; whether all are shut. Their ports are free then."""
-        left = [] if self._inherited else list(self._sockets.values())
+        left = [sock for _, sock in self._own()]
         for sock in left:
             if not refusing.has_waiting(sock):
                 refusing.shut(sock)
         return all(refusing.is_shut(sock.fileno()) for sock in left)
 
     def close_all(self) -> None:
-        """Close all; no process that still has one keeps it open."""
-        if not self._inherited:
-            for sock in self._sockets.values():
-                refusing.shut(sock)
+        """Close all; no process that still has one of our own keeps it open."""
+        for _, sock in self._own():
+            refusing.shut(sock)
         self.keep_only(set())
 
     # ------------------------------------------------------------------------------------------------------

@@ -53,6 +53,7 @@ class ServiceManagerReports:
         messages = ["STOPPING=1"]
         policy = state.policy
         if policy is not None:
-            seconds = policy.shutdown_delay + policy.graceful_timeout + policy.drain_grace + _MARGIN
+            # First the workers have graceful_timeout, then what the app has started (children/app_processes).
+            seconds = policy.shutdown_delay + 2 * policy.graceful_timeout + policy.drain_grace + _MARGIN
             messages.append(f"EXTEND_TIMEOUT_USEC={int(seconds * 1_000_000)}")
         self._notifier.send(*messages)

@@ -300,6 +300,22 @@ def test_small_packets_are_not_held_back() -> None:
         several.keep_only(set())
 
 
+@pytest.mark.parametrize("by", ["fd://", "systemd"])
+def test_the_end_leaves_sockets_of_others_alone(by: str) -> None:
+    """A listener that was handed over stays open, with what waits in it, for the next daemon."""
+    with socket.create_server(("127.0.0.1", 0)) as outer:
+        several = Listeners([os.dup(outer.fileno())] if by == "systemd" else [])
+        own = () if by == "systemd" else ("127.0.0.1:0",)
+        several.bind((f"fd://{outer.fileno()}", *own), 10)
+        assert not several.are_own
+        with socket.create_connection(outer.getsockname()):
+            several.refuse_new()
+            assert several.shut_empty()
+            several.close_all()
+            outer.accept()[0].close()
+        socket.create_connection(outer.getsockname()).close()
+
+
 def test_reuse_port() -> None:
     """With it other programs may listen on the same port; all of them must set it."""
     first, second = Listeners([]), Listeners([])
