@@ -159,8 +159,12 @@ class RequestSlot:
         rule: by which it was refused, one of layout.RULES; None: it was not refused, or it is not known.
         """
         if rule is not None:
-            self.counts[_RULE_WORD.get(rule, _RULE_WORD["other"])] += 1
+            self.refused_in_app(rule)
         self.count(status, bytes_sent, None)
+
+    def refused_in_app(self, rule: str) -> None:
+        """Count by which rule a request was refused that is in the app, and is counted when that ends."""
+        self.counts[_RULE_WORD.get(rule, _RULE_WORD["other"])] += 1
 
     def waited(self, nanoseconds: int) -> None:
         """Count how long a request waited before it got to the app, if that is at least LEAST_QUEUED."""

@@ -102,7 +102,7 @@ class AsgiApp:
                     raise
             else:
                 if not request.answered:
-                    self._left_unanswered(request)
+                    await self._left_unanswered(request)
         elif kind == "websocket":
             await self._serve_websocket(scope, receive, send)
         else:
@@ -149,7 +149,7 @@ class AsgiApp:
         if request.method == "HEAD" or request.status in BODILESS:
             request.sent = 0  # the body was left out
         if request.status == 500 and request.client_is_gone:
-            request.status = 499
+            request.status = request.refused or 499
         slot, ended = request.slot, monotonic_ns()
         if request.status == _SWITCHED:
             slot.refused(101, request.sent)  # how long a websocket was open is no duration of an answer
@@ -164,9 +164,17 @@ class AsgiApp:
             if self._count >= self._quota:
                 self._quota = self._on_quota(self._count) or 0
 
-    def _left_unanswered(self, request: AsgiRequest) -> None:
-        """The app returned before the last part of its answer: it has a defect, or its client is gone."""
-        if not request.has_no_body:
+    async def _left_unanswered(self, request: AsgiRequest) -> None:
+        """The app returned before the last part of its answer: it has a defect, or its client is gone.
+
+        Or it has caught what was to end it.
+        """
+        if request.overdue:
+            if not request.status:
+                await request.give_up()
+                return
+            request.status = 504
+        elif not request.has_no_body:
             if not request.client_is_gone:
                 what = "before the end of its answer" if request.status else "without an answer"
                 self.log.error("request_failed", **request.name(), reason=f"the app returned {what}")

@@ -214,6 +214,11 @@ class AsgiRequest:
         """uvicorn's `send` is a method of the object that knows it."""
         return bool(getattr(getattr(self._send, "__self__", None), "disconnected", False))
 
+    @property
+    def refused(self) -> int:
+        """The status by which the server has refused it, because its body is invalid; 0: it has not."""
+        return getattr(getattr(self._send, "__self__", None), "refused", 0)
+
     def name(self) -> dict[str, str]:
         """Its method and path, as fields for the log."""
         return {"method": self.method, "path": self.scope["path"]}

@@ -115,6 +115,7 @@ class AsgiWorker(BaseWorker):
         self._state = uvicorn_setup.ServerState()
         self._lifespan = self._config.lifespan_class(self._config)
         self._limited = LimitedLog(context.log, loop.time)
+        report = refusals.Refusals(loop_slot, self._limited, context.access, self._flush_soon).report
         self._acceptor = AsgiAcceptor(
             loop,
             context.listeners,
@@ -124,10 +125,10 @@ class AsgiWorker(BaseWorker):
             loop_slot,
             context.log,
             self._limited,
+            report,
             self._protocol,
             self._state.connections,
         )
-        report = self._acceptor.refused
         tolerant = unusual_requests.tolerant(self._config.http_protocol_class)
         http = memory_bounds.bounded(refusals.reporting(tolerant, report), report)
         self._http = client_speed.measured(uvicorn_setup.count_ends(http, self._acceptor.lost), settings)
