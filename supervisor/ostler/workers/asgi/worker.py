@@ -48,6 +48,8 @@ from ostler.wsgi.interruption import QuitWorker
 
 # When draining begins, an idle connection is given this long to send a request that may be on its way.
 _DRAIN_IDLE = 0.5
+# And a head that has begun, as in the engines.
+_DRAIN_STALL = 5.0
 _DRAIN_POLL = 0.05
 # Of graceful_timeout, what is kept for the app's shutdown: a part, and no more than so many seconds.
 _SHUTDOWN_PART, _SHUTDOWN_MOST = 0.1, 1.0
@@ -351,10 +353,10 @@ class AsgiWorker(BaseWorker):
                     websockets += 1
                 elif cycle is not None and not cycle.response_complete:
                     idle_since.pop(connection, None)
-                elif not (self._hand_over and self._acceptor.hand_off(connection)) and (
-                    now - idle_since.setdefault(connection, now) > _DRAIN_IDLE
-                ):
-                    connection.shutdown()
+                elif not (self._hand_over and self._acceptor.hand_off(connection)):
+                    grace = _DRAIN_STALL if client_speed.has_begun(connection) else _DRAIN_IDLE
+                    if now - idle_since.setdefault(connection, now) > grace:
+                        connection.shutdown()
             if websockets:
                 # One line for all: their apps end by an exception each, which is no failure.
                 self._log.info("upgraded_closed", count=websockets, reason="the worker leaves")
