@@ -3,7 +3,8 @@
 A request is over with the last part of its answer. What an app does afterwards, as background tasks of
 Starlette's do, keeps a worker from leaving, but has no deadline and is not shown. A request has the deadline
 that the supervisor gives all requests; what it receives of its body, and what it sends of an answer in parts,
-is progress. Websockets have no deadline, and event streams only that of `limit_request_time`.
+is progress. Websockets have no deadline, and event streams only that of `limit_request_time` while their
+client is there.
 
 An answer that is cut counts, and is logged, with the status that says why: 504 its deadline, 500 the app, 499
 its client has left.
@@ -48,6 +49,7 @@ class AsgiApp:
         closing: answers announce the end of their connection.
         leaving: the worker drains, and has closed all websockets.
         quitting: the worker ends at once: what fails from now on fails for that reason, and is not logged.
+        event_streams: requests that are answered with one, and whose client is there.
         logged: an exception that was logged already, and that uvicorn will log next.
         startup_error, startup_message: why the app's startup failed.
     """
@@ -78,6 +80,7 @@ class AsgiApp:
         self.closing = settings.keepalive == 0
         self.leaving = False
         self.quitting = False
+        self.event_streams: set[AsgiRequest] = set()
         self.logged: BaseException | None = None
         self.startup_error: BaseException | None = None
         self.startup_message = ""
@@ -146,6 +149,8 @@ class AsgiApp:
     def end(self, request: AsgiRequest) -> None:
         """It has been answered, or will not be."""
         request.answered = True
+        if request.is_silent:
+            self.event_streams.discard(request)
         if request.method == "HEAD" or request.status in BODILESS:
             request.sent = 0  # the body was left out
         if request.status == 500 and request.client_is_gone:

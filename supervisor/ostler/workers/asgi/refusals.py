@@ -1,4 +1,4 @@
-"""Requests that are not served in asgi workers: why uvicorn refuses them, and how they are counted and logged.
+"""Requests that asgi workers refuse: why uvicorn does so, and how they are counted and logged.
 
 uvicorn's protocols only say that a request is invalid; their parsers say more.
 """

@@ -298,6 +298,8 @@ class AsgiWorker(BaseWorker):
         self._state.default_headers = date + self._config.encoded_headers
         self._acceptor.close_late(self._state.connections)
         self._acceptor.close_slow(self._state.connections)
+        for request in list(self._app.event_streams):
+            request.look_for_client()
         self._limited.report()
         if self._context.access is not None:
             self._context.access.flush()
