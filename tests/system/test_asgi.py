@@ -208,6 +208,22 @@ def test_term_drains(place: Place) -> None:
     assert (place.app_folder / f"shutdown-{pid}").exists()
 
 
+def test_a_head_that_has_begun(place: Place) -> None:
+    """A worker that drains waits longer for its rest than for a request on an idle connection."""
+    daemon = place.start(*ASGI)
+    with socket.create_connection(daemon.address, PATIENCE) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHo")
+        with socket.create_connection(daemon.address, PATIENCE) as idle:
+            idle.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert idle.recv(65536).startswith(b"HTTP/1.1 200 ")
+            daemon.send(signal.SIGTERM)
+            while idle.recv(65536):
+                pass
+        client.sendall(b"st: x\r\n\r\n")
+        assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
+    assert daemon.wait() == 0
+
+
 def test_the_end_is_bounded(place: Place) -> None:
     """A request that never ends is cut when graceful_timeout is over; the app's shutdown still runs."""
     daemon = place.start("--graceful-timeout", "1", *ASGI)

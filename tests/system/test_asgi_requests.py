@@ -19,7 +19,8 @@ SIZE = 100_000
 
 @pytest.fixture(scope="module", params=["asgi", "uvicorn.workers.UvicornH11Worker"], ids=["httptools", "h11"])
 def site(request: pytest.FixtureRequest, shared_place: Place) -> Daemon:
-    return shared_place.start("-k", request.param, "waiter:app")
+    log = ("--access-logfile", "access.log", "--access-logformat", "%(h)s %(r)s %(s)s %(B)s")
+    return shared_place.start("-k", request.param, *log, "waiter:app")
 
 
 def connect(daemon: Daemon, sent: str) -> socket.socket:
@@ -112,3 +113,46 @@ def test_http_1_0(site: Daemon) -> None:
     answer = everything(connect(site, "GET /stream/old HTTP/1.0\r\n\r\n"))
     assert answer.endswith("\r\n\r\nfirst last")
     assert "chunked" not in answer
+
+
+CHUNKED = "Transfer-Encoding: chunked\r\n\r\n"
+HANDSHAKE = "Connection: upgrade\r\nUpgrade: websocket\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("request_", "rule", "line"),
+    [
+        ("what is this\r\n\r\n", None, "what is this 400 30"),
+        (f"POST /body HTTP/1.1\r\nHost: x\r\n{CHUNKED}zzz\r\n", "chunked", "POST /body HTTP/1.1 400 0"),
+        (f"GET /ws HTTP/1.1\r\nHost: x\r\n{HANDSHAKE}", "other", "GET /ws HTTP/1.1 400 73"),
+        ("CONNECT x:443 HTTP/1.1\r\nHost: x\r\n\r\n", "method", "CONNECT x:443 HTTP/1.1 400 30"),
+    ],
+    ids=["no HTTP", "body", "handshake", "CONNECT"],
+)
+def test_refused(site: Daemon, request_: str, rule: str | None, line: str) -> None:
+    """A refused request is answered, counted and logged once, also if its app was called already."""
+    before, known = site.status().totals, len(site.events("request_refused"))
+    lines = access(site)
+    assert everything(connect(site, request_)).startswith("HTTP/1.1 400 ")
+    assert site.event("request_refused", after=known)["rule"] in (rule, "method", "request_line")
+    site.until(lambda: len(access(site)) > len(lines), "a line in the access log")
+    assert access(site)[len(lines) :] == [f"127.0.0.1 {line}"]
+    site.counted(requests=before.requests + 1, errors=before.errors)
+
+
+def test_what_is_invalid_behind_a_request(site: Daemon) -> None:
+    """The answer to the request comes first, and then the refusal."""
+    lines = len(access(site))
+    client = connect(site, "GET /gate/first HTTP/1.1\r\nHost: x\r\n\r\n")
+    site.in_app("/gate/first")
+    client.sendall(b"what is this\r\n\r\n")
+    gate = site.place.app_folder / "first.open"
+    gate.touch()
+    assert re.findall(r"HTTP/1.1 (\d+) ", everything(client)) == ["200", "400"]
+    gate.unlink()
+    site.until(lambda: len(access(site)) == lines + 2, "two lines in the access log")
+
+
+def access(daemon: Daemon) -> list[str]:
+    log = daemon.place.app_folder / "access.log"
+    return log.read_text().splitlines() if log.exists() else []

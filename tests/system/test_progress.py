@@ -42,8 +42,16 @@ def app(environ, start_response):
     if path == "/empty-parts":
         start_response("200 OK", fields)
         return empty_parts()
+    if path == "/events":
+        fields = [("Content-Type", "text/event-stream; charset=utf-8")]
     start_response("200 OK", fields)
     return PRODUCERS[path]()
+
+def events():
+    yield b"data: first\\n\\n"
+    while not Path("go").exists():
+        time.sleep(0.01)
+    yield b"data: last\\n\\n"
 
 def stream():
     for number in range(PARTS):
@@ -81,7 +89,7 @@ def fails():
 
 PRODUCERS = {
     "/stream": stream, "/late-parts": late_parts, "/endless": endless, "/large": large, "/hangs": hangs,
-    "/fails": fails,
+    "/fails": fails, "/events": events,
 }
 
 async def asgi(scope, receive, send):
@@ -102,8 +110,14 @@ async def asgi(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": length})
         await answer(b"%d" % size, False)
         return
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
-    if path in ("/stream", "/endless"):
+    kind = b"text/event-stream; charset=utf-8" if path == "/events" else b"text/plain"
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", kind)]})
+    if path == "/events":
+        await answer(b"data: first\\n\\n")
+        while not Path("go").exists():
+            await asyncio.sleep(0.01)
+        await answer(b"data: last\\n\\n")
+    elif path in ("/stream", "/endless"):
         number = 0
         while path == "/endless" or number < PARTS:
             await asyncio.sleep(PAUSE)
@@ -297,6 +311,36 @@ def test_a_limit_for_the_whole_request(start: Start, kind: str) -> None:
     assert "extend_deadline gives more" in event["advice"]
     assert logged(daemon, "/endless").startswith("504 ")
     daemon.counted(requests=1, errors=1)
+
+
+# The first request of a worker with one thread: nothing else may ever wake that.
+EVENT_STREAMS = pytest.mark.parametrize("kind", ["sync", "asgi", *thorough("gthread", "gevent", "eventlet")])
+
+
+@EVENT_STREAMS
+def test_a_silent_event_stream(start: Start, kind: str) -> None:
+    """It may be silent for any time while its client is there."""
+    daemon = start(kind)
+    events = daemon.connect().asked("/events")
+    daemon.until(lambda: age(daemon, "/events") > LONG, "it is silent for longer than the time-out")
+    assert daemon.in_app("/events").deadline_in is None
+    (daemon.place.app_folder / "go").touch()
+    assert events.answer().text == "data: first\n\ndata: last\n\n"
+    assert daemon.events("request_overdue") == []
+    assert logged(daemon, "/events").startswith("200 ")
+
+
+@EVENT_STREAMS
+def test_a_silent_event_stream_whose_client_has_left(start: Start, kind: str) -> None:
+    """An app that does not notice it is ended at the time-out, which begins then."""
+    daemon = start(kind)
+    with client_of(daemon) as client:
+        client.sendall(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert client.recv(65536).startswith(b"HTTP/1.1 200")
+        daemon.in_app("/events")
+        assert daemon.events("request_overdue") == []
+    assert daemon.event("request_overdue", path="/events")["setting"] == "timeout"
+    assert logged(daemon, "/events").startswith("504 ")
 
 
 # -- cut answers ----------------------------------------------------------------------------------------

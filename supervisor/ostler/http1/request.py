@@ -38,6 +38,9 @@ _MAX_EMPTY_LINES = 8
 # while it comes, so that one that will be refused does not fill memory first.
 _LONG_BLOCK = 64 * 1024
 
+# Bytes that are kept of a request line that is invalid.
+_MOST_OF_A_BROKEN_LINE = 4096
+
 # What is known of an incomplete block: how many bytes are measured, their lines, where the last line begins.
 _NOTHING = (0, 0, 0)
 
@@ -98,6 +101,7 @@ class RequestParser:
 
     __slots__ = (
         "_body",
+        "_broken",
         "_empty_lines",
         "_ended",
         "_head",
@@ -129,6 +133,7 @@ class RequestParser:
         self._measured = _NOTHING
         self._request: Request | None = None
         self._body: Body | None = None
+        self._broken: bytes | None = None  # the beginning of the request that has broken the rules
 
     @property
     def rules(self) -> Rules:
@@ -165,6 +170,22 @@ class RequestParser:
         """Bytes of a head that is not complete."""
         return 0 if self._part is None else len(self._part)
 
+    @property
+    def beginning(self) -> bytes:
+        """The first bytes of the request that is being received, or that has broken the rules.
+
+        They begin with its line, as far as that has come; empty: they are not known.
+        """
+        if self._broken is not None:
+            return self._broken
+        return self._line_at_hand() or bytes((self._part or b"")[:_MOST_OF_A_BROKEN_LINE])
+
+    def _line_at_hand(self) -> bytes:
+        line = self._line or (None if self._request is None else self._request.line)
+        return (
+            b"" if line is None else b"%b %b %b" % (line.method.encode(), line.target, line.protocol.encode())
+        )
+
     def forget(self) -> None:
         """Drop the remembered head, to save memory."""
         self._head = None
@@ -190,9 +211,14 @@ class RequestParser:
             if self._held is not None:
                 self._held += data
             return
+        part, known = self._part, len(self.requests)
         try:
             self._take(data)
         except ProtocolViolation:
+            broken = self._line_at_hand()
+            if not broken and len(self.requests) == known:
+                broken = bytes((data if part is None else part)[:_MOST_OF_A_BROKEN_LINE])
+            self._broken = broken
             self._end()
             raise
         self.receiving = self._part is not None or self._body is not None
@@ -284,9 +310,9 @@ class RequestParser:
             at = stop
         head = self._head
         if head is None or not line.ordinary or not data.startswith(head.block, at):
+            self._line = line
             stop = data.find(b"\r\n\r\n", at) + 4
             if stop < 4 or stop - at > rules.max_head:
-                self._line = line
                 self._part = bytearray(data[at:])
                 self._measured = _NOTHING
                 self._check_part_of_block(self._part, 0)

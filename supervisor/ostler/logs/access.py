@@ -69,7 +69,8 @@ class AccessLog:
 
         Args:
             environ: of the connection.
-            received: the received bytes of the request, from its beginning; only the first line is used.
+            received: the received bytes of the request, from its beginning, as far as they are known; only
+                the first line is used.
             status, sent, nanoseconds: as for `answered`.
         """
         received = received[:_MOST_OF_A_REFUSED_LINE].lstrip(b"\r\n")

@@ -52,8 +52,8 @@ class RequestSlot:
     """Shows one request at a time, and counts answers and connections.
 
     Its methods are called by one thread: the one that made it with `thread_slot`, or for slots of `begin` and
-    `take` the one that runs the loop. `extend`, `extend_until` and `upgraded` may be called by any thread;
-    reading may be done anywhere, signal handlers included.
+    `take` the one that runs the loop. `extend`, `extend_until`, `upgraded` and `progressed` may be called by
+    any thread; reading may be done anywhere, signal handlers included.
 
     Args:
         released: called when it is released; None: it is a thread's own, and is never released.
@@ -159,8 +159,12 @@ class RequestSlot:
         rule: by which it was refused, one of layout.RULES; None: it was not refused, or it is not known.
         """
         if rule is not None:
-            self.counts[_RULE_WORD.get(rule, _RULE_WORD["other"])] += 1
+            self.refused_in_app(rule)
         self.count(status, bytes_sent, None)
+
+    def refused_in_app(self, rule: str) -> None:
+        """Count by which rule a request was refused that is in the app, and is counted when that ends."""
+        self.counts[_RULE_WORD.get(rule, _RULE_WORD["other"])] += 1
 
     def waited(self, nanoseconds: int) -> None:
         """Count how long a request waited before it got to the app, if that is at least LEAST_QUEUED."""
@@ -202,7 +206,8 @@ class RequestSlot:
         self._words[PROGRESSED] = now
 
     def pause(self) -> None:
-        """From now on the time of the request in the app does not count: it waits for its client.
+        """From now on the time of the request in the app does not count: it waits for its client, or may be
+        silent for any time.
 
         `progressed` ends that, and so does the request's end. What limits the client is the caller's affair.
         """

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ostler.http1 import response
 from ostler.http1.errors import ProtocolViolation
 from ostler.http1.request import BodySink, Head, RequestParser, Rules
+from ostler.osapi import original
 from ostler.osapi.tcp_info import bytes_acked
 from ostler.scoreboard.request_slot import RequestSlot
 from ostler.settings.table import Settings
@@ -109,6 +110,7 @@ class Connection:
         now: CLOCK_MONOTONIC in nanoseconds, as all times here.
         calls: how system calls are made.
         slot_at_hand: the request slot of the calling thread or greenlet; None: it serves no request.
+        on_stays: called with that slot when its request may stay in the app for any time.
         trusted: the client is a proxy whose fields are trusted.
         proxied: the client is a proxy that may send a PROXY header.
 
@@ -137,11 +139,14 @@ class Connection:
         body_deadline: when the body that is being received is too late, unless more of it comes.
         credited_bytes: bytes of it that have extended that deadline already.
         pulled_at: when the app last got bytes of a body that it reads while it comes.
+        event_stream: the slot of the request that is answered with one, and when it began; another request
+            may be there by now; None: there is none, or its client has gone.
         app_socket: what the app uses it by, once that has taken it; None: it has not.
     """
 
     __slots__ = (
         "_limits",
+        "_on_stays",
         "_send",
         "_slot_at_hand",
         "_wait_for",
@@ -151,6 +156,7 @@ class Connection:
         "body_deadline",
         "credited_bytes",
         "direct",
+        "event_stream",
         "fd",
         "idle_since",
         "in_body",
@@ -187,6 +193,7 @@ class Connection:
         now: int,
         calls: SystemCalls = PLAIN,
         slot_at_hand: Callable[[], RequestSlot | None] = lambda: None,
+        on_stays: Callable[[RequestSlot], object] = lambda _slot: None,
         trusted: bool = False,
         proxied: bool = False,
     ) -> None:
@@ -205,6 +212,7 @@ class Connection:
         self._send = calls.send
         self._wait_for = calls.wait_for
         self._slot_at_hand = slot_at_hand
+        self._on_stays = on_stays
         self.violation: ProtocolViolation | None = None
         self.output: OutputBuffer | None = None
         self.unconfirmed = 0
@@ -220,6 +228,7 @@ class Connection:
         self.in_body = False
         self.body_deadline = self.credited_bytes = 0
         self.pulled_at = 0
+        self.event_stream: tuple[RequestSlot, int] | None = None
         self.app_socket: AppSocket | None = None
 
     def enter(self, phase: Phase) -> None:
@@ -302,10 +311,37 @@ class Connection:
         output.add_file(os.dup(fd), offset, count)
         self.flush()
 
-    def note_part(self) -> None:
-        """Note that the request at hand makes progress; called by the thread that serves it."""
-        if (slot := self._slot_at_hand()) is not None:
+    def note_part(self, silent: bool = False) -> None:
+        """Note that the request at hand makes progress; called by the thread that serves it.
+
+        silent: from now on its time does not count while its client is there; see `look_for_client`.
+        """
+        if (slot := self._slot_at_hand()) is None:
+            return
+        if not silent:
             slot.progressed(monotonic_ns())
+            return
+        slot.pause()
+        if self.event_stream != (stream := (slot, slot.started)):
+            self.event_stream = stream
+            self._on_stays(slot)
+
+    def look_for_client(self) -> None:
+        """Let the time of an event stream count again if its client has gone, or closed its side.
+
+        Called now and then by the thread that polls, while the connection belongs to another one. The app
+        does not notice as long as it sends nothing.
+        """
+        assert self.event_stream is not None
+        slot, started = self.event_stream
+        if slot.started == started:
+            poll = original.poll()
+            poll.register(self.fd, select.POLLRDHUP)
+            if poll.poll(0):
+                slot.progressed(monotonic_ns())
+                self.event_stream = None
+        else:
+            self.event_stream = None
 
     def flush(self) -> bool:
         """Send of what was kept as much as the client takes now; True if nothing is left.

@@ -19,7 +19,7 @@ class ConnectionFactory:
     """Makes connections from sockets. Called only by the thread that polls.
 
     Args:
-        calls, slot_at_hand: see Connection.
+        calls, slot_at_hand, on_stays: see Connection.
 
     Attributes:
         limits: what connections may cost.
@@ -27,10 +27,15 @@ class ConnectionFactory:
     """
 
     def __init__(
-        self, settings: Settings, calls: SystemCalls, slot_at_hand: Callable[[], RequestSlot | None]
+        self,
+        settings: Settings,
+        calls: SystemCalls,
+        slot_at_hand: Callable[[], RequestSlot | None],
+        on_stays: Callable[[RequestSlot], object],
     ) -> None:
         self._calls = calls
         self._slot_at_hand = slot_at_hand
+        self._on_stays = on_stays
         self._rules, self._trusting_rules = request_rules(settings)
         self._forwarders = Networks.parse(settings.forwarded_allow_ips)
         self._proxies = Networks.parse(settings.proxy_allow_ips)
@@ -44,7 +49,7 @@ class ConnectionFactory:
         rules = self._trusting_rules if trusted else self._rules
         return Connection(
             *(sock, listener, peer, rules, self.new_body, self.limits, monotonic_ns()),
-            *(self._calls, self._slot_at_hand),
+            *(self._calls, self._slot_at_hand, self._on_stays),
             trusted=trusted,
             proxied=proxied,
         )

@@ -72,7 +72,7 @@ class Parts:
         flush_access: Callable[[], object],
         multithreaded: bool,
         turn: int,
-        on_upgrade: Callable[[RequestSlot], object] = lambda _slot: None,
+        on_stays: Callable[[RequestSlot], object] = lambda _slot: None,
     ) -> Self:
         """The parts of one engine; for the arguments see those parts that have them."""
         settings, log, tls = context.settings, context.log, context.tls
@@ -80,7 +80,7 @@ class Parts:
         date = ServerDate()
         drain = DrainState(settings.graceful_timeout, context.handoff is not None and tls is None)
         table = ConnectionTable(settings, reactor, limited)
-        factory = ConnectionFactory(settings, calls, soft_interrupts.slot_at_hand)
+        factory = ConnectionFactory(settings, calls, soft_interrupts.slot_at_hand, on_stays)
         responder = Responder(table, date, log, limited, context.access, flush_access)
         siblings = Siblings(context.handoff, table, drain, log, tls)
         evictor = Evictor(table, responder, log, settings.body_min_rate)
@@ -101,7 +101,7 @@ class Parts:
                 multithreaded,
                 turn,
             ),
-            *(calls.wait_in_app, on_upgrade),
+            *(calls.wait_in_app, on_stays),
         )
 
         def end_keep_alive() -> None:

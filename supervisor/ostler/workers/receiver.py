@@ -106,7 +106,7 @@ class Receiver:
         if parser.requests:
             return True
         if connection.violation is not None:
-            self._responder.refuse(connection, connection.violation, slot, data)
+            self._responder.refuse(connection, connection.violation, slot)
         elif parser.wants_continue:
             self._responder.settle(connection, slot)
         return False

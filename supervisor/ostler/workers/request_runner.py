@@ -84,7 +84,7 @@ class RequestRunner(Protocol):
 
         It may read all of the connection. It writes `parser.requests` (takes from the front),
         `parser.wants_continue`, `output` (by `send` and `send_file`), `unconfirmed`, `idle_since`,
-        `answered_at`, `template` and `template_head`, `streamed`, and `pulled_at`. While the app reads a body
+        `answered_at`, `template` and `template_head`, `streamed`, `event_stream`, and `pulled_at`. While the app reads a body
         that is still coming, `Connection.pull` and `note_progress` write `violation`, `receiving_since`,
         `in_body`, `body_deadline` and `credited_bytes`. Everything that ends the connection goes through
         ConnectionTable (`end`, `close`) and Responder (`refuse`, `settle`, `fail`).
@@ -120,7 +120,7 @@ class WsgiRunner:
         flush_access: called behind each line of the access log.
         multithreaded: as `wsgi.multithread`.
         wait_in_app: how the app waits for a connection that it has taken; see SystemCalls.
-        on_upgrade: called with the request slot when the app takes a connection.
+        on_stays: called with the request slot when the app takes a connection; see Connection.
         turn: after how long (ns) pipelined requests of a connection let other clients go first; 0: never.
     """
 
@@ -136,7 +136,7 @@ class WsgiRunner:
         multithreaded: bool,
         turn: int,
         wait_in_app: WaitInApp = wait_in_app,
-        on_upgrade: Callable[[RequestSlot], object] = lambda _slot: None,
+        on_stays: Callable[[RequestSlot], object] = lambda _slot: None,
     ) -> None:
         settings = context.settings
         self._app: App = context.app
@@ -150,7 +150,7 @@ class WsgiRunner:
         self._access = context.access
         self._flush_access = flush_access
         self._wait_in_app = wait_in_app
-        self._on_upgrade = on_upgrade
+        self._on_stays = on_stays
         self._averages = settings.threads > 1
         self._turn = turn
         self._quota = context.quota
@@ -322,7 +322,7 @@ class WsgiRunner:
         # Imported here: most workers never see one.
         from ostler.workers.upgrades import Upgrade
 
-        return Upgrade(connection, request, self._table, slot, self._wait_in_app, self._on_upgrade)
+        return Upgrade(connection, request, self._table, slot, self._wait_in_app, self._on_stays)
 
     def _end_upgraded(
         self,

@@ -55,14 +55,8 @@ class Responder:
             connection.parser.wants_continue = False
             self._send(connection, response.CONTINUE, slot)
 
-    def refuse(
-        self, connection: Connection, violation: ProtocolViolation, slot: RequestSlot, received: bytes = b""
-    ) -> None:
-        """Answer what is not a request, or not one that is served, with its status; end the connection.
-
-        Args:
-            received: what came last, for the access log.
-        """
+    def refuse(self, connection: Connection, violation: ProtocolViolation, slot: RequestSlot) -> None:
+        """Answer what is not a request, or not one that is served, with its status; end the connection."""
         if isinstance(violation, BodyNotStored):
             self._limited.write("error", "body_not_stored", "", reason=str(violation))
         connection.enter(CLOSING)
@@ -73,7 +67,7 @@ class Responder:
         )
         if self._access is not None:
             client = {"REMOTE_ADDR": host_of(connection.peer)} | (connection.peer_info or {})
-            self._access.refused(client, received, violation.status, len(text))
+            self._access.refused(client, connection.parser.beginning, violation.status, len(text))
             self._flush_access()
         self._send(connection, response.plain_answer(violation.status, text, self._date.lines), slot)
         if not connection.output and connection.phase is CLOSING:

@@ -93,6 +93,8 @@ class Sweeper:
         for connection in batch:
             if connection.watched and connection.phase is not CLOSED:
                 self._look_at(connection, now, slot)
+            elif connection.event_stream is not None:
+                connection.look_for_client()
 
     def _go_on_draining(self, slot: RequestSlot) -> None:
         drain = self._drain

@@ -78,7 +78,7 @@ class Engine(BaseWorker):
         # With several threads each line is written at once, else all of a pass when it is over.
         flush = self._access.flush if threaded and self._access is not None else _nothing
         self.parts = parts = Parts.of(
-            *(context, self._reactor, calls, self.soft_interrupts, flush, threaded, _TURN), self._on_upgrade
+            *(context, self._reactor, calls, self.soft_interrupts, flush, threaded, _TURN), self._on_stays
         )
         self._acceptor, self._siblings, self._sweeper = parts.acceptor, parts.siblings, parts.sweeper
         self._date, self._drain, self._runner = parts.date, parts.drain, parts.runner
@@ -95,7 +95,7 @@ class Engine(BaseWorker):
         self._new_first = False
         # What the leader serves while it offers the leadership.
         self._current: Connection | None = None
-        # The leadership was offered from within a request, by `on_message` or `_on_upgrade`.
+        # The leadership was offered from within a request, by `on_message` or `_on_stays`.
         self._offered_within = False
         # A request that gets to the app by this time has not waited; see RequestRunner.
         self._prompt_until = 0
@@ -141,8 +141,8 @@ class Engine(BaseWorker):
         if slot is not None and slot.started:
             self._offer_from_within(slot)
 
-    def _on_upgrade(self, slot: RequestSlot) -> None:
-        """The request in `slot` has taken its connection, and stays in the app for as long as that is open.
+    def _on_stays(self, slot: RequestSlot) -> None:
+        """The request in `slot` may stay in the app for any time: for a websocket, or an event stream.
 
         Called in any thread of the app.
         """

@@ -29,7 +29,7 @@ class Upgrade:
     Called by the thread that serves the request; the connection is taken by any thread of the app.
 
     Args:
-        on_taken: called with `slot` when the app takes the connection.
+        on_stays: called with `slot` when the app takes the connection.
 
     Attributes:
         socket: for the app.
@@ -43,12 +43,12 @@ class Upgrade:
         table: ConnectionTable,
         slot: RequestSlot,
         wait: WaitInApp,
-        on_taken: Callable[[RequestSlot], object],
+        on_stays: Callable[[RequestSlot], object],
     ) -> None:
         self._connection = connection
         self._table = table
         self._slot = slot
-        self._on_taken = on_taken
+        self._on_stays = on_stays
         self.peer = connection.peer
         self.socket = AppSocket(
             connection.sock,
@@ -71,9 +71,9 @@ class Upgrade:
         if not self.socket.taken:
             self._connection.send_file(fd, offset, count)
 
-    def note_part(self) -> None:
+    def note_part(self, silent: bool) -> None:
         if not self.socket.taken:
-            self._connection.note_part()
+            self._connection.note_part(silent)
 
     def around(self, app: App, exchange: Exchange) -> App:
         """`app`, with an end that is none of an ordinary request if it has taken the connection."""
@@ -111,7 +111,7 @@ class Upgrade:
 
     def _take(self) -> None:
         self._table.upgrade(self._connection, self.socket, self._slot)
-        self._on_taken(self._slot)
+        self._on_stays(self._slot)
 
 
 class _Parts:

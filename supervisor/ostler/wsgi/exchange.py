@@ -24,6 +24,7 @@ App = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
 # Joining head and body saves a system call; above this size copying costs more.
 _JOIN_LIMIT = 64 * 1024
 
+_EVENT_STREAM = "text/event-stream"
 _NO_HEAD = "the app returned without calling start_response"
 _FAILED = "500 Internal Server Error"
 _LATE = "504 Gateway Timeout"
@@ -47,8 +48,11 @@ class Transport(Protocol):
         """
         ...
 
-    def note_part(self) -> None:
-        """A part of an answer was sent, and more of it follows: the request makes progress."""
+    def note_part(self, silent: bool, /) -> None:
+        """A part of an answer was sent, and more of it follows: the request makes progress.
+
+        silent: the next part may come at any time, because the answer is an event stream.
+        """
         ...
 
 
@@ -86,6 +90,7 @@ class Exchange:
     _head_sent = False
     _ended = False
     _chunked = False
+    _is_event_stream = False
     _remaining: int | None = None
 
     def __init__(self, request: Request, transport: Transport, date_server: bytes, keep_alive: bool) -> None:
@@ -297,7 +302,7 @@ class Exchange:
             self._transport.send(prefix + data if prefix else data)
         self._remaining = remaining
         if remaining != 0 or not prefix:  # an answer that is all in one part needs no more time
-            self._transport.note_part()
+            self._transport.note_part(self._is_event_stream)
 
     def _end(self) -> None:
         """The app's iterable has ended."""
@@ -334,6 +339,10 @@ class Exchange:
             else:
                 self._chunked = True
                 lines.append(b"Transfer-Encoding: chunked\r\n")
+        self._is_event_stream = any(
+            name.lower() == "content-type" and value.lower().startswith(_EVENT_STREAM)
+            for name, value in self.headers
+        )
         self._close_head(lines)
         self._head_sent = True
         return b"".join(lines)

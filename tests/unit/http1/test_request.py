@@ -519,6 +519,43 @@ def test_two_upgrades_are_decided_one_after_the_other() -> None:
     assert parser.held == FRAME
 
 
+LINE = b"POST /path?q HTTP/1.1"
+HEAD = LINE + b"\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("reads", "line"),
+    [
+        ([b"what is this\r\n\r\n"], b"what is this"),
+        ([b"GET / HTTP/1.1 x", b" y\r\n"], b"GET / HTTP/1.1 x y"),
+        ([LINE + b"\r\nno field\r\n\r\n"], LINE),
+        ([LINE, b"\r\nHost: x\r\n", b"no field\r\n\r\n"], LINE),
+        ([HEAD + b"zzz\r\n"], LINE),
+        ([HEAD, b"3\r\nabc\r\n", b"zzz\r\n"], LINE),
+        ([b"GET / HTTP/1.1\r\nHost: x\r\n\r\nwhat is this\r\n"], b""),
+    ],
+)
+def test_the_beginning_of_what_is_refused(reads: list[bytes], line: bytes) -> None:
+    """The access log shows its line however it came, and never a part of a body, or another one's line."""
+    parser = parser_of()
+    *before, last = reads
+    for read in before:
+        parser.feed(read)
+    with pytest.raises(ProtocolViolation):
+        parser.feed(last)
+    assert parser.beginning.partition(b"\r\n")[0] == line
+
+
+def test_the_beginning_of_what_is_not_complete() -> None:
+    """The same for a request that takes too long."""
+    parser = parser_of()
+    for read, beginning in ((b"", b""), (LINE[:9], LINE[:9]), (LINE[9:] + b"\r\nHost", LINE)):
+        parser.feed(read)
+        assert parser.beginning == beginning
+    parser.feed(b": x\r\nContent-Length: 3\r\n\r\na")
+    assert parser.beginning == LINE
+
+
 # -- bounds ----------------------------------------------------------------------------------------------
 
 UNLIMITED = Rules(limit_request_line=0, limit_request_fields=0, limit_request_field_size=0)

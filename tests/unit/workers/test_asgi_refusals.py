@@ -40,18 +40,20 @@ def test_httptools(request_: bytes, rule: str) -> None:
         (b"GET / HTTP/1.1\r\nHost: a\r\nA b: c\r\n\r\n", "fields"),
         (b"what is this\r\n\r\n", "request_line"),
         (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n", "content_length"),
+        (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n", "chunked"),
     ],
 )
 def test_h11(request_: bytes, rule: str) -> None:
     """The same for uvicorn's other protocol."""
     connection = h11.Connection(h11.SERVER)
     connection.receive_data(request_)
+    events = iter(connection.next_event, h11.NEED_DATA)
     with pytest.raises(h11.RemoteProtocolError) as caught:
-        connection.next_event()
+        list(events)
     assert rule_of(caught.value) == (rule, str(caught.value))
 
 
-def test_what_says_nothing() -> None:
-    """Without an exception, or with one that is not known, a request counts as `other`."""
-    assert rule_of(None) == ("other", "")
+def test_what_the_parsers_do_not_refuse() -> None:
+    """Without an exception it is CONNECT; an exception that is not known counts as `other`."""
+    assert rule_of(None) == rule_of(httptools.HttpParserUpgrade(40)) == ("method", "CONNECT is for proxies")
     assert rule_of(ValueError("x" * 1000)) == ("other", "x" * 200)

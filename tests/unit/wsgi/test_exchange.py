@@ -48,7 +48,7 @@ class Wire:
     def send_file(self, fd: int, offset: int, count: int) -> None:
         self.send(os.pread(fd, count, offset))
 
-    def note_part(self) -> None:
+    def note_part(self, silent: bool, /) -> None:
         self.parts += 1
 
 

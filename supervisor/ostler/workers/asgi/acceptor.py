@@ -28,10 +28,10 @@ from ostler.workers import accept_pause
 from ostler.workers.accept_pause import AcceptPause
 from ostler.workers.acceptor import FULL_CHECK_SECONDS
 from ostler.workers.asgi import client_speed
+from ostler.workers.asgi.refusals import Report
 from ostler.workers.connection_limits import AddressCounts, most_connections, network_of
 from ostler.workers.eviction import IDLE, MIN_AGE_NS, MOVING, ONE_IN, SLOW, EvictionLog, lowest_ranked
 from ostler.workers.handoff import INVALID_RECEIVED, HandOff
-from ostler.workers.refusals import log_refused
 from ostler.workers.units import SECOND
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ _TLS_SHUTDOWN = 86_400.0
 _TOO_SLOW = (
     b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Type: text/plain\r\n"
     b"Content-Length: 16\r\n\r\n"
-    b"Request Timeout\n"
 )
+_TOO_SLOW_BODY = b"Request Timeout\n"
 
 
 @dataclass(slots=True)
@@ -90,6 +90,7 @@ class AsgiAcceptor:
         slot: the loop's, which counts connections.
         log: for events that clients can't cause at will.
         limited: for those that they can cause.
+        report: called for each request that is refused because it is late.
         protocol: makes the protocol of one connection.
         connections: uvicorn's set of those that are open.
 
@@ -108,6 +109,7 @@ class AsgiAcceptor:
         slot: RequestSlot,
         log: Log,
         limited: LimitedLog,
+        report: Report,
         protocol: Callable[[], Any],
         connections: set[Any],
     ) -> None:
@@ -120,6 +122,7 @@ class AsgiAcceptor:
         self._log = log
         self._limited = limited
         self._pause = AcceptPause(limited)
+        self._report = report
         self._protocol = protocol
         self._most = most_connections(settings.worker_connections)
         self._settings = settings
@@ -303,31 +306,22 @@ class AsgiAcceptor:
         self._eviction_log.add(number, closed, int(now * SECOND), reason)
         return closed
 
-    def refused(self, protocol: Any, status: int, size: int, rule: str, reason: str) -> None:
-        """Count and log a request that was refused; see `refusals.Report`."""
-        self._slot.refused(status, size, rule)
-        log_refused(self._limited, protocol.client[0] if protocol.client else "", status, rule, reason)
-
     def _refuse(self, protocol: Any, rule: str, at_once: bool = False) -> None:
         """End a connection, with 408 if a request has begun that is not answered.
 
         `rule`: why, one of http1.errors.RULES.
         `at_once`: without waiting for the client's part of the end of TLS.
         """
-        transport, cycle = protocol.transport, getattr(protocol, "cycle", None)
+        transport = protocol.transport
         if transport.is_closing():
             if at_once or client_speed.unsent(transport):
                 client_speed.abort(protocol)
             return
-        begun = getattr(protocol, "got", 0) or (cycle is not None and not cycle.response_complete)
-        if begun and protocol.stalled is None and (cycle is None or not cycle.response_started):
-            transport.write(_TOO_SLOW)
+        if client_speed.has_begun(protocol) and protocol.stalled is None and not protocol.is_answered():
             text = "it makes room for others" if rule == "worker_connections" else RequestTimeout.text
             reason = RequestTimeout(text, rule).reason
-            if cycle is None or cycle.response_complete:
-                self.refused(protocol, 408, 0, rule, reason)
-            else:  # the app has it, and it is counted when that returns
-                log_refused(self._limited, protocol.client[0] if protocol.client else "", 408, rule, reason)
+            self._report(protocol, 408, len(_TOO_SLOW_BODY), rule, reason)
+            transport.write(_TOO_SLOW + _TOO_SLOW_BODY)
         if client_speed.unsent(transport) or (at_once and self._tls is not None):
             transport.abort()
         else:

@@ -18,7 +18,10 @@ def log_access(access: AccessLog, request: AsgiRequest, took: int) -> None:
         status = f"{request.status} {HTTPStatus(request.status).phrase}"
     except ValueError:
         status = str(request.status)
-    headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers]
+    try:
+        headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers]
+    except (AttributeError, TypeError, ValueError):
+        headers = []  # the app's are no headers, so that uvicorn has not sent them
     protocol = f"HTTP/{scope['http_version']}"
     method = scope.get("method", "GET")
     access.answered(method, target, protocol, _environ(scope), status, headers, request.sent, took)

@@ -3,7 +3,8 @@
 A request is over with the last part of its answer. What an app does afterwards, as background tasks of
 Starlette's do, keeps a worker from leaving, but has no deadline and is not shown. A request has the deadline
 that the supervisor gives all requests; what it receives of its body, and what it sends of an answer in parts,
-is progress. Websockets have no deadline, and event streams only that of `limit_request_time`.
+is progress. Websockets have no deadline, and event streams only that of `limit_request_time` while their
+client is there.
 
 An answer that is cut counts, and is logged, with the status that says why: 504 its deadline, 500 the app, 499
 its client has left.
@@ -48,6 +49,7 @@ class AsgiApp:
         closing: answers announce the end of their connection.
         leaving: the worker drains, and has closed all websockets.
         quitting: the worker ends at once: what fails from now on fails for that reason, and is not logged.
+        event_streams: requests that are answered with one, and whose client is there.
         logged: an exception that was logged already, and that uvicorn will log next.
         startup_error, startup_message: why the app's startup failed.
     """
@@ -78,6 +80,7 @@ class AsgiApp:
         self.closing = settings.keepalive == 0
         self.leaving = False
         self.quitting = False
+        self.event_streams: set[AsgiRequest] = set()
         self.logged: BaseException | None = None
         self.startup_error: BaseException | None = None
         self.startup_message = ""
@@ -102,7 +105,7 @@ class AsgiApp:
                     raise
             else:
                 if not request.answered:
-                    self._left_unanswered(request)
+                    await self._left_unanswered(request)
         elif kind == "websocket":
             await self._serve_websocket(scope, receive, send)
         else:
@@ -146,10 +149,12 @@ class AsgiApp:
     def end(self, request: AsgiRequest) -> None:
         """It has been answered, or will not be."""
         request.answered = True
+        if request.is_silent:
+            self.event_streams.discard(request)
         if request.method == "HEAD" or request.status in BODILESS:
             request.sent = 0  # the body was left out
         if request.status == 500 and request.client_is_gone:
-            request.status = 499
+            request.status = request.refused or 499
         slot, ended = request.slot, monotonic_ns()
         if request.status == _SWITCHED:
             slot.refused(101, request.sent)  # how long a websocket was open is no duration of an answer
@@ -164,9 +169,17 @@ class AsgiApp:
             if self._count >= self._quota:
                 self._quota = self._on_quota(self._count) or 0
 
-    def _left_unanswered(self, request: AsgiRequest) -> None:
-        """The app returned before the last part of its answer: it has a defect, or its client is gone."""
-        if not request.has_no_body:
+    async def _left_unanswered(self, request: AsgiRequest) -> None:
+        """The app returned before the last part of its answer: it has a defect, or its client is gone.
+
+        Or it has caught what was to end it.
+        """
+        if request.overdue:
+            if not request.status:
+                await request.give_up()
+                return
+            request.status = 504
+        elif not request.has_no_body:
             if not request.client_is_gone:
                 what = "before the end of its answer" if request.status else "without an answer"
                 self.log.error("request_failed", **request.name(), reason=f"the app returned {what}")

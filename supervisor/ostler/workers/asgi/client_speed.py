@@ -12,6 +12,7 @@ from typing import Any
 
 from ostler.osapi.tcp_info import bytes_acked
 from ostler.settings.table import Settings
+from ostler.workers.asgi.refusals import is_busy
 from ostler.workers.eviction import (
     CREDIT_BYTES,
     IDLE,
@@ -103,6 +104,13 @@ def is_websocket(protocol: Any) -> bool:
     return not hasattr(protocol, "began")
 
 
+def has_begun(protocol: Any) -> bool:
+    """Whether there is a request, or the beginning of one, that is not answered."""
+    if is_websocket(protocol):
+        return False
+    return is_busy(protocol) or (protocol.got > 0 and protocol.timeout_keep_alive_task is None)
+
+
 def _sends_body(protocol: Any) -> bool:
     cycle = protocol.cycle
     return (
@@ -116,8 +124,7 @@ def _sends_body(protocol: Any) -> bool:
 
 def _sends_head(protocol: Any) -> bool:
     """Whether it has begun no request, or a head that is not complete."""
-    cycle = protocol.cycle
-    return protocol.timeout_keep_alive_task is None and (cycle is None or cycle.response_complete)
+    return protocol.timeout_keep_alive_task is None and not is_busy(protocol)
 
 
 def is_late(protocol: Any, now: float, settings: Settings) -> bool:

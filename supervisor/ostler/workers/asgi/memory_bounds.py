@@ -10,7 +10,7 @@ from typing import Any
 from httptools import HttpParserUpgrade
 from uvicorn.protocols.http.flow_control import FlowControl
 
-from ostler.workers.asgi.refusals import Report
+from ostler.workers.asgi.refusals import MOST_LINE, Report, is_busy
 from ostler.workers.system_calls import READ_SIZE
 
 MOST_HEAD = 1024 * 1024
@@ -19,7 +19,7 @@ _MOST_FIELDS = 1000
 _MOST_TRAILERS = 64 * 1024
 # Bytes given to the parser at once; where a head ends, less. What is parsed behind a request that has no
 # answer yet is kept as objects that are far larger.
-_PIECE = 2048
+_PIECE = MOST_LINE
 # Bytes that wait for the parser; no more is read until they are fewer.
 _MOST_KEPT = 64 * 1024
 # Bytes that one recv(2) gives; asyncio's own 256 KiB are 43,000 frames of a websocket, half a second's work.
@@ -57,6 +57,8 @@ def bounded(protocol: type[Any], report: Report) -> type[Any]:
         _in_head = True
         _fields = 0
         _too_large = False
+        _is_held = False
+        """The first of the bytes that are kept is invalid, and requests before it are not answered yet."""
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -75,7 +77,7 @@ def bounded(protocol: type[Any], report: Report) -> type[Any]:
 
         def _parse(self) -> None:
             data, at = self._kept, 0
-            while at < len(data) and not self.pipeline:
+            while at < len(data) and not (self.pipeline or self._is_held):
                 if self.parser is None or self.transport.is_closing():
                     at = len(data)  # it was refused, or is a websocket now
                     break
@@ -84,22 +86,38 @@ def bounded(protocol: type[Any], report: Report) -> type[Any]:
                     found = data.find(b"\r\n\r\n", at, end)
                     end = end if found < 0 else found + 4
                 piece = data[at:end]
+                if not self._unparsed:
+                    self.head = piece if self._in_head else b""
                 self._unparsed += len(piece)
                 try:
                     super().data_received(piece)
                 except HttpParserUpgrade as upgrade:
                     end = at + upgrade.args[0]  # what is behind the head belongs to the body
                     self.serve_without_upgrade()
-                at = end
                 most = MOST_HEAD if self._in_head else _MOST_TRAILERS
                 if self._unparsed > most and not self.transport.is_closing():
                     self._refuse_head()
+                if not self._is_held:
+                    at = end
             self._kept = data[at:]
             self.flow.has_room = len(self._kept) < _MOST_KEPT
 
+        def _holds(self) -> bool:
+            """Whether a head is invalid that is behind a request without an answer: that comes first.
+
+            Then the parser gets the same bytes again, and finds the same.
+            """
+            self._is_held = self._in_head and is_busy(self)
+            return self._is_held
+
+        def is_answered(self) -> bool:
+            return super().is_answered() or not (self._in_head or is_busy(self))
+
         def _refuse_head(self) -> None:
+            if self._holds():
+                return
             size = 0
-            if self._in_head and (self.cycle is None or self.cycle.response_complete):
+            if self._in_head:
                 self.transport.write(_TOO_LARGE)
                 size = len(_TOO_LARGE.partition(b"\r\n\r\n")[2])
             if not self._in_head:
@@ -114,11 +132,12 @@ def bounded(protocol: type[Any], report: Report) -> type[Any]:
         def send_400_response(self, msg: str) -> None:
             if self._too_large:
                 self._refuse_head()
-            else:
+            elif not self._holds():
                 super().send_400_response(msg)
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
+            self._is_held = False
             if self._kept:
                 self._parse()
                 self.flow.resume_reading()
@@ -145,10 +164,10 @@ def bounded(protocol: type[Any], report: Report) -> type[Any]:
             super().on_header(name, value)
 
         def on_headers_complete(self) -> None:
-            self._in_head, self._unparsed = False, 0
             if self.expect_100_continue:
                 self.check_expectation()
             super().on_headers_complete()
+            self._in_head, self._unparsed = False, 0
 
         def on_body(self, body: bytes) -> None:
             self._unparsed = 0

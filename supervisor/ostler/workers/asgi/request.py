@@ -24,6 +24,7 @@ class RequestOwner(Protocol):
     """What a request needs of the `AsgiApp` that it belongs to."""
 
     closing: bool
+    event_streams: "set[AsgiRequest]"
     log: Log
     loop: asyncio.AbstractEventLoop
 
@@ -44,6 +45,7 @@ class AsgiRequest:
         headers: of the answer.
         answered: the last part of the answer was sent, or will not be.
         overdue: it is being ended.
+        is_silent: its time does not count while its client is there: the answer is an event stream.
         waits_to_begin: an answer before it on its connection waits for the client, so that this one may too.
     """
 
@@ -57,8 +59,7 @@ class AsgiRequest:
     _streams = False
     # In how many of its tasks it waits for its client now.
     _waits = 0
-    # It may be silent for any time.
-    _is_silent = False
+    is_silent = False
 
     def __init__(
         self, owner: RequestOwner, slot: RequestSlot, method: str, started: int, scope: Scope, send: Send
@@ -93,7 +94,7 @@ class AsgiRequest:
         finally:
             self._waits -= 1
             # If it was answered, the slot may be another request's.
-            if not (self.answered or self._waits or self._is_silent):
+            if not (self.answered or self._waits or self.is_silent):
                 slot.progressed(monotonic_ns())
 
     def send(self, message: Message) -> Awaitable[None]:
@@ -123,8 +124,7 @@ class AsgiRequest:
     async def _send_part(self, message: Message) -> None:
         if not self._streams:
             self._streams = True
-            self._is_silent = self._is_event_stream()
-            if self._is_silent and not self.answered:
+            if not self.answered and self._is_event_stream():
                 self._mark_endless()
         if self.answered:
             await self._send(message)
@@ -158,9 +158,18 @@ class AsgiRequest:
             self.status = message["status"]
 
     def _mark_endless(self) -> None:
-        """Note where `unusual_requests` looks for it that nothing may be sent for hours."""
+        """Note that nothing may be sent for hours, also where `unusual_requests` looks for that."""
+        self.is_silent = True
+        self._owner.event_streams.add(self)
         if (cycle := getattr(self._send, "__self__", None)) is not None:
             cycle.endless = True
+
+    def look_for_client(self) -> None:
+        """Of an event stream: let its time count again if its client has gone; the app may not notice it."""
+        if self.client_is_gone:
+            self.is_silent = False
+            self._owner.event_streams.discard(self)
+            self.slot.progressed(monotonic_ns())
 
     # -- deadlines ---------------------------------------------------------------------------------------
 
@@ -213,6 +222,11 @@ class AsgiRequest:
     def client_is_gone(self) -> bool:
         """uvicorn's `send` is a method of the object that knows it."""
         return bool(getattr(getattr(self._send, "__self__", None), "disconnected", False))
+
+    @property
+    def refused(self) -> int:
+        """The status by which the server has refused it, because its body is invalid; 0: it has not."""
+        return getattr(getattr(self._send, "__self__", None), "refused", 0)
 
     def name(self) -> dict[str, str]:
         """Its method and path, as fields for the log."""

@@ -5,8 +5,9 @@
   are handshakes of websockets, which are GET requests of HTTP/1.1 without a body (RFC 6455 section 4.1).
 - `Expect: 100-continue` from a client of HTTP/1.0, which must not get an interim answer (RFC 9110 section
   15.2).
-- What turns out to be invalid when its answer has begun: the connection ends. uvicorn puts another answer
-  into that one, or fails.
+- What turns out to be invalid when its answer has begun, or was given: the connection ends. uvicorn puts
+  another answer into that one, or behind it, or fails.
+- CONNECT, which only proxies serve. uvicorn's protocol with h11 lets apps answer it, and fails then.
 - A client that closes its side behind the request: it gets its answer. uvicorn drops it.
 
 A client that has closed its side may be gone. If so its kernel answers what is sent with a reset. A Unix
@@ -27,19 +28,20 @@ from typing import Any
 
 import httptools
 
+from ostler.workers.asgi.refusals import INVALID, MOST_LINE, is_busy
+
 # Seconds that a request may take for a client that has closed its side before it is checked that it is there.
 _ASK_AFTER = 3.0
 # Seconds between the probes of TCP's keep-alive.
 _PROBES = 10
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_INVALID = "Invalid HTTP request received."
 
 
 def tolerant(protocol: type[Any]) -> type[Any]:
     """uvicorn's HTTP protocol, the one with httptools or the one with h11, which serves such requests.
 
     With httptools, its subclass in `memory_bounds`, which gives it the bytes, calls `check_expectation` and
-    `serve_without_upgrade`.
+    `serve_without_upgrade`. For `head` see `refusals.reporting`.
 
     Attributes:
         half_closed: since when the client's side is closed (the loop's time); 0: it is open.
@@ -53,7 +55,7 @@ def tolerant(protocol: type[Any]) -> type[Any]:
 
         def _should_upgrade_to_ws(self) -> bool:
             # uvicorn asks only if the request wants to be upgraded to a websocket.
-            return super()._should_upgrade_to_ws() and _is_handshake(self.scope) and not _is_busy(self)
+            return super()._should_upgrade_to_ws() and _is_handshake(self.scope) and not is_busy(self)
 
         def _unsupported_upgrade_warning(self) -> None:
             if self.ws_protocol_class is None and self._get_upgrade() == b"websocket":
@@ -61,9 +63,13 @@ def tolerant(protocol: type[Any]) -> type[Any]:
 
         # -- invalid requests ----------------------------------------------------------------------------
 
+        def is_answered(self) -> bool:
+            """Whether what is invalid belongs to a request whose answer has begun, or was given."""
+            return is_busy(self) and bool(self.cycle.response_started)
+
         def send_400_response(self, msg: str) -> None:
-            if _is_busy(self) and self.cycle.response_started:
-                self.transport.close()  # it would become a part of the answer that has begun
+            if self.is_answered():
+                self.transport.close()
             else:
                 super().send_400_response(msg)
 
@@ -72,7 +78,7 @@ def tolerant(protocol: type[Any]) -> type[Any]:
         def eof_received(self) -> bool:
             """Whether the connection is to stay open, although nothing more will come by it."""
             cycle = self.cycle
-            if not _is_busy(self) or cycle.more_body or getattr(cycle, "endless", False):
+            if not is_busy(self) or cycle.more_body or getattr(cycle, "endless", False):
                 return False
             if self.scheme == "https" or _is_gone(self.transport):
                 return False
@@ -83,7 +89,7 @@ def tolerant(protocol: type[Any]) -> type[Any]:
 
         def end_after_last(self) -> None:
             """Close the connection behind the last answer; called again whenever there are more requests."""
-            if _is_busy(self):
+            if is_busy(self):
                 self.cycle.keep_alive = False
 
         def look_for_client(self) -> None:
@@ -124,8 +130,8 @@ def _with_httptools(protocol: type[Any]) -> type[Any]:
             """Have the head parsed once more, without its `Upgrade`; the body is for the same parser."""
             scope, headers = self.scope, self.headers
             if scope["method"] == "CONNECT":
-                self.logger.warning(_INVALID)
-                self.send_400_response(_INVALID)
+                self.logger.warning(INVALID)
+                self.send_400_response(INVALID)
                 return
             self._unsupported_upgrade_warning()
             head = [f"{scope['method']} ".encode(), self.url, f" HTTP/{scope['http_version']}\r\n".encode()]
@@ -150,11 +156,24 @@ def _with_h11(protocol: type[Any]) -> type[Any]:
     import h11  # not in workers that read by httptools
 
     class TolerantH11(protocol):  # type: ignore[misc]
-        def send_400_response(self, msg: str) -> None:
-            if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-                super().send_400_response(msg)
+        def data_received(self, data: bytes) -> None:
+            if not self.conn.trailing_data[0]:
+                self.head = data[:MOST_LINE] if self.conn.their_state in (h11.IDLE, h11.DONE) else b""
+            super().data_received(data)
+
+        def _should_upgrade(self) -> bool:
+            # Whether uvicorn is to call `handle_websocket_upgrade` instead of the app.
+            return self.scope["method"] == "CONNECT" or super()._should_upgrade()
+
+        def handle_websocket_upgrade(self, event: Any) -> None:
+            if self.scope["method"] == "CONNECT":
+                self.logger.warning(INVALID)
+                self.send_400_response(INVALID)
             else:
-                self.transport.close()  # the answer was given, or has begun
+                super().handle_websocket_upgrade(event)
+
+        def is_answered(self) -> bool:
+            return self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE)
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
@@ -177,11 +196,6 @@ def _is_handshake(scope: Any) -> bool:
             for name, value in scope["headers"]
         )
     )
-
-
-def _is_busy(protocol: Any) -> bool:
-    """Whether a request is not answered yet. The last one that came is answered last."""
-    return protocol.cycle is not None and not protocol.cycle.response_complete
 
 
 def _is_gone(transport: Any) -> bool:

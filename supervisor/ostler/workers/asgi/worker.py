@@ -48,6 +48,8 @@ from ostler.wsgi.interruption import QuitWorker
 
 # When draining begins, an idle connection is given this long to send a request that may be on its way.
 _DRAIN_IDLE = 0.5
+# And a head that has begun, as in the engines.
+_DRAIN_STALL = 5.0
 _DRAIN_POLL = 0.05
 # Of graceful_timeout, what is kept for the app's shutdown: a part, and no more than so many seconds.
 _SHUTDOWN_PART, _SHUTDOWN_MOST = 0.1, 1.0
@@ -115,6 +117,7 @@ class AsgiWorker(BaseWorker):
         self._state = uvicorn_setup.ServerState()
         self._lifespan = self._config.lifespan_class(self._config)
         self._limited = LimitedLog(context.log, loop.time)
+        report = refusals.Refusals(loop_slot, self._limited, context.access, self._flush_soon).report
         self._acceptor = AsgiAcceptor(
             loop,
             context.listeners,
@@ -124,10 +127,10 @@ class AsgiWorker(BaseWorker):
             loop_slot,
             context.log,
             self._limited,
+            report,
             self._protocol,
             self._state.connections,
         )
-        report = self._acceptor.refused
         tolerant = unusual_requests.tolerant(self._config.http_protocol_class)
         http = memory_bounds.bounded(refusals.reporting(tolerant, report), report)
         self._http = client_speed.measured(uvicorn_setup.count_ends(http, self._acceptor.lost), settings)
@@ -295,6 +298,8 @@ class AsgiWorker(BaseWorker):
         self._state.default_headers = date + self._config.encoded_headers
         self._acceptor.close_late(self._state.connections)
         self._acceptor.close_slow(self._state.connections)
+        for request in list(self._app.event_streams):
+            request.look_for_client()
         self._limited.report()
         if self._context.access is not None:
             self._context.access.flush()
@@ -350,10 +355,10 @@ class AsgiWorker(BaseWorker):
                     websockets += 1
                 elif cycle is not None and not cycle.response_complete:
                     idle_since.pop(connection, None)
-                elif not (self._hand_over and self._acceptor.hand_off(connection)) and (
-                    now - idle_since.setdefault(connection, now) > _DRAIN_IDLE
-                ):
-                    connection.shutdown()
+                elif not (self._hand_over and self._acceptor.hand_off(connection)):
+                    grace = _DRAIN_STALL if client_speed.has_begun(connection) else _DRAIN_IDLE
+                    if now - idle_since.setdefault(connection, now) > grace:
+                        connection.shutdown()
             if websockets:
                 # One line for all: their apps end by an exception each, which is no failure.
                 self._log.info("upgraded_closed", count=websockets, reason="the worker leaves")
