@@ -85,7 +85,8 @@ def token(place: Place) -> str:
 @pytest.mark.thorough
 def test_upgrade(place: Place, releases: Releases) -> None:
     """Under load, twice: another version in the next release, whose command is still followed afterwards."""
-    daemon = start(place, releases, "-w", "2")
+    # Clients that get no processor time for some seconds would find their idle connections closed.
+    daemon = start(place, releases, "-w", "2", "--keep-alive", "60")
     with Load(daemon.address, rate=100, connections=4) as client:
         client.wait_for(20)
         for name, version in (("2", "9.9.8"), ("3", "9.9.9")):
