@@ -8,7 +8,8 @@ Files that the configuration names are read after it.
 
 Variables control libraries that root runs (OPENSSL_CONF). So a file that others than root can write is read,
 and its variables are set, only when root's rights are given up. A file that root alone can write is read
-before, as the app's account need not be allowed to read it. If the app itself runs as root, there is a warning.
+before, as the app's account need not be allowed to read it. If the app itself runs as root, it gets a file of
+others as well, with a warning.
 """
 
 import os
@@ -86,9 +87,8 @@ class EnvironmentFiles:
                 self._keep(path, self._content(path, where), where)
                 if os.geteuid() == 0:
                     why = trust.shown(trust.writers(str(self._folder / path)))
-                    self.warnings.append(
-                        f"env_file ({where}): the app runs as root, though {why}; --user gives it fewer rights"
-                    )
+                    problem = f"the app runs as root, though {why}; --user gives it fewer rights"
+                    self.warnings.append(f"env_file ({where}): {problem}")
         self._set(paths)
 
     def _set(self, paths: Iterable[str]) -> None:
