@@ -6,7 +6,6 @@ import shutil
 import socket
 import ssl
 import subprocess
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -238,65 +237,6 @@ def test_hook_alone(
     assert daemon.ctl("upgrade", within=90).code == 0
     daemon.event("upgraded")
     assert daemon.status().listeners == [f"https://127.0.0.1:{daemon.port}"]
-
-
-def client_of(daemon: Daemon, context: ssl.SSLContext, sent: bytes) -> tuple[socket.socket, Any, Any, Any]:
-    """A connection after its handshake and `sent`, with what OpenSSL reads, writes and knows."""
-    received, to_send = ssl.MemoryBIO(), ssl.MemoryBIO()
-    tls = context.wrap_bio(received, to_send, server_hostname="localhost")
-    plain = socket.create_connection(daemon.address, PATIENCE)
-    while True:
-        try:
-            tls.do_handshake()
-            break
-        except ssl.SSLWantReadError:
-            plain.sendall(to_send.read())
-            received.write(plain.recv(65536))
-    tls.write(sent)
-    plain.sendall(to_send.read())
-    return plain, received, to_send, tls
-
-
-@pytest.mark.parametrize("by", ["close_notify", *thorough("FIN", "both")])
-@pytest.mark.parametrize(
-    ("worker_class", "app"),
-    [("asgi", "waiter"), *thorough(("uvicorn.workers.UvicornH11Worker", "waiter"), ("gthread", "plain"))],
-)
-def test_a_half_closed_client(
-    place: Place, authority: Authority, server: Certificate, worker_class: str, app: str, by: str
-) -> None:
-    """It gets the answer that was not there yet, whichever way it says that it sends no more."""
-    daemon = place.start("-k", worker_class, "--certfile", server.cert, "--keyfile", server.key, f"{app}:app")
-    sent = b"GET /gate/half HTTP/1.1\r\nHost: x\r\n\r\n"
-    client, received, to_send, tls = client_of(daemon, authority.client_context(), sent)
-    with client:
-        daemon.in_app("/gate/half")
-        if by != "FIN":
-            with pytest.raises(ssl.SSLWantReadError):
-                tls.unwrap()
-            client.sendall(to_send.read())
-        if by != "close_notify":
-            client.shutdown(socket.SHUT_WR)
-        (place.app_folder / "half.open").touch()
-        while data := client.recv(65536):
-            received.write(data)
-    answer = b""
-    with suppress(ssl.SSLError):  # the end, or the lack of one
-        while True:
-            answer += tls.read(65536)
-    assert answer.endswith(b"\r\n\r\nhalf passed")
-    assert daemon.events("uvicorn") == daemon.events("internal_error") == []
-
-
-def test_a_client_that_has_left(place: Place, authority: Authority, server: Certificate) -> None:
-    """An asgi app that waits for that is notified, although it looks half-closed at first."""
-    daemon = place.start("-k", "asgi", "--certfile", server.cert, "--keyfile", server.key, "waiter:app")
-    sent = b"GET /until-gone HTTP/1.1\r\nHost: x\r\n\r\n"
-    client, *_ = client_of(daemon, authority.client_context(), sent)
-    daemon.in_app("/until-gone")
-    client.close()
-    daemon.until((place.app_folder / "gone").exists, "the app was notified")
-    daemon.counted(requests=1, errors=0)
 
 
 @pytest.mark.thorough

@@ -14,8 +14,8 @@ A client that has closed its side may be gone. If so its kernel answers what is 
 socket says it at once, and an answer in parts shows it. Otherwise an interim answer is sent after a while,
 which any client of HTTP/1.1 skips. Where that is not possible TCP's keep-alive shows it, when the client's
 kernel has forgotten the connection (a minute, tcp_fin_timeout in tcp(7)). That of an event stream is taken
-for gone at once: nothing may be sent there for hours. Under TLS this needs asyncio's own loop
-(`tls_half_closed`).
+for gone at once: nothing may be sent there for hours. TLS connections can't be half-closed: asyncio does not
+support it.
 
 All is called by the loop's thread.
 """
@@ -28,7 +28,6 @@ from typing import Any
 
 import httptools
 
-from ostler.workers.asgi import tls_half_closed
 from ostler.workers.asgi.refusals import INVALID, MOST_LINE, is_busy
 
 # Seconds that a request may take for a client that has closed its side before it is checked that it is there.
@@ -81,9 +80,7 @@ def tolerant(protocol: type[Any]) -> type[Any]:
             cycle = self.cycle
             if not is_busy(self) or cycle.more_body or getattr(cycle, "endless", False):
                 return False
-            if self.scheme == "https" and not tls_half_closed.is_kept(self.transport):
-                return False
-            if _is_gone(self.transport):
+            if self.scheme == "https" or _is_gone(self.transport):
                 return False
             self.half_closed = self.loop.time()
             _keep_alive(self.transport)

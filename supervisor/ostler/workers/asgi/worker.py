@@ -30,7 +30,6 @@ from ostler.workers.asgi import (
     client_speed,
     memory_bounds,
     refusals,
-    tls_half_closed,
     tls_reading,
     unix_server,
     unusual_requests,
@@ -93,7 +92,6 @@ class AsgiWorker(BaseWorker):
         uvicorn_setup.drop_cycles_of_asyncio()
         if context.tls is not None:
             tls_reading.bound_reading()
-            tls_half_closed.keep()
         asyncio.set_event_loop(loop)
         accounting = context.accounting
         accounting.own_idents = True
