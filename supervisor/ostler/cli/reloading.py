@@ -4,20 +4,22 @@ The exit code is 0 only if the new generation serves (or the old one, if that wa
 """
 
 import click
+from click.core import ParameterSource
 
 from ostler.cli import output, waiting
 from ostler.cli.output import print_json, print_line
 from ostler.cli.progress import Meter, Roll
 from ostler.cli.target import Target, pass_target, with_target, with_timeout, with_waiting
 from ostler.control.client import Client
-from ostler.control.routes import ABORT_RELOAD, RELOAD, RELOAD_STATUS, ROLLBACK, STATUS, WORKERS
+from ostler.control.routes import ABORT_RELOAD, CONFIG, RELOAD, RELOAD_STATUS, ROLLBACK, STATUS, WORKERS
 from ostler.control.views import ReloadView, StatusView
 from ostler.errors import OstlerError
 
 _probation = click.option(
     "--wait-probation",
     is_flag=True,
-    help="Wait until the probation is over, too: a roll-back by then is a failure.",
+    help="Wait until the probation is over, too: a roll-back by then is a failure. Without --timeout "
+    "the probation is waited for in any case.",
 )
 
 
@@ -93,6 +95,8 @@ def _follow(
     with roll:
         view = waiting.reloaded(client, generation, roll, limit)
     if wait_probation and view.phase == "done":
+        if click.get_current_context().get_parameter_source("timeout") is ParameterSource.DEFAULT:
+            limit.extend(_probation_seconds(client))
         with Meter("probation", wanted=not target.json):
             view = waiting.probation_over(client, generation, limit)
     if target.json:
@@ -100,6 +104,13 @@ def _follow(
     check_reload(view, generation)
     if not target.json:
         output.print_reload(view, before, client.call(STATUS))
+
+
+def _probation_seconds(client: Client) -> float:
+    """How long the current generation is on probation at most."""
+    values = {setting.name: setting.value for setting in client.call(CONFIG).settings}
+    seconds = values.get("probation")
+    return float(seconds) if isinstance(seconds, int | float) else 0.0
 
 
 def _abort(target: Target, client: Client, timeout: float, no_wait: bool) -> None:

@@ -44,6 +44,11 @@ class WaitLimit:
         self._degraded_since: float | None = None
         self._health = ""
 
+    def extend(self, seconds: float) -> None:
+        """Wait longer."""
+        self._seconds += seconds
+        self._end += seconds
+
     def left(self) -> float:
         """Seconds."""
         return max(0.0, self._end - self._clock())

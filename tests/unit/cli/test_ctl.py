@@ -14,7 +14,8 @@ import pytest
 
 from ostler.cli import ctl, output, progress, waiting
 from ostler.control import client, sockets
-from ostler.control.routes import RELOAD
+from ostler.control.client import Client
+from ostler.control.routes import RELOAD, RELOAD_STATUS
 from ostler.control.views import (
     ChangeView,
     ConfigView,
@@ -753,6 +754,23 @@ def test_json_does_not_load_rich(daemon: Served) -> None:
     argv = [sys.executable, "-c", script, "--socket", str(daemon.path), "scale", "+1", "--json"]
     done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=20)
     assert done.stdout.endswith("False\n")
+
+
+def test_a_probation_is_waited_for(daemon: Served, run: Ctl, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be longer than the time-out that counts if none is given, but not than one that is."""
+    left: list[float] = []
+
+    def probation_over(client: Client, _generation: int, limit: waiting.WaitLimit) -> ReloadView:
+        left.append(limit.left())
+        return client.call(RELOAD_STATUS)
+
+    monkeypatch.setattr(waiting, "probation_over", probation_over)
+    assert run("reload", "--wait-probation").code == 0
+    assert run("wait", "--wait-probation").code == 0
+    assert run("wait", "--wait-probation", "--timeout", "100").code == 0
+    assert left[0] > 600
+    assert left[1] > 600
+    assert left[2] <= 100
 
 
 def in_a_terminal(daemon: Served, *args: str, **environ: str) -> tuple[str, bytes]:

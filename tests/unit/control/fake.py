@@ -252,6 +252,7 @@ class FakeBackend:
                 SettingView("workers", 3, "command line", "live"),
                 SettingView("bind", ["127.0.0.1:8000"], "default", "restart"),
                 SettingView("pidfile", None, "default", "restart"),
+                SettingView("probation", 600.0, "default", "live"),
             ],
         )
 
