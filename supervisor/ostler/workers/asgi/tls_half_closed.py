@@ -20,7 +20,8 @@ def keep() -> None:
     def call_eof_received_once(self: Any) -> None:
         if self._app_state is not states.AppProtocolState.STATE_CON_MADE:
             return
-        app, asked = self._app_protocol, []
+        app = self._app_protocol
+        asked: list[Any] = []
         # Given to asyncio's own method, which handles exceptions, and warns of what returns true.
         self._app_protocol = _Asking(app, asked)
         try:
