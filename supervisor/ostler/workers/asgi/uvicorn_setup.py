@@ -5,7 +5,7 @@ import logging
 import traceback
 from collections.abc import Callable
 from types import GeneratorType
-from typing import Any
+from typing import Any, cast
 
 from ostler.errors import SettingError
 from ostler.logs.limiter import LimitedLog
@@ -90,7 +90,7 @@ def as_asgi3(app: Any) -> App:
 
 def limited(app: App, most: int, connections: set[Any]) -> App:
     """uvicorn's `limit_concurrency`. It answers before it calls the app: nothing would count or log that."""
-    calls = 0
+    calls, answer = 0, cast("App", service_unavailable)
 
     async def call(scope: Scope, receive: Receive, send: Send) -> None:
         nonlocal calls
@@ -98,7 +98,7 @@ def limited(app: App, most: int, connections: set[Any]) -> App:
             await app(scope, receive, send)
         elif scope["type"] == "http" and (len(connections) >= most or calls >= most):
             logging.getLogger(_LOGGER).warning("Exceeded concurrency limit.")
-            await service_unavailable(scope, receive, send)
+            await answer(scope, receive, send)
         else:
             calls += 1
             try:
