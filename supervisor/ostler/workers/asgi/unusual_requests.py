@@ -166,7 +166,7 @@ def _with_h11(protocol: type[Any]) -> type[Any]:
 
         def _should_upgrade(self) -> bool:
             # Whether uvicorn is to call `handle_websocket_upgrade` instead of the app.
-            return self.scope["method"] == "CONNECT" or super()._should_upgrade()
+            return self.scope["method"] == "CONNECT" or bool(super()._should_upgrade())
 
         def handle_websocket_upgrade(self, event: Any) -> None:
             if self.scope["method"] == "CONNECT":
