@@ -443,6 +443,9 @@ class MyWorker(UvicornWorker):
     def notify(self):
         pass
 
+class Limited(UvicornWorker):
+    CONFIG_KWARGS = {"limit_concurrency": 1}
+
 class Strange(UvicornWorker):
     CONFIG_KWARGS = {"no_such": 1}
 """,
@@ -452,6 +455,9 @@ class Strange(UvicornWorker):
     assert (answer.text, answer.headers["x-own"]) == ("None", "yes"), "there was no startup"
     assert "only CONFIG_KWARGS counts" in daemon.log.read_text()
     assert daemon.status().threads == 1
+    limited = place.start("-k", "own.Limited", "waiter:app")
+    assert limited.get("/").status == 503
+    limited.counted(requests=1, errors=1)
     refused = place.run("-k", "own.Strange", "-b", "127.0.0.1:0", "waiter:app")
     assert refused.code == 1
     assert "no_such" in refused.err

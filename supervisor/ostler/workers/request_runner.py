@@ -200,6 +200,8 @@ class WsgiRunner:
                 ):
                     slot.waited(waited)
                     if 0 < self._queue_timeout < waited:
+                        if upgrade is not None:
+                            upgrade.socket.withdraw()
                         if self._answer_503(connection, slot, request, exchange, environ):
                             if upgrade is not None:
                                 app, upgrade = self._app, None

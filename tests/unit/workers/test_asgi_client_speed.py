@@ -153,7 +153,7 @@ def test_one_look_at_a_time() -> None:
     loop: Any = Loop()
     unused: Any = None
     settings = Settings(worker_connections=1)
-    acceptor = AsgiAcceptor(loop, [], None, None, settings, unused, unused, unused, unused, set())
+    acceptor = AsgiAcceptor(loop, [], None, None, settings, *[unused] * 5, set())
     acceptor._wanted, acceptor.count = True, 1
     for _ in range(10):
         acceptor._look_for_room_in(0.0)

@@ -1,5 +1,6 @@
 """Requests that offer an upgrade, and apps that take their connections."""
 
+import gc
 import select
 import selectors
 import socket
@@ -93,6 +94,25 @@ def test_who_gets_a_socket(bench: Make, request_: bytes, offered: bool) -> None:
 
     bench(app).run(request_)
     assert seen == [offered]
+
+
+def test_nothing_is_left_of_an_offer(bench: Make) -> None:
+    """Neither if the app leaves it alone nor if the request has waited too long for the app to be called: not
+    even what only the garbage collector would find.
+    """
+    gc.collect()
+    gc.disable()
+    try:
+        assert bench(hello).run(OFFER).startswith(b"HTTP/1.1 200 ")
+        late = bench(hello, queue_timeout=0.005)
+        late.client.sendall(OFFER)
+        assert late.pieces.receive(late.connection)
+        time.sleep(0.01)  # what is measured is time
+        late.pieces.parts.runner.run(late.connection, late.pieces.slot, 0)
+        assert received(late.client).startswith(b"HTTP/1.1 503 ")
+        assert [each for each in gc.get_objects() if isinstance(each, AppSocket)] == []
+    finally:
+        gc.enable()
 
 
 def test_a_body_that_is_still_coming(bench: Make) -> None:

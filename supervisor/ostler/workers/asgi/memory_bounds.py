@@ -94,8 +94,8 @@ def bounded(protocol: type[Any], report: Report) -> type[Any]:
                 except HttpParserUpgrade as upgrade:
                     end = at + upgrade.args[0]  # what is behind the head belongs to the body
                     self.serve_without_upgrade()
-                most = MOST_HEAD if self._in_head else _MOST_TRAILERS
-                if self._unparsed > most and not self.transport.is_closing():
+                size = self._unparsed  # 0 behind nearly every piece
+                if size > _MOST_TRAILERS and (size > MOST_HEAD or not self._in_head):
                     self._refuse_head()
                 if not self._is_held:
                     at = end
@@ -114,7 +114,7 @@ def bounded(protocol: type[Any], report: Report) -> type[Any]:
             return super().is_answered() or not (self._in_head or is_busy(self))
 
         def _refuse_head(self) -> None:
-            if self._holds():
+            if self.transport.is_closing() or self._holds():
                 return
             size = 0
             if self._in_head:

@@ -173,7 +173,7 @@ def _with_h11(protocol: type[Any]) -> type[Any]:
                 super().handle_websocket_upgrade(event)
 
         def is_answered(self) -> bool:
-            return self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE)
+            return bool(self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE))
 
         def on_response_complete(self) -> None:
             super().on_response_complete()

@@ -5,7 +5,7 @@ import logging
 import traceback
 from collections.abc import Callable
 from types import GeneratorType
-from typing import Any
+from typing import Any, cast
 
 from ostler.errors import SettingError
 from ostler.logs.limiter import LimitedLog
@@ -16,13 +16,14 @@ try:
     import uvicorn
     import uvicorn.server
     from uvicorn.middleware.asgi2 import ASGI2Middleware
+    from uvicorn.protocols.http.flow_control import service_unavailable
 except ImportError as error:
     raise SettingError("worker_class", f"asgi needs uvicorn: pip install 'ostler[asgi]' ({error})") from None
 
 from ostler.text import trace_of
 from ostler.workers import app_kind
 from ostler.workers.asgi.app import AsgiApp
-from ostler.workers.asgi.interface import App
+from ostler.workers.asgi.interface import App, Receive, Scope, Send
 from ostler.workers.asgi.memory_bounds import MOST_HEAD
 from ostler.workers.asgi.proxies import BehindProxies
 from ostler.workers.asgi.refusals import INVALID
@@ -33,7 +34,7 @@ _OURS = frozenset(
     "app host port uds fd workers reload reload_dirs reload_delay reload_includes reload_excludes "
     "limit_max_requests limit_max_requests_jitter callback_notify timeout_notify timeout_worker_healthcheck "
     "timeout_graceful_shutdown interface factory ssl_keyfile ssl_certfile ssl_keyfile_password ssl_version "
-    "ssl_cert_reqs ssl_ca_certs ssl_ciphers ssl_context_factory".split()
+    "ssl_cert_reqs ssl_ca_certs ssl_ciphers ssl_context_factory limit_concurrency".split()
 )
 _LOGGER = "uvicorn.error"
 _LEVELS = {logging.ERROR: "error", logging.WARNING: "warning"}
@@ -85,6 +86,27 @@ def as_asgi3(app: Any) -> App:
     """The app in the shape that ASGI has since its version 3."""
     kinds = app_kind.kinds(app)
     return ASGI2Middleware(app) if "asgi2" in kinds and "asgi3" not in kinds else app  # type: ignore[return-value]
+
+
+def limited(app: App, most: int, connections: set[Any]) -> App:
+    """uvicorn's `limit_concurrency`. It answers before it calls the app: nothing would count or log that."""
+    calls, answer = 0, cast("App", service_unavailable)
+
+    async def call(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal calls
+        if scope["type"] == "lifespan":
+            await app(scope, receive, send)
+        elif scope["type"] == "http" and (len(connections) >= most or calls >= most):
+            logging.getLogger(_LOGGER).warning("Exceeded concurrency limit.")
+            await answer(scope, receive, send)
+        else:
+            calls += 1
+            try:
+                await app(scope, receive, send)
+            finally:
+                calls -= 1
+
+    return call
 
 
 def count_ends(protocol: type[Any], lost: Callable[[Any], None]) -> type[Any]:

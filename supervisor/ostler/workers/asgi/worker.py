@@ -101,6 +101,9 @@ class AsgiWorker(BaseWorker):
         unix = [listener for listener in context.listeners if listener.family == socket.AF_UNIX]
         if unix:
             app = unix_server.from_host(app, os.fsdecode(unix[0].getsockname()))
+        self._state = uvicorn_setup.ServerState()
+        if (most := self.config_kwargs.get("limit_concurrency")) is not None:
+            app = uvicorn_setup.limited(app, most, self._state.connections)
         self._app = AsgiApp(
             app,
             settings,
@@ -114,7 +117,6 @@ class AsgiWorker(BaseWorker):
             self._flush_soon,
         )
         self._config = uvicorn_setup.make_config(self._app, settings, self.config_kwargs, bool(unix))
-        self._state = uvicorn_setup.ServerState()
         self._lifespan = self._config.lifespan_class(self._config)
         self._limited = LimitedLog(context.log, loop.time)
         report = refusals.Refusals(loop_slot, self._limited, context.access, self._flush_soon).report
