@@ -15,7 +15,7 @@ import msgspec
 from ostler.ipc.channel import LINE_LIMIT, TRACEBACK_LIMIT
 from ostler.settings.load import Loaded
 
-VERSION = 11
+VERSION = 12
 
 MOST_LINES = 100
 MOST_NAMES = 2000
@@ -223,12 +223,15 @@ class Watch(_Message, frozen=True):
     """Reload when one of these changes: what was loaded, or could not be.
 
     files: absolute paths; folders: where the app's templates may be; since: when they began to be read
-    (time.time()): what was written later may be newer than what was loaded.
+    (time.time()): what was written later may be newer than what was loaded; 0 for files that were not there;
+    written: files that the process
+    writes itself, which do not reload.
     """
 
     files: Paths
     folders: Paths = []
     since: Time = 0.0
+    written: Paths = []
 
 
 class AppBroken(_Message, frozen=True):
