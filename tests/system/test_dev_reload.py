@@ -53,30 +53,31 @@ def test_saved(place: Place, more: list[str]) -> None:
 
 
 def test_ways_to_write(place: Place) -> None:
-    """In place, by a temporary file and rename, removed and written again, touched: each is one reload."""
+    """In place, by a temporary file and rename, removed and written again: each reloads. To touch the file,
+    or to write the same again, does not.
+    """
     path = place.add("page.py", page("one"))
     daemon = dev(place)
-    generation = 1
 
-    def one_more() -> None:
-        nonlocal generation
-        generation += 1
-        daemon.event("reload_done", generation=generation)
+    def served(text: str) -> None:
+        answers(daemon, text)
+        daemon.until(lambda: daemon.status().state == "ready", "the reload has ended")
 
     path.write_text(page("in place"))
-    answers(daemon, "in place")
-    one_more()
+    served("in place")
     place.add("page.py", page("renamed"))
-    answers(daemon, "renamed")
-    one_more()
+    served("renamed")
     path.unlink()
     path.write_text(page("written again"))
-    answers(daemon, "written again")
-    one_more()
+    served("written again")
+    before = len(daemon.events("reload"))
     path.touch()
-    one_more()
+    place.add("page.py", page("written again"))
+    path.chmod(0o600)
+    place.add("page.py", page("last"))
+    served("last")
     assert daemon.events("app_broken") == []
-    assert len(daemon.events("reload")) == 4
+    assert len(daemon.events("reload")) == before + 1
 
 
 @pytest.mark.thorough
@@ -186,6 +187,78 @@ def test_templates_and_extra_files(place: Place) -> None:
         assert daemon.event("reload", generation=number)["by"] == f"file {name} changed"
         daemon.event("reload_done", generation=number)
     assert len(daemon.events("configuration")) == 1
+
+
+WRITER = """
+import os
+import time
+from pathlib import Path
+Path("made.py").write_text(f"value = {time.time_ns()}")
+draft = f"templates/draft{os.getpid()}.html"
+Path(draft).write_text(str(time.time_ns()))
+os.replace(draft, "templates/made.html")
+with open("data/log", "a") as log:
+    print(os.getpid(), file=log)
+import made
+text = b"one"
+def app(environ, start_response):
+    Path("templates/asked.html").write_text(environ["QUERY_STRING"])
+    start_response("200 OK", [])
+    return [text]
+"""
+
+
+@pytest.mark.parametrize(
+    "more", [[], *thorough(["--preload"], ["-w", "3", "--threads", "2"], ["-k", "gevent"])]
+)
+def test_app_that_writes_watched_files(place: Place, more: list[str]) -> None:
+    """What the app writes itself, when it is loaded or asked, causes no reload: neither modules nor templates
+    nor extra files. One line names each file. Edits of other files reload.
+    """
+    place.add("templates/base.html", "a")
+    place.add("data/words", "a")
+    place.add("page.py", WRITER)
+    daemon = dev(place, "--reload-extra-file=data", *more)
+    for number in range(1, 4):
+        for query in ("x=1", "x=2"):
+            assert daemon.get(f"/?{query}").status == 200
+        text = f"text {number}"
+        place.add("page.py", WRITER.replace("one", text))
+        answers(daemon, text)
+        daemon.event("reload_done", generation=number + 1)
+    place.add("templates/base.html", "b")
+    daemon.event("reload_done", generation=5)
+    by = [event["by"] for event in daemon.events("reload")]
+    assert by == [*["file page.py changed"] * 3, "file templates/base.html changed"]
+    problems = [event["problem"] for event in daemon.events("configuration")]
+    assert all("the app itself writes" in problem for problem in problems)
+    assert len(problems) == len(set(problems))
+    assert any("made.py" in problem for problem in problems)
+
+
+@pytest.mark.thorough
+def test_program_that_writes_watched_files(place: Place) -> None:
+    """A program that the app starts while it is loaded, and that writes a template which differs each time:
+    reloads end, with a line that says so, and edits have their effect.
+    """
+    place.add("templates/base.html", "a")
+    source = (
+        "import subprocess\n"
+        "subprocess.run('date +%s.%N > templates/made.html', shell=True, check=True)\n" + page("one")
+    )
+    place.add("page.py", source)
+    daemon = dev(place)
+
+    def left_out() -> bool:
+        return any("left out" in event["problem"] for event in daemon.events("configuration"))
+
+    daemon.until(left_out, "it is left out")
+    daemon.settled(1)
+    before = len(daemon.events("reload"))
+    place.add("page.py", source.replace("one", "two"))
+    answers(daemon, "two")
+    daemon.event("reload_done", generation=before + 2)
+    assert len(daemon.events("reload")) == before + 1
 
 
 BROKEN = {

@@ -116,7 +116,7 @@ class Daemon:
         self._forwarder = LogForwarder(shell.ports, self._listeners)
         self._own_settings = OwnSettings(request, self._journal, self._forwarder)
         set_handler(self._forwarder.take)
-        self._watcher = FileWatcher(shell.submit, self._journal)
+        self._watcher = FileWatcher(shell.submit, self._journal, self._is_reloading)
         self._deadlines = DeadlineSensor(
             shell.ports, shell.configurations, self._scoreboard, shell.overdue.report_blocked
         )
@@ -206,7 +206,12 @@ class Daemon:
             self._start_task(self._start_control(loaded))
         self._watcher.configure(loaded.settings)
 
+    def _is_reloading(self) -> bool:
+        reload = self._shell.state.reload
+        return reload is not None and reload.running
+
     def _on_reload_ended(self, generation: int) -> None:
+        self._watcher.reload_ended()
         self._observer.reloads.on_ended(generation)
         self._follow_settings()
 

@@ -153,7 +153,7 @@ class Preparation:
                 # Imported only if it is used, to save memory.
                 from ostler.workers.development import Development
 
-                self._development = Development(self._channel.send)
+                self._development = Development(self._channel.send, loaded.settings)
         except (OstlerError, AppLoadError) as error:
             problem, invalid = str(error), isinstance(error, InvalidValue)
             if loaded is None or ask.cause != "check":
@@ -167,6 +167,7 @@ class Preparation:
         )
         if self._development is not None:
             self._development.report_configuration(loaded.config, ask, loaded.settings)
+            self._development.report_writes()
         return True
 
     def _read(self, ask: messages.Configure) -> tuple[Loaded, list[str], configfile.ConfigFile | None]:

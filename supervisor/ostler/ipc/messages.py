@@ -226,12 +226,15 @@ class Watch(_Message, frozen=True):
     """Reload when one of these changes: what was loaded, or could not be.
 
     files: absolute paths; folders: where the app's templates may be; since: when they began to be read
-    (time.time()): what was written later may be newer than what was loaded.
+    (time.time()): what was written later may be newer than what was loaded; 0 for files that were not there;
+    written: files that the process
+    writes itself, which do not reload.
     """
 
     files: Paths
     folders: Paths = []
     since: Time = 0.0
+    written: Paths = []
 
 
 class AppBroken(_Message, frozen=True):

@@ -123,7 +123,9 @@ class AppBoot:
         # Imported only here, as below: without the setting its module takes no memory.
         from ostler.workers.development import Development
 
-        return Development(self._send)
+        development = Development(self._send, self._settings)
+        development.report_writes()
+        return development
 
     def _spew(self) -> None:
         from ostler.workers.spew import spew

@@ -12,11 +12,13 @@ from ostler.ipc import messages
 from ostler.ipc.channel import line, shorten
 from ostler.settings.pastefile import file_name
 from ostler.settings.table import Settings
+from ostler.workers import written_files
 from ostler.workers.base import BaseWorker
 from ostler.workers.load_error_page import AsgiErrorPage, ErrorPage, Failure
 from ostler.workers.load_errors import AppLoadError
 from ostler.workers.loaded_files import WatchReporter, of_failure
 from ostler.workers.loader import load
+from ostler.workers.written_files import WriteReporter
 from ostler.wsgi.exchange import App
 
 
@@ -27,9 +29,13 @@ class Development:
         send: sends a message to the supervisor; also called in another thread.
     """
 
-    def __init__(self, send: Callable[[messages.Watch | messages.AppBroken], None]) -> None:
+    def __init__(
+        self, send: Callable[[messages.Watch | messages.AppBroken], None], settings: Settings
+    ) -> None:
         self._send = send
         self._reporter = WatchReporter(send)
+        extra = settings.reload_extra_files
+        self._writes = WriteReporter(self._send_written, extra, self._reporter.reported)
 
     def report_configuration(self, name: str | None, ask: messages.Configure, settings: Settings) -> None:
         """Report the file of the configuration `name`, what it has imported, and the files of `env_file`."""
@@ -38,6 +44,10 @@ class Development:
         if settings.paste:
             files.append(file_name(settings.paste))
         self._reporter.report(os.path.abspath(file) for file in files)  # noqa: PTH100
+
+    def report_writes(self) -> None:
+        """From now on report what the app writes, too."""
+        self._writes.start()
 
     def load(
         self,
@@ -73,3 +83,7 @@ class Development:
     def stop(self) -> None:
         """Stop reporting."""
         self._reporter.stop()
+        written_files.stop()
+
+    def _send_written(self, paths: list[str]) -> None:
+        self._send(messages.Watch([], written=paths))

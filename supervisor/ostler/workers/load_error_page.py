@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any, Self
 
+from ostler.settings.watched import is_installed
 from ostler.workers.load_errors import AppLoadError
-from ostler.workers.loaded_files import is_foreign, is_installed
+from ostler.workers.loaded_files import is_foreign
 
 # Lines shown before and after the failing one.
 _AROUND = 5

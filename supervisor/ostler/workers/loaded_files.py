@@ -17,6 +17,7 @@ from typing import NamedTuple, TypeGuard
 import ostler
 from ostler.ipc import messages
 from ostler.osapi import original
+from ostler.settings.watched import is_installed
 from ostler.text import frames_of
 from ostler.workers.loader import attributes
 
@@ -39,11 +40,6 @@ class Sources(NamedTuple):
 
     files: list[str]
     folders: list[str]
-
-
-def is_installed(path: str) -> bool:
-    """Whether a file belongs to an installed package."""
-    return "/site-packages/" in path or "/dist-packages/" in path
 
 
 def is_foreign(path: str) -> bool:
@@ -149,16 +145,27 @@ def _batches(paths: Iterable[str]) -> Iterator[list[str]]:
         yield batch
 
 
+def _parted(files: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Those that are there, and the others."""
+    parts: tuple[list[str], list[str]] = ([], [])
+    for file in files:
+        parts[not os.path.exists(file)].append(file)  # noqa: PTH110
+    return parts
+
+
 class WatchReporter:
     """Reports which files this process has loaded, each file once.
 
     Args:
         send: sends a message; also called in a thread of this class.
+
+    Attributes:
+        reported: paths of files and folders.
     """
 
     def __init__(self, send: Callable[[messages.Watch], None]) -> None:
         self._send = send
-        self._reported: set[str] = set()
+        self.reported: set[str] = set()
         self._count = 0
         self._since = time.time()
         self._running = original.Lock()  # held while the thread runs
@@ -173,14 +180,17 @@ class WatchReporter:
         modules = list(sys.modules.items())
         self._count = len(modules)
         found = sources(modules)
-        folders = [folder for folder in found.folders if folder not in self._reported]
-        files = [file for file in dict.fromkeys((*found.files, *more)) if file not in self._reported]
+        folders = [folder for folder in found.folders if folder not in self.reported]
+        files = [file for file in dict.fromkeys((*found.files, *more)) if file not in self.reported]
         files = list(filter(is_path, files))
         folders = list(filter(is_path, folders))
-        self._reported.update(files, folders)
+        self.reported.update(files, folders)
         remove_bytecode(files, since)
-        for some_files, some_folders in zip_longest(_batches(files), _batches(folders)):
+        there, missing = _parted(files)
+        for some_files, some_folders in zip_longest(_batches(there), _batches(folders)):
             self._send(messages.Watch(some_files or [], some_folders or [], since))
+        for some_files in _batches(missing):
+            self._send(messages.Watch(some_files))
 
     def keep_reporting(self) -> None:
         """Report newly imported modules, in a thread, until `stop`. Raises RuntimeError without a thread."""

@@ -15,7 +15,8 @@ from typing import Any
 
 from ostler.logs.worker_log import Log
 from ostler.settings.table import Settings
-from ostler.workers.loaded_files import is_foreign, is_installed
+from ostler.settings.watched import is_installed
+from ostler.workers.loaded_files import is_foreign
 
 Trace = Callable[[FrameType, str, Any], "Trace | None"]
 

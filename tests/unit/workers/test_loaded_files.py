@@ -102,6 +102,8 @@ def test_reports_each_once(here: Path) -> None:
     assert max(len(msgspec.msgpack.encode(message)) for message in reported) < 100_000
     assert [file for message in reported for file in message.files][-2000:] == more
     assert all(message.since <= began for message in reported)
+    missing = [message for message in reported if message.files and message.files[-1] in more]
+    assert {message.since for message in missing} == {0.0}
     reported.clear()
     reporter.report(more)
     assert reported == []

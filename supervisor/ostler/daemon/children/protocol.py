@@ -61,7 +61,8 @@ FORK_SERVER: _Table = {
         messages.Watch: ChildPhase.FORKING,
         messages.AppBroken: ChildPhase.FORKING,
     },
-    ChildPhase.FAILED: {},
+    # The app's own functions may write files until the end of the process.
+    ChildPhase.FAILED: {messages.Watch: ChildPhase.FAILED},
 }
 
 

@@ -1,9 +1,12 @@
 """Watches the app's files while it is being written (`reload`).
 
-Fork servers and workers report which files they have loaded. The kernel reports in which folders something
-has happened, which only triggers a check: a file has changed if its inode, size or time of change differs
-from the last check. So no change is missed while watches are being replaced, editors may write a file in any
-way, and changes of files that are not loaded have no effect.
+Fork servers and workers report which files they have loaded, and which they write. The kernel reports in
+which folders something has happened, which only triggers a check of all files (`check`): a file has changed
+if its content differs from the last check. So no change is missed while watches are being replaced, editors
+may write a file in any way, and changes of files that are not loaded have no effect.
+
+What the app writes itself does not reload it. Its processes report that before they write, so their messages
+are read between a check and what follows from it.
 
 Folders are watched, each by itself, rather than files: there are fewer of them, and a file that an editor
 replaces stays in its folder.
@@ -12,42 +15,45 @@ replaces stays in its folder.
 import asyncio
 import glob
 import os
+import threading
 import time
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import TYPE_CHECKING, TypeVar
 
-from ostler.daemon.file_watching.files import (
-    Signature,
-    Survey,
-    existing,
-    fixed_part,
-    inode,
-    is_template,
-    put_there,
-    signature,
-    survey,
-)
+from ostler.daemon.file_watching.check import Outcome, Request, check
+from ostler.daemon.file_watching.contents import Seen
+from ostler.daemon.file_watching.repeated_changes import RepeatedChanges
 from ostler.daemon.reporting.journal import Journal
 from ostler.fleet import events
 from ostler.ipc import messages
 from ostler.settings.table import Settings
+from ostler.settings.watched import is_template
+from ostler.text import name_and_text
 
 if TYPE_CHECKING:
     from watchfiles import Change
 
 # Milliseconds without a change after which those before it are looked at, and the most to wait for that.
 _STEP, _DEBOUNCE = 20, 400
-# Seconds between two looks where the kernel does not report changes.
+# Seconds between two checks where the kernel does not report changes.
 _POLL = 0.5
-# Seconds until a file that was removed counts as changed: it may be about to be written again.
-_GONE = 0.1
-# Seconds until the kernel's watch is set up for sure; changes before that are found by a look.
+# A file that was removed or emptied may be about to be written: how many seconds to wait before it is looked
+# at again, and how often.
+_GONE, _GONE_TIMES = 0.1, 3
+# Seconds until the kernel's watch is set up for sure; changes before that are found by a check.
 _SETTLED = 0.05
 # Files and folders that the processes of a generation may report.
-_MOST_FILES, _MOST_ROOTS = 20_000, 250
-# The share of the time that looks may take, and how many seconds of pauses they may leave out before there is
-# one.
+_MOST_FILES, _MOST_ROOTS, _MOST_WRITTEN = 20_000, 250, 2_000
+# Lines about files that the app writes, at most.
+_MOST_WARNINGS = 100
+# The share of the time that checks may take, and how many seconds of pauses they may leave out before there
+# is one.
 _SHARE, _CREDIT = 0.1, 0.2
+# Passes of the event loop after which what was sent before a check has been read.
+_PASSES = 3
+
+Result = TypeVar("Result")
 
 
 class FileWatcher:
@@ -56,33 +62,40 @@ class FileWatcher:
     Args:
         submit: takes the fleet's events.
         journal: for warnings.
+        reloading: whether a reload is running.
     """
 
-    def __init__(self, submit: Callable[[events.Event], object], journal: Journal) -> None:
+    def __init__(
+        self, submit: Callable[[events.Event], object], journal: Journal, reloading: Callable[[], bool]
+    ) -> None:
         self._submit = submit
         self._journal = journal
+        self._reloading = reloading
         self._on = False
         self._engine = "auto"
-        # Looks from time to time, because of the settings or because the kernel refuses to report changes.
+        # Checks from time to time, because of the settings or because the kernel refuses to report changes.
         self._polls = False
         self._extra: tuple[str, ...] = ()
         self._warned: set[str] = set()
         self._files: dict[int, set[str]] = {}
         self._folders: dict[int, set[str]] = {}
-        # All files that count, as of the last look.
-        self._known: dict[str, Signature] = {}
+        self._written: dict[int, set[str]] = {}
+        # All files that count, as of the last check, and those that counted earlier.
+        self._known: dict[str, Seen] = {}
+        self._dropped: dict[str, Seen] = {}
         # Generations of which it was logged that their app can't be loaded.
         self._broken: set[int] = set()
-        self._task: asyncio.Task[None] | None = None
-        self._confirming: asyncio.TimerHandle | None = None
-        # Files that were reported and not looked at yet, with the time at which they were read.
+        self._repeated = RepeatedChanges()
+        self._tasks: list[asyncio.Task[None]] = []
+        # A check is due, and how many have been done.
+        self._due = asyncio.Event()
+        self._checks = 0
+        # Files that were reported and not checked yet, with the time at which they were read; see `Request`.
         self._reported: dict[str, float] = {}
-        self._gathering: asyncio.TimerHandle | None = None
-        # When looks will have taken no more than their share of the time.
+        # When checks will have taken no more than their share of the time.
         self._paid = 0.0
-        self._late: asyncio.TimerHandle | None = None
+        # Other folders are to be watched.
         self._again = asyncio.Event()
-        # The folders that are watched, with the inode of each: one that is replaced is another.
         self._places: dict[str, int] = {}
         # Where templates and extra files may appear.
         self._roots: tuple[str, ...] = ()
@@ -98,28 +111,21 @@ class FileWatcher:
         if settings.reload_extra_files != self._extra:
             self._extra = settings.reload_extra_files
             self._warn_of_missing()
-            self._add({})
+            self.look()
         if settings.reload_engine != self._engine:
             self._engine = settings.reload_engine
             self._polls = self._engine == "poll"
             self._again.set()
-        if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._run())
+        if not self._tasks:
+            loop = asyncio.get_running_loop()
+            self._tasks = [loop.create_task(part) for part in (self._check_forever(), self._listen())]
 
     def stop(self) -> None:
         self._on = False
-        if self._confirming is not None:
-            self._confirming.cancel()
-        if self._gathering is not None:
-            self._gathering.cancel()
-            self._gathering = None
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
-        if self._task is not None:
-            self._again.set()
-            self._task.cancel()
-            self._task = None
+        self._again.set()
+        for task in self._tasks:
+            task.cancel()
+        self._tasks.clear()
 
     def received(self, generation: int, message: messages.Watch | messages.AppBroken) -> None:
         """Process what a process of a generation has reported."""
@@ -131,6 +137,9 @@ class FileWatcher:
                 fields = {"generation": generation, "reason": message.reason, "traceback": message.traceback}
                 self._journal.record("error", "app_broken", fields)
             return
+        written = self._written.setdefault(generation, set())
+        if len(written) + len(message.written) <= _MOST_WRITTEN:
+            written.update(message.written)
         files, folders = (
             self._files.setdefault(generation, set()),
             self._folders.setdefault(generation, set()),
@@ -143,92 +152,104 @@ class FileWatcher:
         folders.update(message.folders)
         for path in message.files:
             self._reported[path] = min(message.since, self._reported.get(path, message.since))
-        if self._gathering is None:
-            self._take_reported()
-
-    def _take_reported(self) -> None:
-        self._gathering = None
-        if (wait := self._wait(time.monotonic())) > 0:
-            self._gathering = asyncio.get_running_loop().call_later(wait, self._take_reported)
-            return
-        reported, self._reported = self._reported, {}
-        self._add(reported)
-
-    def _warn(self, problem: str) -> None:
-        if problem not in self._warned:
-            self._warned.add(problem)
-            self._journal.record("warning", "configuration", {"problem": problem})
+        if message.files or message.folders:
+            self.look()
 
     def forget_before(self, current: int) -> None:
         """Workers of this generation serve: what only those before it had loaded does not count any more."""
-        for reported in (self._files, self._folders):
+        for reported in (self._files, self._folders, self._written):
             for generation in [number for number in reported if number < current]:
                 del reported[generation]
         self._broken = {number for number in self._broken if number >= current}
-        if self._on:
-            files = self._survey().files
-            self._known = {path: seen for path, seen in self._known.items() if path in files}
+        self.look()
 
-    # -- looking ----------------------------------------------------------------------------------------
+    def reload_ended(self) -> None:
+        """A reload has ended."""
+        if not self._reloading():
+            self._repeated.reload_ended(time.monotonic())
 
-    def _add(self, files: Mapping[str, float]) -> None:
-        """Add files, and when each was read; one that was written since then counts as changed."""
-        began = time.monotonic()
+    def look(self) -> None:
+        """Check all files soon."""
+        self._due.set()
+
+    # -- checking ---------------------------------------------------------------------------------------
+
+    async def _check_forever(self) -> None:
+        while True:
+            due = self._repeated.due
+            await _wait(self._due, None if due is None else due - time.monotonic())
+            if self._due.is_set():
+                if (wait := self._paid - _CREDIT - time.monotonic()) > 0:
+                    await asyncio.sleep(wait)
+                self._due.clear()
+                try:
+                    await self._check()
+                except Exception as error:  # noqa: BLE001 - the next check may succeed
+                    self._warn(f"reload: files can't be checked: {name_and_text(error)}")
+            self._ask(self._repeated.take_due(time.monotonic()))
+            self._checks += 1
+
+    async def _check(self) -> None:
+        """Check all files, and ask for a reload if one has changed."""
+        reported, self._reported = self._reported, {}
         # What was found rather than reported is as old as the oldest of those.
-        oldest = min(files.values(), default=time.time())
-        late = []
-        now = self._survey()
-        for path in (*files, *now.files):
-            if path not in self._known:
-                self._known[path] = signature(path)
-                if put_there(path) > files.get(path, oldest):
-                    late.append(path)
-        self._watch_folders(now)
-        self._pay(began)
-        if late:
-            self._ask(late)
-
-    def _survey(self) -> Survey:
-        known: set[str] = set().union(*self._files.values())
-        return survey(known, self._all_folders(), self._extra)
-
-    def look(self, confirmed: bool = False) -> None:
-        """Look at all files, and ask for a reload if one has changed."""
-        if not self._on:
-            return
-        began = time.monotonic()
-        if (wait := self._wait(began)) > 0:
-            if self._late is None:
-                self._late = asyncio.get_running_loop().call_later(wait, self._look_late, confirmed)
-            return
-        found = self._survey()
-        now = {path: signature(path) for path in found.files}
-        changed = [path for path in now.keys() | self._known.keys() if now.get(path) != self._known.get(path)]
-        if changed and not confirmed and not any(now.get(path) for path in changed):
-            if self._confirming is None or self._confirming.when() < asyncio.get_running_loop().time():
-                self._confirming = asyncio.get_running_loop().call_later(_GONE, self.look, True)
-            self._pay(began)
-            return
-        self._known = now
+        request = self._request(reported, min(filter(None, reported.values()), default=time.time()))
+        found = await self._performed(request)
+        for _ in range(_GONE_TIMES):
+            if not found.emptied:
+                break
+            await asyncio.sleep(_GONE)
+            found = await self._performed(request)
+        # A process reports what it writes before it does.
+        for _ in range(_PASSES):
+            await asyncio.sleep(0)
+        self._known = found.known
+        self._dropped |= found.dropped
+        for path in found.known.keys() & self._dropped.keys():
+            del self._dropped[path]
+        if len(self._dropped) > _MOST_FILES:
+            self._dropped.clear()
         self._watch_folders(found)
-        self._pay(began)
-        if changed:
+        changed = self._without_written(found)
+        if self._repeated.changed(changed, self._reloading(), time.monotonic()):
             self._ask(changed)
+        for path in changed:
+            self._warn_of_repeated(path)
 
-    def _look_late(self, confirmed: bool) -> None:
-        self._late = None
-        self.look(confirmed)
+    def _request(self, reported: dict[str, float], since: float) -> Request:
+        return Request(
+            known=self._known,
+            dropped=self._dropped,
+            reported=reported,
+            since=since,
+            loaded=set().union(*self._files.values()),
+            folders=set().union(*self._folders.values()),
+            extra=self._extra,
+            searched=(*self._roots, *self._extra_roots),
+        )
 
-    def _wait(self, now: float) -> float:
-        """Seconds until there may be a look."""
-        return self._paid - _CREDIT - now
+    async def _performed(self, request: Request) -> Outcome:
+        began = time.monotonic()
+        try:
+            return await _in_thread(lambda: check(request))
+        finally:
+            now = time.monotonic()
+            self._paid = max(self._paid, now) + (now - began) / _SHARE
 
-    def _pay(self, began: float) -> None:
-        """A look is over."""
-        now = time.monotonic()
-        self._paid = max(self._paid, now) + (now - began) / _SHARE
+    def _without_written(self, found: Outcome) -> list[str]:
+        """What has changed, without what the app writes itself."""
+        written: set[str] = set().union(*self._written.values())
+        changed = []
+        for path in found.changed:
+            if path in written or not written.isdisjoint(found.real[path]):
+                self._warn(f"reload: the app itself writes {path!r}, so it does not reload when that changes")
+            else:
+                changed.append(path)
+        return changed
 
-    def _ask(self, changed: list[str]) -> None:
+    def _ask(self, changed: Iterable[str]) -> None:
+        if not changed or not self._on:
+            return
         try:
             here = f"{os.getcwd()}/"  # noqa: PTH109
         except OSError:
@@ -237,9 +258,31 @@ class FileWatcher:
         what = f"files {first} and {len(others)} more" if others else f"file {first}"
         self._submit(events.ReloadAsked(f"{what} changed"))
 
+    # -- warnings ---------------------------------------------------------------------------------------
+
+    def _warn(self, problem: str) -> None:
+        if problem not in self._warned and len(self._warned) < _MOST_WARNINGS:
+            self._warned.add(problem)
+            self._journal.record("warning", "configuration", {"problem": problem})
+
+    def _warn_of_repeated(self, path: str) -> None:
+        problem = f"reload: {path!r} changes again during each reload that it causes"
+        if self._repeated.is_left_out(path):
+            self._warn(f"{problem}; such changes are left out from now on")
+        elif delay := self._repeated.delay(path):
+            self._warn(f"{problem}; the next one waits until it has not changed for {delay:g} s")
+
+    def _warn_of_missing(self) -> None:
+        for entry in self._extra:
+            if not (
+                # Path's own raises for a name that is too long.
+                os.path.exists(entry) or (glob.has_magic(entry) and glob.glob(entry, recursive=True))  # noqa: PTH110, PTH207
+            ):
+                self._warn(f"reload_extra_files: {entry!r} is not there; it counts when it appears")
+
     # -- the kernel's reports ---------------------------------------------------------------------------
 
-    async def _run(self) -> None:
+    async def _listen(self) -> None:
         # Only if it is used: it brings a library of its own, and threads.
         from watchfiles import awatch
 
@@ -262,27 +305,18 @@ class FileWatcher:
                 ):
                     self.look()
             except FileNotFoundError:
-                # A folder was removed since the last look.
+                # A folder was removed since the last check.
                 await asyncio.sleep(_SETTLED)
             except Exception as error:  # noqa: BLE001 - of the library's own kind for what the kernel refuses
                 self._polls = True
                 problem = f"reload: the kernel can't report changes, looks every {_POLL:g} s instead: {error}"
                 self._journal.record("warning", "configuration", {"problem": problem})
 
-    def _watch_folders(self, found: Survey) -> None:
+    def _watch_folders(self, found: Outcome) -> None:
         """Watch other folders if other files count than before, or if folders have been replaced."""
-        if self._polls:
-            return
-        roots, extra = self._all_folders(), set(map(fixed_part, self._extra))
-        self._roots, self._extra_roots = (tuple(f"{path}/" for path in some) for some in (roots, extra))
-        folders = {os.path.dirname(path) for path in self._known} | roots | extra | found.folders  # noqa: PTH120
-        # A folder that is not there yet is reported by its own name when it appears.
-        self._exact = folders | self._known.keys()
-        # The folders above them show whether one is replaced.
-        folders |= {os.path.dirname(path) for path in folders}  # noqa: PTH120
-        places = {path: inode(path) for path in set(map(existing, folders))}
-        if places != self._places:
-            self._places = places
+        self._roots, self._extra_roots, self._exact = found.roots, found.extra_roots, found.exact
+        if not self._polls and found.places != self._places:
+            self._places = found.places
             self._again.set()
 
     def matters(self, _change: "Change", path: str) -> bool:
@@ -292,23 +326,34 @@ class FileWatcher:
         # The app's own folders may contain its log, too. What has no extension may be a folder.
         return path.startswith(self._roots) and (is_template(path) or "." not in os.path.basename(path))  # noqa: PTH119
 
-    def _all_folders(self) -> set[str]:
-        return set().union(*self._folders.values())
 
-    def _warn_of_missing(self) -> None:
-        for entry in self._extra:
-            if entry not in self._warned and not (
-                # Path's own raises for a name that is too long.
-                os.path.exists(entry) or (glob.has_magic(entry) and glob.glob(entry, recursive=True))  # noqa: PTH110, PTH207
-            ):
-                self._warned.add(entry)
-                problem = f"reload_extra_files: {entry!r} is not there; it counts when it appears"
-                self._journal.record("warning", "configuration", {"problem": problem})
-
-
-async def _wait(event: asyncio.Event, seconds: float) -> None:
-    try:
+async def _wait(event: asyncio.Event, seconds: float | None) -> None:
+    with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()
-    except TimeoutError:
-        pass
+
+
+async def _in_thread(function: Callable[[], Result]) -> Result:
+    """Call a function in a thread of its own. The thread does not keep the process from ending."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Result] = loop.create_future()
+
+    def settle(result: Result | None, error: BaseException | None) -> None:
+        if done.done():
+            return  # cancelled
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(result)  # type: ignore[arg-type]
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = function()
+        except Exception as caught:  # noqa: BLE001 - raised in the event loop's thread
+            error = caught
+        with suppress(RuntimeError):  # the event loop is closed
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=run, name="ostler-file-check", daemon=True).start()
+    return await done

@@ -1,7 +1,6 @@
-"""Which files and folders the file watcher checks, and what has changed in them.
+"""Which files and folders the file watcher checks.
 
-The app decides how many there are, and the supervisor does nothing else during a check. So all numbers are
-limited.
+The app decides how many there are, so all numbers are limited.
 """
 
 import glob
@@ -10,48 +9,23 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import NamedTuple
 
+from ostler.settings.watched import fixed_part, is_template
+
 # Folders searched for templates or for `reload_extra_files`, and entries in them, at most in one look.
 _MOST_FOLDERS, _MOST_ENTRIES = 2000, 20_000
-# File name extensions of template languages; in a folder `templates` every file is a template.
-_TEMPLATES = tuple(
-    ".html .htm .xhtml .djhtml .jinja .jinja2 .j2 .mako .tmpl .tpl .pt .chameleon .mustache .hbs".split()
-)
 # Folders without sources, and what tools call files that are none.
 _NO_SOURCES = ("__pycache__", "node_modules")
 _IGNORED = ("~", ".pyc", ".swp", ".swx", ".tmp")
 
-Signature = tuple[int, ...] | None
-"""Inode, size, and time of change in ns; None if there is no file."""
-
-
-def signature(path: str) -> Signature:
-    try:
-        found = os.stat(path)  # noqa: PTH116 - thousands of them
-    except (OSError, ValueError):
-        return None  # not there, or no path
-    return found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def put_there(path: str) -> float:
-    """When the file was written, or was moved there (unix time); 0 if there is none.
-
-    The time of its inode's change, because a file that is moved, unpacked or synchronised may keep an old
-    time of modification.
-    """
-    try:
-        return os.stat(path).st_ctime  # noqa: PTH116
-    except (OSError, ValueError):
-        return 0.0
-
-
-def is_template(path: str) -> bool:
-    return path.endswith(_TEMPLATES) or "/templates/" in path
-
 
 class Survey(NamedTuple):
-    """What is to be checked: files, and the folders in which others may appear; absolute paths."""
+    """What is to be checked; absolute paths.
+
+    files: all; extra: those of `reload_extra_files` among them; folders: others may appear there.
+    """
 
     files: set[str]
+    extra: set[str]
     folders: set[str]
 
 
@@ -64,6 +38,7 @@ def survey(known: Iterable[str], templates: Iterable[str], extra: Iterable[str])
         extra: entries of `reload_extra_files`.
     """
     files: set[str] = set(known)
+    found_extra: set[str] = set()
     folders: set[str] = set()
     walk = FolderWalk()
     for root in templates:
@@ -73,15 +48,15 @@ def survey(known: Iterable[str], templates: Iterable[str], extra: Iterable[str])
     for entry in extra:
         path = os.path.abspath(entry)  # noqa: PTH100
         if glob.has_magic(path) and not os.path.lexists(path):
-            files.update(glob.glob(path, recursive=True))  # noqa: PTH207
+            found_extra.update(glob.glob(path, recursive=True))  # noqa: PTH207
             folders.update(_folders_of(path))
         elif os.path.isdir(path):  # noqa: PTH112
             for folder, found in walk.through(path):
                 folders.add(folder)
-                files.update(found)
+                found_extra.update(found)
         else:
-            files.add(path)
-    return Survey(files, folders)
+            found_extra.add(path)
+    return Survey(files | found_extra, found_extra, folders)
 
 
 class FolderWalk:
@@ -125,21 +100,17 @@ def _folders_of(pattern: str) -> set[str]:
     return found
 
 
-def fixed_part(entry: str) -> str:
-    """The folder or file that an entry of `reload_extra_files` begins with, before its pattern."""
-    path = os.path.abspath(entry)  # noqa: PTH100
-    while glob.has_magic(path) and not os.path.lexists(path):
-        path = os.path.dirname(path)  # noqa: PTH120
-    return path
-
-
-def existing(path: str) -> str:
-    """The folder itself, or the nearest above it that exists: a change of that shows when it appears."""
+def existing(path: str) -> tuple[str, list[str]]:
+    """The folder itself, or the nearest above it that exists, and the folders that are missing below that."""
+    missing = []
     while not os.path.isdir(path):  # noqa: PTH112
+        missing.append(path)
         path = os.path.dirname(path)  # noqa: PTH120
-    return path
+    return path, missing
 
 
 def inode(folder: str) -> int:
-    found = signature(folder)
-    return found[0] if found is not None else 0
+    try:
+        return os.stat(folder).st_ino  # noqa: PTH116
+    except (OSError, ValueError):
+        return 0
