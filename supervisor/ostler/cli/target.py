@@ -124,6 +124,11 @@ def _the_one(discovery: Discovery, name: str | None) -> Client:
     for problem in discovery.untrusted[:_MOST_SHOWN]:
         output.print_problem(f"ctl: warning: {problem}; it is not used")
     found = [one for one in discovery.found if name is None or name in (one.status.name, one.path.stem)]
+    # One that does not answer may be the one that is meant.
+    silent = [path for path in discovery.silent if name is None or not found]
+    if silent:
+        others = "; choose another one with --socket" if found else ""
+        raise OstlerError(f"the Ostler at {silent[0]} does not answer{others}")
     if len(found) == 1:
         return found[0].client()
     if found:

@@ -25,7 +25,6 @@ from ostler.osapi.peers import account_name, is_local, tcp_owners, unix_peer
 
 SECONDS = 10.0
 """Time-out of one request; the end of a reload is polled, so no request takes long."""
-DISCOVERY_SECONDS = 1.0
 LARGEST_ANSWER = 64 << 20
 """Bytes; answers of a daemon with 500 workers and 1,000 tracebacks are far smaller."""
 
@@ -243,6 +242,8 @@ class Discovery:
     looked_in: list[Path]
     untrusted: list[str] = field(default_factory=list)
     """Sockets and folders that were skipped because another user may have made them: one line each."""
+    silent: list[Path] = field(default_factory=list)
+    """Sockets whose server did not answer in time: it is busy, stopped, or hangs."""
 
 
 def discover() -> Discovery:
@@ -254,6 +255,7 @@ def discover() -> Discovery:
     found: list[Found] = []
     denied: list[Path] = []
     untrusted: list[str] = []
+    silent: list[Path] = []
     folders = candidate_dirs()
     for folder in folders:
         try:
@@ -270,7 +272,7 @@ def discover() -> Discovery:
         for path in paths:
             if path.suffix != ".sock":
                 continue
-            client = Client.unix(path, DISCOVERY_SECONDS, judge=_only(trusted, path))
+            client = Client.unix(path, SECONDS, judge=_only(trusted, path))
             try:
                 if _is_socket_of(trusted, path):
                     found.append(Found(path, client.call(STATUS), trusted))
@@ -280,9 +282,11 @@ def discover() -> Discovery:
                 refused = isinstance(error, RefusedError) and error.status == 403
                 if refused or isinstance(error.__cause__, PermissionError):
                     denied.append(path)
+                elif isinstance(error.__cause__, TimeoutError):
+                    silent.append(path)
             finally:
                 client.close()
-    return Discovery(found, denied, folders, untrusted)
+    return Discovery(found, denied, folders, untrusted, silent)
 
 
 def _is_socket_of(trusted: Collection[int], path: Path) -> bool:

@@ -646,6 +646,30 @@ def test_no_daemon_is_running(place: Path, run: Ctl) -> None:
     )
 
 
+def test_one_that_does_not_answer(place: Path, run: Ctl, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It counts as an instance: it may be busy, and a command must not go to another one in its place."""
+    real = client.Client.unix
+    limits = []
+
+    def unix(path: Path, seconds: float = client.SECONDS, judge: client.Judge | None = None) -> Client:
+        limits.append(seconds)
+        return real(path, 0.05 if path.name == "busy.sock" else seconds, judge)
+
+    monkeypatch.setattr(client.Client, "unix", unix)
+    claimed = sockets.OwnedSocket.claim(place / "busy.sock")
+    claimed.socket.listen()
+    try:
+        problem = f"ctl: error: the Ostler at {place}/busy.sock does not answer"
+        for words in (("status",), ("stop",), ("stop", "--name", "busy")):
+            assert run(*words) == Done(1, "", f"{problem}\n")
+        with served(place / "shop.sock", FakeBackend(name="shop")):
+            assert run("status") == Done(1, "", f"{problem}; choose another one with --socket\n")
+            assert run("status", "--name", "shop").code == 0
+        assert min(limits) >= 10
+    finally:
+        claimed.socket.close()
+
+
 def test_several_are_listed(place: Path, run: Ctl) -> None:
     """With two instances `ctl` lists them and asks for a choice;
     --name chooses, before or after the command.

@@ -14,7 +14,7 @@ from ostler.settings.watched import fixed_part, is_installed
 
 
 @dataclass(frozen=True)
-class Request:
+class CheckRequest:
     """What a check needs to know; nothing in it is changed while the check runs.
 
     Attributes:
@@ -66,7 +66,7 @@ class Outcome:
     places: dict[str, int] = field(default_factory=dict)
 
 
-def check(request: Request) -> Outcome:
+def check(request: CheckRequest) -> Outcome:
     """Look at all files."""
     found = survey(request.loaded, request.folders, request.extra)
     reader = Reader()
@@ -89,7 +89,7 @@ def check(request: Request) -> Outcome:
     return outcome
 
 
-def _has_changed(request: Request, path: str, now: Seen) -> bool:
+def _has_changed(request: CheckRequest, path: str, now: Seen) -> bool:
     before = request.known.get(path)
     if before is not None:
         return before.differs(now)
@@ -109,7 +109,7 @@ def _places_of(path: str) -> tuple[str, ...]:
     return os.path.realpath(path), f"{os.path.realpath(folder)}/{name}"
 
 
-def _add_folders(outcome: Outcome, request: Request, found: Survey) -> None:
+def _add_folders(outcome: Outcome, request: CheckRequest, found: Survey) -> None:
     roots, extra = set(request.folders), set(map(fixed_part, request.extra))
     outcome.roots, outcome.extra_roots = (tuple(f"{path}/" for path in some) for some in (roots, extra))
     folders = {os.path.dirname(path) for path in outcome.known} | roots | extra | found.folders  # noqa: PTH120

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
-from ostler.daemon.file_watching.check import Outcome, Request, check
+from ostler.daemon.file_watching.check import CheckRequest, Outcome, check
 from ostler.daemon.file_watching.contents import Seen
 from ostler.daemon.file_watching.repeated_changes import RepeatedChanges
 from ostler.daemon.reporting.journal import Journal
@@ -90,7 +90,8 @@ class FileWatcher:
         # A check is due, and how many have been done.
         self._due = asyncio.Event()
         self._checks = 0
-        # Files that were reported and not checked yet, with the time at which they were read; see `Request`.
+        # Files that were reported and not checked yet, with the time at which they were read: see
+        # `CheckRequest`.
         self._reported: dict[str, float] = {}
         # When checks will have taken no more than their share of the time.
         self._paid = 0.0
@@ -216,8 +217,8 @@ class FileWatcher:
         for path in changed:
             self._warn_of_repeated(path)
 
-    def _request(self, reported: dict[str, float], since: float) -> Request:
-        return Request(
+    def _request(self, reported: dict[str, float], since: float) -> CheckRequest:
+        return CheckRequest(
             known=self._known,
             dropped=self._dropped,
             reported=reported,
@@ -228,7 +229,7 @@ class FileWatcher:
             searched=(*self._roots, *self._extra_roots),
         )
 
-    async def _performed(self, request: Request) -> Outcome:
+    async def _performed(self, request: CheckRequest) -> Outcome:
         began = time.monotonic()
         try:
             return await _in_thread(lambda: check(request))

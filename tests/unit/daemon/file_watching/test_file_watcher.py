@@ -173,7 +173,7 @@ async def test_gone_for_a_moment(rig: Rig, meanwhile: str, monkeypatch: pytest.M
     await rig.looked()
     found, checks = checking.check, []
 
-    def check(request: checking.Request) -> checking.Outcome:
+    def check(request: checking.CheckRequest) -> checking.Outcome:
         if checks:
             write("shop.py", "1")
         checks.append(outcome := found(request))
@@ -460,7 +460,7 @@ async def test_a_flood_of_folders(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> 
     configured(rig)
     found, walks = checking.check, []
 
-    def slow(request: checking.Request) -> checking.Outcome:
+    def slow(request: checking.CheckRequest) -> checking.Outcome:
         walks.append(began := time.monotonic())
         outcome = found(request)
         assert len(outcome.known) <= 60 + len(set(request.loaded))
