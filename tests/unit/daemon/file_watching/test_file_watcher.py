@@ -167,6 +167,7 @@ async def test_gone_before_the_first_check(rig: Rig) -> None:
 async def test_gone_for_a_moment(rig: Rig, meanwhile: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that is removed, or emptied, and written again is no change if its content is the same."""
     monkeypatch.setattr(watching, "_POLL", 1000)
+    monkeypatch.setattr(watching, "_SETTLED", 1000)  # no check but those that are waited for
     write("shop.py", "1")
     configured(rig, engine="poll")
     rig.report("shop.py")
