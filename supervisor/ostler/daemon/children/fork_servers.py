@@ -127,6 +127,9 @@ class ForkServerManager:
         except OstlerError as error:
             self._not_started(generation, str(error))
             return
+        except OSError as error:
+            self._not_started(generation, with_remedy(error))  # no descriptors are left, say
+            return
         try:
             handle = ForkServerHandle.start(generation, found, self._environments.variables(found))
         except OSError as error:
