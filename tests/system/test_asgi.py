@@ -38,7 +38,6 @@ def said(client: ClientConnection, text: str) -> int:
     return int(pid)
 
 
-@pytest.mark.thorough
 def test_an_app(place: Place) -> None:
     """Requests, bodies, state of the startup, counters and the access log in gunicorn's format."""
     form = '%(h)s "%(r)s" %(s)s %(B)s %({user-agent}i)s %({content-type}o)s %(U)s %(q)s'
