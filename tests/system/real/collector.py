@@ -3,19 +3,19 @@
 import gzip
 import http.server
 import re
-import threading
 from collections import Counter
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
+
+from tests.kit.threaded_server import ThreadedServer
 
 _NAME = re.compile(rb"\d+ [0-9a-f]{32}")
 
 
-class Collector:
+class Collector(ThreadedServer):
     """A context manager.
 
     Attributes:
-        port: on 127.0.0.1; received: path and body of each request, in order.
+        received: path and body of each request, in order.
     """
 
     def __init__(self) -> None:
@@ -41,20 +41,7 @@ class Collector:
             def log_message(self, *_: Any) -> None:
                 pass
 
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
-        self.port: int = self._server.server_address[1]
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        super().__init__(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler))
 
     def names(self) -> Counter[str]:
         """How often each name `PID HEX` has come; a request counts once."""

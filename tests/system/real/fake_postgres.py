@@ -8,10 +8,9 @@ import re
 import socket
 import socketserver
 import struct
-import threading
 from collections.abc import Callable
-from types import TracebackType
-from typing import Self
+
+from tests.kit.threaded_server import ThreadedServer
 
 _SSL_REQUEST = 80877103
 _TEXT = 25  # the type's oid
@@ -24,11 +23,11 @@ _ANSWERS = {
 _COMMANDS = re.compile(r"\s*(begin|commit|rollback|set|deallocate)", re.IGNORECASE)
 
 
-class FakePostgres:
+class FakePostgres(ThreadedServer):
     """A context manager. `select 'x'` is answered with the number of the connection, the first one is 1.
 
     Attributes:
-        port: on 127.0.0.1; asked: for each connection how many times `select 'x'` came.
+        asked: for each connection how many times `select 'x'` came.
     """
 
     def __init__(self) -> None:
@@ -45,23 +44,11 @@ class FakePostgres:
                 except OSError:
                     pass  # the client has ended
 
-        self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.port: int = self._server.server_address[1]
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
+        server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
+        server.daemon_threads = True
+        super().__init__(server)
         self.url = f"postgresql+psycopg://shop@127.0.0.1:{self.port}/shop?sslmode=disable"
         self.conninfo = f"host=127.0.0.1 port={self.port} user=shop dbname=shop sslmode=disable"
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
 
 class _Session:
