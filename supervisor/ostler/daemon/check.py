@@ -21,12 +21,12 @@ import msgspec
 
 from ostler.daemon import upgrade_state
 from ostler.daemon.children.handles import ForkServerHandle
-from ostler.daemon.environment.environments import Environments
+from ostler.daemon.environment.environments import running
 from ostler.errors import BootError, ExitCode, OstlerError, SettingError, UsageProblem
 from ostler.ipc import messages
 from ostler.ipc.channel import BadMessage
 from ostler.logs.setup import get_logger, set_up
-from ostler.osapi import process_groups
+from ostler.osapi import imports, process_groups
 from ostler.osapi.needed import check_calls
 from ostler.osapi.process import become_subreaper
 from ostler.settings.address import parse_address
@@ -64,8 +64,7 @@ def check(ask: messages.Configure, *, show: bool, load_app: bool, strict: bool =
         # Configuration and app don't need the control server and its libraries, but the new program does.
         import_module("ostler.daemon.run")
     become_subreaper()
-    environments = Environments(None)
-    server = ForkServerHandle.start(0, environments.own, environments.variables(environments.own))
+    server = ForkServerHandle.start(0, running(), imports.environment())
     server.channel.set_blocking(True)
     try:
         if load_app:
