@@ -18,7 +18,7 @@ class BusyPolling:
         events: from the kernel, each a descriptor and its mask; what is left belongs to the next leader.
         ready: connections with whole requests that wait for a thread.
         sweep: does what is due from time to time.
-        is_wanted: whether another thread is to poll, or none any more.
+        is_over: whether another thread is to poll now, or none any more.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class BusyPolling:
         events: deque[tuple[int, int]],
         ready: deque[Connection],
         sweep: Callable[[RequestSlot], None],
-        is_wanted: Callable[[], bool],
+        is_over: Callable[[], bool],
     ) -> None:
         self._reactor, self._acceptor, self._siblings = parts.reactor, parts.acceptor, parts.siblings
         self._sweeper, self._drain, self._late = parts.sweeper, parts.drain, parts.late
@@ -38,18 +38,18 @@ class BusyPolling:
         self._events = events
         self._ready = ready
         self._sweep = sweep
-        self._is_wanted = is_wanted
+        self._is_over = is_over
 
     def run(self, slot: RequestSlot) -> None:
-        """Poll until `is_wanted`; `slot` is the watcher's."""
+        """Poll until `is_over`; `slot` is the watcher's."""
         # Siblings that are free accept new connections, which must not wake this worker.
         self._acceptor.stop()
         if self._late is not None:
             self._late.begin()
-        while not self._is_wanted():
+        while not self._is_over():
             if not self._events:
                 self._wait(slot)
-            while self._events and not self._is_wanted():
+            while self._events and not self._is_over():
                 self._take(self._events.popleft()[0], slot)
 
     def _wait(self, slot: RequestSlot) -> None:

@@ -107,7 +107,7 @@ class Engine(BaseWorker):
         self._asks_for_all = context.settings.queue_timeout > 0
         self._done = False
         self._busy_polling = BusyPolling(
-            *(parts, self._heartbeat, self._events, self._ready, self._sweep, self._is_wanted)
+            *(parts, self._heartbeat, self._events, self._ready, self._sweep, self._busy_polling_is_over)
         )
 
     # -- what the worker's life cycle calls ------------------------------------------------------------------
@@ -430,7 +430,7 @@ class Engine(BaseWorker):
             self._log.error("internal_error", traceback=traceback.format_exc())
             self.stop()
 
-    def _is_wanted(self) -> bool:
+    def _busy_polling_is_over(self) -> bool:
         """Whether the watcher is to stop polling."""
         return self._done or self.leader.is_wanted
 
