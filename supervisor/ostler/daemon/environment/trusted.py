@@ -1,8 +1,9 @@
 """Keeps root from starting an interpreter that more accounts can write than the one that runs already.
 
-Whoever can write what root executes can become root. Of the interpreter and the environment that the daemon
-was started with that is the administrator's decision, and there is a warning (`installation_warning`). Those
-that a reload or an upgrade finds must not widen it: the app's user may own the link that leads to them.
+An account that can write a file which root executes can become root. If that is so for the interpreter or the
+environment with which the daemon was started, there is a warning (`installation_warning`): the administrator
+has chosen them. A reload or an upgrade may find others, because the app's user may own the link that leads to
+them. These must not be writable by further accounts.
 """
 
 import os
