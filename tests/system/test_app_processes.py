@@ -7,6 +7,7 @@ import socket
 
 import pytest
 
+from ostler import native
 from tests.kit.daemon import Daemon, Place, end_with_parent, fork_server
 from tests.kit.ports import listening
 from tests.kit.processes import Process, descriptors, title
@@ -387,6 +388,40 @@ def test_their_priority(place: Place, how: str) -> None:
     assert daemon.stop() == 0
 
 
+NICE = """\
+import subprocess
+from pathlib import Path
+
+def note(name):
+    nice = subprocess.check_output(["nice"], text=True)
+    with (Path(__file__).parent / "nice").open("a") as file:
+        file.write(f"{name} {nice}")
+
+def on_starting(server): note("on_starting")
+def when_ready(server): note("when_ready")
+def pre_fork(server, worker): note("pre_fork")
+def post_fork(server, worker): note("post_fork")
+def post_worker_init(worker): note("post_worker_init")
+def nworkers_changed(server, new, old): note("nworkers_changed")
+def child_exit(server, worker): note("child_exit")
+"""
+
+
+def test_priority_of_programs_that_hooks_start(place: Place) -> None:
+    place.add("shop.py", "def app(environ, start_response):\n    return []\n")
+    place.add("conf.py", NICE)
+    daemon = place.start("-c", "conf.py", "-w", "1", "shop:app")
+    hooks = "nworkers_changed on_starting when_ready pre_fork post_fork post_worker_init child_exit"
+    assert daemon.ctl("scale", "2").code == daemon.ctl("scale", "1").code == 0
+
+    def look() -> list[str]:
+        return (place.app_folder / "nice").read_text().splitlines()
+
+    until(lambda: {line.split()[0] for line in look()} == set(hooks.split()), "all hooks were called")
+    assert {line.split()[1] for line in look()} == {str(nice_of(daemon.pid))}
+    assert daemon.stop() == 0
+
+
 def test_connections_of_a_killed_worker(place: Place) -> None:
     """They are closed at once, also if a process lives on that the app has forked meanwhile."""
     daemon = busy(place, "-w", "1")
@@ -444,3 +479,39 @@ def test_on_a_terminal(place: Place) -> None:
     finally:
         os.close(master)
         os.close(slave)
+
+
+# A library whose thread is started again after a fork, as exporters of telemetry do; each start is noted.
+THREAD = """\
+import os, threading
+from pathlib import Path
+
+def work():
+    with (Path(__file__).parent / "threads").open("a") as file:
+        file.write(f"{os.getpid()}\\n")
+
+def start():
+    threading.Thread(target=work, daemon=True).start()
+
+start()
+os.register_at_fork(after_in_child=start)
+
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Length", "0")])
+    return []
+"""
+
+
+@pytest.mark.skipif(native.module is None, reason="there is no C extension")
+def test_threads_that_a_fork_starts_again(place: Place) -> None:
+    """They run in the fork server and in each worker, and in no process in between."""
+    place.add("shop.py", THREAD)
+    daemon = place.start("-w", "3", "--preload", "shop:app")
+    path = place.app_folder / "threads"
+    expected = [fork_server(daemon).pid, *daemon.pids()]
+
+    def look() -> list[int]:
+        return list(map(int, path.read_text().split()))
+
+    until(lambda: len(look()) >= len(expected), "a thread in each process")
+    assert sorted(look()) == sorted(expected)

@@ -1,7 +1,7 @@
 """Forking workers on demand: what a fork server does once it is ready, and a worker that has become one.
 
-It forks twice for each worker. The process in between ends at once, and the supervisor, a child subreaper,
-becomes the worker's parent: it gets true exit statuses, and the end of a fork server does not affect workers.
+The parent of each worker is the supervisor, a child subreaper (see `osapi.orphan_fork`): it gets true exit
+statuses, and the end of a fork server does not affect workers.
 
 It ends when the supervisor closes the channel, at once and without the app's atexit functions: each worker
 runs its own copy of them when it ends. Processes that the app has started with `multiprocessing` are ended
@@ -12,9 +12,7 @@ import gc
 import importlib
 import os
 import signal
-import struct
 import threading
-from contextlib import suppress
 from functools import partial
 from typing import NoReturn
 
@@ -27,13 +25,13 @@ from ostler.logs import bridge
 from ostler.logs.sinks import LogSinks
 from ostler.osapi import original
 from ostler.osapi.needed import with_remedy
+from ostler.osapi.orphan_fork import fork_orphan
 from ostler.osapi.process import adopt_no_orphans, is_ending, number_of_children, set_title
-from ostler.osapi.process_groups import end_own_group, lead_own_group, own_group
+from ostler.osapi.process_groups import end_own_group, own_group
 from ostler.workers import app_forks, boot, signals
 from ostler.workers.inheritance import Inheritance, WorkerGeneration, Zygote
 from ostler.workers.multiprocessing_state import forget_parents
 
-_PID = struct.Struct("i")
 # This process waits for a message, or its supervisor has closed the channel.
 _waiting = False
 
@@ -110,58 +108,31 @@ class Forking:
         channel_fd, stacks_fd, cell_fd = descriptors
         hook_worker = self._generation.hooks.about_to_fork(ask)
         flush_all()  # what hooks have printed
-        read_fd, write_fd = os.pipe()
         gc.freeze()  # what came since the last time; see `_tidy_up`
         # Blocked until the worker has handlers of its own: otherwise a signal for it would be lost.
         signal.pthread_sigmask(signal.SIG_BLOCK, signals.ENDING)
-        # Not in the foreground of a terminal: see `osapi.process_groups`.
-        leads = own_group(0) is not None
         # The worker is to be the supervisor's child, even if the app has made this process a subreaper.
         adopt_no_orphans()
         try:
-            intermediate = original.fork()
+            # Without a group of its own in the foreground of a terminal: see `osapi.process_groups`.
+            worker = fork_orphan(own_group(0) is not None)
         except OSError as error:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.ENDING)
-            for fd in (read_fd, write_fd, *descriptors):
-                original.close(fd)
-            self._channel.send(messages.ForkFailed(ask.worker_id, with_remedy(error)))
-            return None
-        if intermediate == 0:
-            try:
-                worker = original.fork()
-            except OSError as error:
-                original.write(write_fd, _PID.pack(-(error.errno or 1)))
-                os._exit(1)
-            if worker == 0:
-                if leads:
-                    lead_own_group(0)
-                app_forks.forget_private()
-                forget_parents()
-                original.close(read_fd)
-                original.close(write_fd)
-                self._channel.close()
-                self._sinks.drop()
-                place = ask.worker_id, ask.urgent, ask.slot
-                ends = channel_fd, stacks_fd, cell_fd
-                return Inheritance(self._generation, *place, *ends, hook_worker)
-            if leads:
-                lead_own_group(worker)  # here, too: the supervisor looks at it as soon as it knows the pid
-            original.write(write_fd, _PID.pack(worker))
-            os._exit(0)
+            worker, refused = -1, error
+        if worker == 0:
+            app_forks.forget_private()
+            forget_parents()
+            self._channel.close()
+            self._sinks.drop()
+            place = ask.worker_id, ask.urgent, ask.slot
+            ends = channel_fd, stacks_fd, cell_fd
+            return Inheritance(self._generation, *place, *ends, hook_worker)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.ENDING)
-        original.close(write_fd)
         for fd in descriptors:
             original.close(fd)
-        answer = original.read(read_fd, _PID.size)
-        original.close(read_fd)
-        with suppress(ChildProcessError):  # user code ignores SIGCHLD, or has waited for it
-            original.waitpid(intermediate, 0)
-        pid = _PID.unpack(answer)[0] if len(answer) == _PID.size else -1
-        if pid > 0:
-            self._generation.hooks.forked(hook_worker, pid)
-            self._channel.send(messages.Forked(ask.worker_id, pid))
+        if worker > 0:
+            self._generation.hooks.forked(hook_worker, worker)
+            self._channel.send(messages.Forked(ask.worker_id, worker))
         else:
-            refused = OSError(-pid, os.strerror(-pid))
             self._channel.send(messages.ForkFailed(ask.worker_id, with_remedy(refused)))
         return None
 
@@ -184,7 +155,8 @@ def end_orphans(supervisor: int) -> None:
 
     This process itself ignores SIGTERM. supervisor: its pid.
     """
-    if os.getppid() != supervisor or is_ending(supervisor):
+    # In this order: one that is reaped in between, and so can't be looked at, is not the parent any more.
+    if is_ending(supervisor) or os.getppid() != supervisor:
         end_own_group()
 
 

@@ -16,7 +16,7 @@ from ostler.forkserver.preparation import Preparation
 from ostler.ipc import messages
 from ostler.ipc.channel import Channel
 from ostler.logs.standard_streams import ignore_write_errors
-from ostler.osapi.priority import lower_priority
+from ostler.osapi.priority import lower_priority, was_lowered
 from ostler.workers import app_forks, boot, signals
 from ostler.workers.multiprocessing_state import end_children
 
@@ -33,19 +33,18 @@ def main(channel_fd: int, lowered: int) -> None:
     signals.ignore_group_signals()
     app_forks.register()
     app_forks.keep_private(lambda: [channel_fd])
-    app_forks.note_priority(lowered)
+    was_lowered(lowered)
     random.seed()
     # Without its supervisor it ends, also while an app is being loaded.
     signals.on_hang_up(channel_fd, partial(leave_unless_waiting, supervisor))
     channel: Channel[Asked] = Channel.from_fd(channel_fd, Asked)
     try:
-        preparation = Preparation(channel, lowered)
+        preparation = Preparation(channel)
         generation = preparation.run()
     except (BrokenPipeError, ConnectionResetError):
         return  # the supervisor has ended while it was answered
     if generation is None or preparation.sinks is None:
         return
-    lowered = preparation.lowered
     seconds = generation.settings.graceful_timeout
     loaded = messages.AppLoaded(remark=preparation.remark, replaces=generation.hooks.replaces_background_work)
     inheritance = Forking(channel, generation, preparation.sinks).run(loaded)
@@ -55,9 +54,8 @@ def main(channel_fd: int, lowered: int) -> None:
         end_children(seconds)
         leave()
     while inheritance is not None:
-        zygote = boot.run(inheritance, lowered)
-        lowered = lower_priority()
-        app_forks.note_priority(lowered)
+        zygote = boot.run(inheritance)
+        lower_priority()
         inheritance = take_over(zygote, supervisor).run(messages.ZygoteReady())
     # It was a worker.
     boot.leave(0)

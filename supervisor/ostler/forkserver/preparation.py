@@ -41,7 +41,7 @@ from ostler.logs.sinks import LogSinks
 from ostler.logs.standard_streams import write_at_once
 from ostler.osapi import imports, original
 from ostler.osapi.account import Account, find_account
-from ostler.osapi.priority import keep_way_forward, lower_priority, restore_priority
+from ostler.osapi.priority import keep_way_forward
 from ostler.osapi.process import set_title
 from ostler.settings import configfile
 from ostler.settings.classes import PATCHING
@@ -80,13 +80,11 @@ class Preparation:
     """What comes before forking: the configuration, perhaps the app.
 
     Attributes:
-        lowered: how the priority was lowered, as far as that can be undone.
         remark: about the app that was loaded; empty if there is none.
     """
 
-    def __init__(self, channel: Channel[Asked], lowered: int) -> None:
+    def __init__(self, channel: Channel[Asked]) -> None:
         self._channel = channel
-        self.lowered = lowered
         self.remark = ""
         self._number = 0
         self._prepared = False
@@ -233,8 +231,7 @@ class Preparation:
         self, account: Account, user: str | None, group: str | None, trial: bool = False
     ) -> list[str]:
         """For good; returns warnings. Raises SettingError if this process has no right to."""
-        self.lowered = keep_way_forward(self.lowered)
-        app_forks.note_priority(self.lowered)
+        keep_way_forward()
         warnings = become_account(account, user, group, trial)
         imports.release()
         return warnings
@@ -359,17 +356,6 @@ class Preparation:
     def _report(self, remark: str) -> None:
         self.remark = line(remark)
 
-    @contextmanager
-    def _usual_priority(self) -> Iterator[None]:
-        """For hooks: what they start keeps its priority."""
-        restore_priority(self.lowered)
-        app_forks.note_priority(0)
-        try:
-            yield
-        finally:
-            self.lowered = lower_priority()
-            app_forks.note_priority(self.lowered)
-
     def _report_shared(self, problems: list[str]) -> None:
         """Log what the preloaded app has opened or started that does not survive a fork.
 
@@ -394,14 +380,12 @@ class Preparation:
         app = self._hooks.server.app
         try:
             # Not before: a daemon that is to detach does so before this, and starts again.
-            with self._usual_priority():
-                self._hooks.configured()
+            self._hooks.configured()
             before, opened = Before.now(), []
             if settings.preload_app:
                 app.wsgi()
                 opened = audit_preloaded(before)
-            with self._usual_priority():
-                self._hooks.listening(listeners)
+            self._hooks.listening(listeners)
             if opened:
                 # Without what when_ready has closed or opened: the latter may be for this process alone.
                 still = set(audit_preloaded(before))

@@ -7,6 +7,8 @@ logged.
 A notification that runs in the fork server delays forks, so it has `HOOK_TIME` (`call_in_time`): after that
 SIGALRM raises an exception in it, and this process does not call it again. A hook that hangs in C code is not
 interrupted by that; the fleet replaces a fork server that does not fork.
+
+Hooks run with the usual priority, also where this process has a lower one: what they start keeps it.
 """
 
 import signal
@@ -17,6 +19,7 @@ from types import FrameType
 from typing import Any
 
 from ostler.hooks.objects import Emit
+from ostler.osapi.priority import usual_priority
 from ostler.text import frames_of, name_and_text, trace_of
 from ostler.wsgi.interruption import QuitWorker
 
@@ -73,7 +76,8 @@ class HookFunctions:
         if function is None:
             return
         try:
-            function(*args)
+            with usual_priority():
+                function(*args)
         except QuitWorker:
             raise
         except BaseException as error:

@@ -39,20 +39,25 @@ _forking_thread = 0
 
 
 def fork() -> int:
-    """os.fork() for Ostler's own processes; raises OSError.
+    """os.fork() for Ostler's own processes; raises OSError."""
+    return forking(_fork)
+
+
+def forking(fork: Callable[..., int], *arguments: object) -> int:
+    """Call a function that forks one of Ostler's own processes; returns what it returns.
 
     Functions registered by `os.register_at_fork` can ask `is_forking` whether it is the app that forks.
     """
     global _forking_thread
     _forking_thread = get_ident()
     try:
-        return _fork()
+        return fork(*arguments)
     finally:
         _forking_thread = 0
 
 
 def is_forking() -> bool:
-    """Whether the calling thread is in `fork`."""
+    """Whether the calling thread is in `fork` or `forking`."""
     return _forking_thread == get_ident()
 
 

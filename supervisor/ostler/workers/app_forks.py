@@ -38,8 +38,6 @@ _masks: dict[int, set[int]] = {}
 _private: list[Callable[[], Iterable[int]]] = []
 
 
-# How much the priority of this process is lowered at present; for `restore_priority`.
-_lowered = 0
 # What else is done in children.
 _callbacks: list[Callable[[], object]] = []
 
@@ -47,12 +45,6 @@ _callbacks: list[Callable[[], object]] = []
 def call_in_children(callback: Callable[[], object]) -> None:
     """Call this in each child that the app forks; until `forget_private`."""
     _callbacks.append(callback)
-
-
-def note_priority(lowered: int) -> None:
-    """Children get the priority that this process had before it was lowered by so much."""
-    global _lowered
-    _lowered = lowered
 
 
 def keep_private(descriptors: Callable[[], Iterable[int]]) -> None:
@@ -111,7 +103,7 @@ def _in_child() -> None:
             continue
     _callbacks.clear()
     _drop_private()
-    restore_priority(_lowered)
+    restore_priority()
     try:
         reset_signals()
         if signal.SIGINT in signal.sigpending():

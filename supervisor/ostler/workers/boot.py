@@ -56,17 +56,14 @@ class WorkerProcess:
     Methods are called in its main thread, but for `_on_channel` and what that calls: the thread that polls
     does, which in a worker with threads may be another one.
 
-    lowered: for `restore_priority`.
-
     Attributes:
         orphaned: the supervisor has ended, or closed the channel.
     """
 
-    def __init__(self, inheritance: Inheritance, lowered: int) -> None:
+    def __init__(self, inheritance: Inheritance) -> None:
         self._pid = os.getpid()
         self._inherited = inheritance
         self._generation = generation = inheritance.generation
-        self._lowered = lowered
         self._settings = generation.settings
         self._title(f"worker {inheritance.slot} gen {generation.number} booting")
         self._channel: Channel[messages.ToWorker] = Channel.from_fd(inheritance.channel_fd, messages.ToWorker)
@@ -95,7 +92,7 @@ class WorkerProcess:
             QuitWorker: at any point, because of a signal.
         """
         if self._inherited.urgent:
-            self._restore_priority()
+            restore_priority()
         self._install_signals()
         app_forks.register()
         app_forks.keep_private(self._private_descriptors)
@@ -223,7 +220,7 @@ class WorkerProcess:
         self._started = True
         self._title(f"worker {self._inherited.slot} gen {self._generation.number}")
         if not self._inherited.urgent:
-            self._restore_priority()
+            restore_priority()
         boot = self._app_boot
         self._send(messages.Ready(boot.standard_modules[: messages.MOST_NAMES], boot.remark))
         engine.run()
@@ -318,10 +315,6 @@ class WorkerProcess:
             *(sock.fileno() for sock in sockets),
             *self._sinks.descriptors(),
         }
-
-    def _restore_priority(self) -> None:
-        restore_priority(self._lowered)
-        app_forks.note_priority(0)
 
     def _in_forked_process(self) -> None:
         """Called in a process that the app has forked."""
@@ -429,15 +422,12 @@ def leave(code: int, orphaned: bool = False) -> NoReturn:
     sys.exit(code)
 
 
-def run(inheritance: Inheritance, lowered: int) -> Zygote:
-    """Run the worker; returns only in a process that has become a fork server.
-
-    lowered: for `restore_priority`.
-    """
+def run(inheritance: Inheritance) -> Zygote:
+    """Run the worker; returns only in a process that has become a fork server."""
     code = 0
     worker = None
     try:
-        worker = WorkerProcess(inheritance, lowered)
+        worker = WorkerProcess(inheritance)
         code = worker.run()
         if code == 0 and (zygote := worker.become_zygote()) is not None:
             return zygote

@@ -293,7 +293,7 @@ class ForkServerHandle(Child):
                     setpgroup=os.getpgrp() if is_interactive() else 0,
                 )
             finally:
-                restore_priority(lowered)
+                restore_priority()
         ours.setblocking(False)
         record = ForkServerRecord(generation=generation, spawned_at=time.monotonic(), pid=pid)
         if (group := own_group(pid)) is not None:

@@ -10,12 +10,9 @@ import importlib.util
 import os
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 PATIENCE = 600.0
 """Seconds that npm may take."""
@@ -40,16 +37,24 @@ class BuildError(Exception):
         self.output = output
 
 
-class DashboardHook(BuildHookInterface[Any]):
-    PLUGIN_NAME = "custom"
+class Dashboard:
+    """The build of the dashboard.
 
-    _lock: int | None = None
+    root: the project's folder; inform, warn: print lines for who installs.
+    """
 
-    def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002
-        root = Path(self.root)
-        project = Project(root / "web", root / "supervisor" / "ostler" / "control" / "static")
-        if (root / "PKG-INFO").exists() and project.index.exists():
-            return  # an sdist contains the built files
+    def __init__(self, root: Path, inform: Callable[[str], object], warn: Callable[[str], object]) -> None:
+        self._project = Project(root / "web", root / "supervisor" / "ostler" / "control" / "static")
+        self._from_sdist = (root / "PKG-INFO").exists()  # an sdist contains the built files
+        self._inform = inform
+        self._warn = warn
+        self._lock: int | None = None
+
+    def build(self) -> None:
+        """Raises SystemExit if it can't be built and OSTLER_REQUIRE_DASHBOARD is 1."""
+        project = self._project
+        if self._from_sdist and project.index.exists():
+            return
         # Held until the files are packed: no other build may empty the folder meanwhile.
         self._lock = locked(project.web)
         try:
@@ -59,11 +64,12 @@ class DashboardHook(BuildHookInterface[Any]):
             if os.environ.get("OSTLER_REQUIRE_DASHBOARD") == "1":
                 raise SystemExit(f"{failure.output}\nThe dashboard was not built: {failure}") from None
             if failure.output:
-                self.app.display_info(failure.output)
+                self._inform(failure.output)
             left = "an older build is used" if project.index.exists() else "the package goes without it"
-            self.app.display_warning(f"The dashboard was not built, {left}: {failure}")
+            self._warn(f"The dashboard was not built, {left}: {failure}")
 
-    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:  # noqa: ARG002
+    def packed(self) -> None:
+        """The files are packed; another build may begin."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None

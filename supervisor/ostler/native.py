@@ -1,0 +1,17 @@
+"""The C extension, which is optional.
+
+It is built at installation where there are a C compiler and Python's headers. Whatever it does is done by
+Python code, too, if it is missing; who uses it says what is different then.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+module: "ModuleType | None"
+"""`ostler._native`, or None."""
+try:
+    from ostler import _native as module
+except ImportError:
+    module = None
