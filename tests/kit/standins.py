@@ -156,7 +156,7 @@ class ShellHarness:
             handle.close()
         for sock in self.shell.handoff:
             sock.close()
-        self.listeners.keep_only(set())
+        self.listeners.close_all()
         self.scoreboard.close()
 
     def _start_fork_server(self, generation: int, *_: object) -> ForkServerHandle:

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 import pytest
 
 from tests.kit.daemon import Daemon, Place
+from tests.kit.ports import free_port
 from tests.kit.tiers import thorough
 from tests.kit.waiting import until
 
@@ -37,7 +38,7 @@ CLASSES = [
 ]
 
 
-def begin(place: Place, kind: str, threads: int, workers: int, bind: str = "127.0.0.1:0") -> Daemon:
+def begin(place: Place, kind: str, threads: int, workers: int, bind: str | None = "127.0.0.1:0") -> Daemon:
     if kind in ("gevent", "eventlet", "meinheld") and find_spec(kind) is None:
         pytest.skip(f"{kind} is not installed")
     source = ASGI if kind == "asgi" else WSGI
@@ -57,6 +58,11 @@ def ask(family: int, address: object) -> socket.socket:
     sock.connect(address)  # type: ignore[arg-type]
     sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
     return sock
+
+
+def listens(address: object) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(address) == 0  # type: ignore[arg-type]
 
 
 def answer(sock: socket.socket) -> bytes:
@@ -115,6 +121,26 @@ def test_the_time_is_limited(place: Place) -> None:
     assert daemon.wait() == 0
     for client in clients:
         assert answer(client) != b"200"
+
+
+@pytest.mark.parametrize(("kind", "threads"), CLASSES)
+def test_a_listener_that_a_reload_drops(place: Place, kind: str, threads: int) -> None:
+    """What waits in its queue is answered, by workers of the new generation, too; then its port is free."""
+    place.add("gunicorn.conf.py", f"bind = '127.0.0.1:{free_port()}'")
+    daemon = begin(place, kind, threads, 1, bind=None)
+    address = daemon.address
+    clients = [ask(socket.AF_INET, address) for _ in range(8)]
+    daemon.in_app("/")
+    port = free_port()
+    place.add("gunicorn.conf.py", f"bind = '127.0.0.1:{port}'")
+    assert daemon.ctl("reload", "--no-wait").code == 0
+    daemon.until(lambda: "draining" in [worker.state for worker in daemon.workers()], "the old worker drains")
+    (place.app_folder / "go").touch()
+    daemon.event("listener_closed")
+    assert [answer(client) for client in clients] == [b"200"] * len(clients)
+    until(lambda: not listens(address), "the port is free")
+    assert answer(ask(socket.AF_INET, ("127.0.0.1", port))) == b"200"
+    assert daemon.stop() == 0
 
 
 @pytest.mark.parametrize(("kind", "threads"), CLASSES)

@@ -407,6 +407,7 @@ class Daemon:
         chores.add("measuring the load", self._measure)
         chores.add("metrics for statsd", self._forwarder.measure)
         chores.add("the control server", self._control.ensure)
+        chores.add("dropped listeners", lambda: self._listeners.shut_ended(self._loop.time()))
         return chores
 
     def _read_all(self) -> dict[int, Reading]:

@@ -385,7 +385,7 @@ class Preparation:
             if settings.preload_app:
                 app.wsgi()
                 opened = audit_preloaded(before)
-            self._hooks.listening(listeners)
+            self._hooks.listening(listeners[: len(ask.addresses)])
             if opened:
                 # Without what when_ready has closed or opened: the latter may be for this process alone.
                 still = set(audit_preloaded(before))

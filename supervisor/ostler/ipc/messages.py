@@ -70,7 +70,9 @@ class Configure(_Message, frozen=True):
 class Load(_Message, frozen=True):
     """Get ready to spawn.
 
-    Descriptors: the hand-off's two ends, then the listeners in the order of `addresses`.
+    Descriptors: the hand-off's two ends, then the listeners in the order of `addresses`, then those that this
+    generation does not name any more. Its workers accept from these, too, until the supervisor shuts them
+    down.
     """
 
     addresses: list[str]

@@ -9,9 +9,11 @@ to the supervisor; opening logs and reopening them; replacing the worker when it
 much memory, or hangs; sharing what it has loaded with its successors. It runs in one process, which may have
 threads. A worker class has to do this:
 
-- `run` accepts from `context.listeners`, which are non-blocking and shared, so that `accept` may fail. At
-  least once a second it calls `context.accounting.heartbeat(monotonic_ns())`. It also calls the callbacks of
-  readers that are readable: in one of them `drain` will be called.
+- `run` accepts from `context.listeners`, which are non-blocking and shared, so that `accept` may fail. It
+  fails with EINVAL, and the listener is readable for ever, if the supervisor has shut that down: at the end
+  of the daemon, or because a reload has dropped its address. At least once a second `run` calls
+  `context.accounting.heartbeat(monotonic_ns())`. It also calls the callbacks of readers that are readable: in
+  one of them `drain` will be called.
 - It shows each request. A thread that serves makes its slot once, `slot = accounting.thread_slot(number)`,
   with a number below `settings.threads`. For each request it calls `slot.begin(method, target, now)` before
   the app, and `slot.end(status, bytes_sent, now)` after it. With `one_loop`, the loop's thread makes

@@ -1,6 +1,7 @@
 """Fork servers: performs the fleet's actions on them, and turns what they send into events."""
 
 import errno
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -172,10 +173,10 @@ class ForkServerManager:
         handle = self._children.fork_servers.get(action.generation)
         if handle is None:
             return  # its ForkServerExited is already on the way
-        listeners = map(self._listeners.fileno, handle.record.listener_keys)
-        descriptors = [*self._handoff(), *listeners]
+        keys = handle.record.listener_keys
+        descriptors = [*self._handoff(), *map(self._listeners.fileno, [*keys, *self._listeners.others(keys)])]
         handle.record.phase = ChildPhase.LOADING
-        request = messages.Load(handle.record.listener_keys, self.instance_name)
+        request = messages.Load(keys, self.instance_name)
         handle.send(request, descriptors)
 
     # -- messages -------------------------------------------------------------------------------------------
@@ -293,7 +294,7 @@ class ForkServerManager:
             )
 
     def settle_listeners(self) -> None:
-        """Close all listeners but the current generation's, and set their mode, owner and backlog as it says.
+        """End all listeners but the current generation's, and set their mode, owner and backlog as it says.
 
         While a reload runs nothing changes.
         """
@@ -308,7 +309,9 @@ class ForkServerManager:
         servers = self._children.fork_servers.values()
         used = {key for handle in servers for key in handle.record.listener_keys}
         if used:
-            for key in self._listeners.keep_only(used):
+            loaded = self._configurations.current
+            patience = loaded.settings.graceful_timeout if loaded is not None else 0.0
+            for key in self._listeners.keep_only(used, time.monotonic() + patience):
                 self._ports.journal.record("info", "listener_closed", {"address": key})
 
     def forget_configurations(self) -> None:

@@ -1,4 +1,7 @@
-"""Listening sockets: bound here, inherited by every worker, closed when no generation names them.
+"""Listening sockets: bound here, inherited by every worker, ended when no generation names them.
+
+The workers of a generation that does not name an address any more accept from it, too. So when its reload has
+ended the socket takes no new connections, and it is shut down when none waits in it (`osapi.refusing`).
 
 `[::]:PORT` takes IPv4 connections as well, as in gunicorn. If all IPv4 addresses (`0.0.0.0:PORT`) are bound
 beside it, it is IPv6-only. Which of both a socket is can't be changed later. So where a reload adds or
@@ -17,7 +20,7 @@ import msgspec
 from ostler.daemon.listening.binding import Bound, listen, send_at_once, takes_v4
 from ostler.daemon.listening.unix import Access, give, hold, ids, mode_of, reason_unix
 from ostler.errors import SettingError
-from ostler.osapi import refusing
+from ostler.osapi import received, refusing
 from ostler.osapi.unix_sockets import identity_of, remove_own
 from ostler.settings.address import Address, parse_address
 
@@ -48,6 +51,8 @@ class Listeners:
         self._sockets: dict[str, socket.socket] = {}
         self._access: dict[str, Access] = {}
         self._files: dict[str, tuple[int, int]] = {}
+        # Those that take no new connections, and until when (CLOCK_MONOTONIC, s) they may be emptied.
+        self._ending: dict[str, tuple[socket.socket, float]] = {}
 
     def snapshot(self) -> ListenersState:
         return ListenersState(
@@ -97,6 +102,10 @@ class Listeners:
             return keys
         fresh: list[str] = []
         wanted = self._wanted(addresses)
+        for key, (sock, _) in [*self._ending.items()]:
+            # An address that is wanted again, so soon, can't wait for others to accept.
+            if key in wanted or not refusing.has_waiting(sock):
+                self._shut(key)
         try:
             for text in wanted:
                 if text in self._sockets:
@@ -207,9 +216,13 @@ class Listeners:
 
     def close_all(self) -> None:
         """Close all; no process that still has one of our own keeps it open."""
-        for _, sock in self._own():
-            refusing.shut(sock)
-        self.keep_only(set())
+        for key, _ in [*self._own()]:
+            self._refuse(key, 0.0)
+        for key in [*self._ending]:
+            self._shut(key)
+        for sock in self._sockets.values():
+            sock.close()
+        self._sockets.clear()
 
     # ------------------------------------------------------------------------------------------------------
 
@@ -224,12 +237,42 @@ class Listeners:
         """In the order of `urls`."""
         return [self._sockets[key] for key in keys if key in self._sockets]
 
-    def keep_only(self, keys: set[str]) -> list[str]:
-        """Close all others; returns what was closed."""
+    def others(self, keys: list[str]) -> list[str]:
+        """Keys of our own sockets that are not among `keys`; as many as one message can carry with these."""
+        return [key for key, _ in self._own() if key not in keys][: max(0, received.MOST - 2 - len(keys))]
+
+    def keep_only(self, keys: set[str], deadline: float) -> list[str]:
+        """End all others; returns their keys.
+
+        deadline: when those are shut down in which connections still wait (CLOCK_MONOTONIC, s).
+        """
+        own = {key for key, _ in self._own()}
         gone = [key for key in self._sockets if key not in keys]
         for key in gone:
-            self._close(key)
+            if key in own:
+                self._refuse(key, deadline)
+            else:
+                self._close(key)
         return gone
+
+    def shut_ended(self, now: float) -> None:
+        """Shut down those that `keep_only` has ended, if none waits in them or they had their time."""
+        for key, (sock, deadline) in [*self._ending.items()]:
+            if now >= deadline or not refusing.has_waiting(sock):
+                self._shut(key)
+
+    def _refuse(self, key: str, deadline: float) -> None:
+        """Take no new connections at one of our own, which no generation names any more."""
+        self._remove_file(key)
+        self._access.pop(key, None)
+        sock = self._sockets.pop(key)
+        refusing.refuse_new(sock)
+        self._ending[key] = sock, deadline
+
+    def _shut(self, key: str) -> None:
+        sock, _ = self._ending.pop(key)
+        refusing.shut(sock)
+        sock.close()
 
     def _close(self, key: str) -> None:
         self._remove_file(key)

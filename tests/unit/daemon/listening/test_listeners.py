@@ -15,7 +15,7 @@ from ostler.daemon.listening import unix as module
 from ostler.daemon.listening.listeners import Listeners
 from ostler.daemon.listening.unix import Access
 from ostler.errors import SettingError
-from ostler.osapi import unix_sockets
+from ostler.osapi import refusing, unix_sockets
 from tests.kit.ports import free_port
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="gives files to others, which takes privileges")
@@ -26,7 +26,7 @@ NOBODY = 65534
 def listeners() -> Iterator[Listeners]:
     several = Listeners([])
     yield several
-    several.keep_only(set())
+    several.close_all()
 
 
 def mode_of(path: Path) -> str:
@@ -243,7 +243,8 @@ def test_only_its_own_file_is_removed(listeners: Listeners, tmp_path: Path) -> N
         state = listeners.snapshot()
         sockets = {key: os.dup(fd) for key, fd in state.sockets.items()}
         after.restore(msgspec.structs.replace(state, sockets=sockets))  # as after an upgrade in place
-        assert sorted(after.keep_only(set())) == [kept, lost]
+        assert sorted(after.keep_only(set(), 0.0)) == [kept, lost]
+        after.close_all()
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 
@@ -291,13 +292,13 @@ def test_small_packets_are_not_held_back() -> None:
         several = Listeners([])
         (key,) = several.bind((f"fd://{outer.fileno()}",), 10)
         assert outer.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-        several.keep_only(set())
+        several.close_all()
         assert key == f"fd://{outer.fileno()}"
     with socket.create_server(("127.0.0.1", 0)) as outer:
         several = Listeners([os.dup(outer.fileno())])
         several.bind((), 10)
         assert outer.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-        several.keep_only(set())
+        several.close_all()
 
 
 @pytest.mark.parametrize("by", ["fd://", "systemd"])
@@ -327,8 +328,46 @@ def test_reuse_port() -> None:
         second.bind((key,), 5, reuse_port=True)
         assert second.sockets([key])[0].getsockname()[1] == port
     finally:
-        first.keep_only(set())
-        second.keep_only(set())
+        first.close_all()
+        second.close_all()
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+@pytest.mark.parametrize("then", ["accepted", "too late", "wanted again"])
+def test_one_that_is_not_named_any_more(listeners: Listeners, tmp_path: Path, kind: str, then: str) -> None:
+    """It takes no new connections. It is shut down when none waits in it, at the deadline, or when its
+    address is wanted again."""
+    key = f"127.0.0.1:{free_port()}" if kind == "tcp" else f"unix:{tmp_path}/sock"
+    listeners.bind((key,), 5)
+    (sock,) = listeners.sockets([key])
+    address, family = sock.getsockname(), sock.family
+    with sock.dup() as workers, socket.socket(family) as client:
+        client.connect(address)
+        assert listeners.keep_only(set(), 100.0) == [key]
+        assert listeners.sockets([key]) == []
+        listeners.shut_ended(99.0)
+        assert not refusing.is_shut(workers.fileno())
+        if kind == "unix":
+            assert not (tmp_path / "sock").exists()
+        if then == "accepted":
+            workers.accept()[0].close()
+            listeners.shut_ended(99.0)
+        elif then == "too late":
+            listeners.shut_ended(100.0)
+        else:
+            listeners.bind((key,), 5)
+            with socket.socket(family) as other:
+                other.connect(address)
+        assert refusing.is_shut(workers.fileno())
+    listeners.bind((key,), 5)
+
+
+def test_those_that_a_new_generation_serves_too(listeners: Listeners) -> None:
+    """It gets what was bound here and it does not name, but not what was handed over."""
+    with socket.create_server(("127.0.0.1", 0)) as outer:
+        first, second, third = listeners.bind(("127.0.0.1:0", "[::1]:0", f"fd://{outer.fileno()}"), 5)
+        assert listeners.others([second]) == [first]
+        assert listeners.others([first, second, third]) == []
 
 
 # -- [::] and IPv4 -----------------------------------------------------------------------------------------
@@ -404,7 +443,7 @@ def test_reloads_that_change_it(listeners: Listeners, steps: tuple[str, ...]) ->
     for step in steps:
         asked = tuple(f"{host.removesuffix(':')}:{port}" for host in step.split())
         keys = listeners.bind(asked, 5)
-        listeners.keep_only(set(keys))
+        listeners.keep_only(set(keys), 0.0)
         assert served(listeners, keys, port) == (True, "[::]" in step), step
         assert listeners.bind(asked, 5) == keys
 
@@ -436,4 +475,4 @@ def test_one_ipv4_address_beside_all_of_ipv6(listeners: Listeners, first: int) -
     assert problem == (
         f"bind: {addresses[1]}: it overlaps with {addresses[0]}, as [::] takes IPv4 as well; leave one out"
     )
-    assert listeners.keep_only(set()) == []
+    assert listeners.keep_only(set(), 0.0) == []
