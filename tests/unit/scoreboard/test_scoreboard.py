@@ -37,7 +37,7 @@ class Board(Scoreboard):
     def __init__(self, state: ScoreboardState | None = None) -> None:
         self.now = BORN
         self.doubts: list[tuple[int, str]] = []
-        # Reading costs nothing: cells that were costly to read, on a busy machine, would not be read again at once.
+        # Reading costs nothing: what was costly to read, on a busy machine, is not read again at once.
         super().__init__(state, clock=lambda: self.now, cpu_clock=lambda: 0)
         self.on_implausible = lambda *what: self.doubts.append(what)
 
