@@ -56,7 +56,8 @@ equals_lower(const char *text, size_t size, const char *lower_text)
 /* What a field means to the server. */
 enum meaning { PLAIN, IS_HOST, IS_CONNECTION, IS_TYPE, IS_SCHEME, NOT_ORDINARY };
 
-#define LONGEST_NAME 52
+#define LONGEST_NAME 255
+#define LONGEST_REMEMBERED 52
 #define NAMES 256 /* a power of two */
 
 typedef struct {
@@ -64,7 +65,7 @@ typedef struct {
     uint32_t hash;
     uint8_t size; /* 0: nothing is here */
     uint8_t meaning;
-    char name[LONGEST_NAME];
+    char name[LONGEST_REMEMBERED];
 } name_entry;
 
 typedef struct {
@@ -103,12 +104,11 @@ meaning_of(rules_object *self, const char *name, size_t size)
 static PyObject *
 variable_of(const char *name, size_t size)
 {
-    char text[5 + 256] = "HTTP_";
+    char text[5 + LONGEST_NAME] = "HTTP_";
     if (equals_lower(name, size, "content-type"))
         return PyUnicode_InternFromString("CONTENT_TYPE");
-    /* httpoxy (CVE-2016-5385), as in wsgi/environ.py */
-    if (equals_lower(name, size, "proxy") || size > 255)
-        return NULL;
+    if (equals_lower(name, size, "proxy"))
+        return NULL; /* httpoxy (CVE-2016-5385), as in wsgi/environ.py */
     for (size_t i = 0; i < size; i++) {
         char c = name[i];
         text[5 + i] = c == '-' ? '_' : c >= 'a' && c <= 'z' ? (char)(c - 32) : c;
@@ -120,7 +120,7 @@ variable_of(const char *name, size_t size)
 static name_entry *
 entry_of(rules_object *self, const char *name, size_t size, uint32_t hash)
 {
-    if (size > LONGEST_NAME)
+    if (size > LONGEST_REMEMBERED)
         return NULL;
     uint32_t at = hash & (NAMES - 1);
     name_entry *entry;
@@ -330,7 +330,7 @@ scan_request(rules_object *rules, const char *data, size_t size, scan *found)
         uint32_t hash = 2166136261u; /* FNV-1a */
         while (kinds[(uint8_t)data[at]] & NAME)
             hash = (hash ^ (uint8_t)data[at++]) * 16777619u;
-        if (at == begin || data[at] != ':')
+        if (at == begin || at - begin > LONGEST_NAME || data[at] != ':')
             return false;
         one->name = (uint16_t)begin;
         one->name_size = (uint16_t)(at - begin);

@@ -14,7 +14,6 @@ from typing import Any
 import msgspec
 
 from ostler import native
-
 from ostler.http1.body import Body, BodySink, ChunkedBody, SizedBody
 from ostler.http1.errors import BodyNotStored, BodyTooLarge, HeadTooLarge, LineTooLong, ProtocolViolation
 from ostler.http1.head import CHUNKED, MAX_FIELDS, MAX_HEAD, Head, Rules, parse_head

@@ -149,7 +149,8 @@ def request_environ(template: Environ, request: Request) -> Environ:
     template: the result of `head_environ` for its `head_of_template`.
     """
     if type(request) is _NativeRequest:
-        return request.environ(template)  # type: ignore[attr-defined]
+        environ: Environ = request.environ(template)  # type: ignore[attr-defined]
+        return environ
     environ = template.copy()
     line = request.line
     environ["REQUEST_METHOD"] = line.method
