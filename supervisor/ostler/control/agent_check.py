@@ -13,14 +13,14 @@ import socket
 from collections.abc import Callable
 
 from ostler.control.acceptor import ControlAcceptor
-from ostler.control.readiness import Readiness
+from ostler.control.readiness import FleetReadiness
 from ostler.logs.limiter import LimitedLog
 
 ANSWERS = {
-    Readiness.READY: b"ready up\n",
-    Readiness.DRAINING: b"drain\n",
-    Readiness.STOPPING: b"drain\n",
-    Readiness.NO_WORKER: b"down #no worker is ready\n",
+    FleetReadiness.READY: b"ready up\n",
+    FleetReadiness.DRAINING: b"drain\n",
+    FleetReadiness.STOPPING: b"drain\n",
+    FleetReadiness.NO_WORKER: b"down #no worker is ready\n",
 }
 MOST_OPEN = 32
 """Connections; for another one the oldest is closed, which has its answer."""
@@ -41,7 +41,7 @@ class AgentCheck:
     def __init__(
         self,
         sock: socket.socket,
-        readiness: Callable[[], Readiness],
+        readiness: Callable[[], FleetReadiness],
         log: LimitedLog,
         close_seconds: float = CLOSE_SECONDS,
     ) -> None:

@@ -12,7 +12,7 @@ from ostler.control.limits import Quota
 from ostler.control.metrics import Figures, render
 from ostler.control.openapi import document
 from ostler.control.problems import Conflict, Invalid, NotFound
-from ostler.control.readiness import Readiness
+from ostler.control.readiness import FleetReadiness
 from ostler.control.routes import Ask, Scope
 from ostler.control.views import (
     Asked,
@@ -114,7 +114,7 @@ class Backend(Protocol):
 
     def status(self) -> StatusView: ...
 
-    def readiness(self) -> Readiness:
+    def readiness(self) -> FleetReadiness:
         """Whether load balancers are to send requests. Costs far less than `status`."""
         ...
 
@@ -172,7 +172,7 @@ class FleetHandlers:
 
     async def readyz(self, _call: Call[None]) -> Answer:
         found = self._backend.readiness()
-        return Answer(f"{found.value}\n", 200 if found is Readiness.READY else 503)
+        return Answer(f"{found.value}\n", 200 if found is FleetReadiness.READY else 503)
 
     async def openapi(self, _call: Call[None]) -> Answer:
         return Answer(document())

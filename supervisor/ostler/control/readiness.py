@@ -5,7 +5,7 @@ import enum
 from ostler.control.views import FleetState
 
 
-class Readiness(enum.Enum):
+class FleetReadiness(enum.Enum):
     """The value is the text of `/readyz`."""
 
     READY = "ready"
@@ -14,10 +14,10 @@ class Readiness(enum.Enum):
     NO_WORKER = "no worker is ready"
 
 
-def readiness(state: FleetState, ready: int) -> Readiness:
+def readiness(state: FleetState, ready: int) -> FleetReadiness:
     """Decide by the fleet's state and its number of ready workers."""
     if state == "draining":
-        return Readiness.DRAINING
+        return FleetReadiness.DRAINING
     if state == "stopping":
-        return Readiness.STOPPING
-    return Readiness.READY if ready else Readiness.NO_WORKER
+        return FleetReadiness.STOPPING
+    return FleetReadiness.READY if ready else FleetReadiness.NO_WORKER

@@ -10,7 +10,7 @@ import pytest
 
 from ostler.control import agent_check
 from ostler.control.agent_check import MOST_OPEN, AgentCheck
-from ostler.control.readiness import Readiness
+from ostler.control.readiness import FleetReadiness
 from ostler.control.server import ControlServer
 from ostler.errors import SettingError
 from ostler.logs.limiter import LimitedLog
@@ -100,7 +100,7 @@ async def listener() -> AsyncIterator[socket.socket]:
 
 def check(sock: socket.socket, close_seconds: float) -> AgentCheck:
     log = LimitedLog(captured_log()[0], lambda: 0.0)
-    return AgentCheck(sock, lambda: Readiness.READY, log, close_seconds)
+    return AgentCheck(sock, lambda: FleetReadiness.READY, log, close_seconds)
 
 
 async def until_open(agent: AgentCheck, number: int) -> None:

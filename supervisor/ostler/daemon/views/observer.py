@@ -10,7 +10,7 @@ import msgspec
 
 from ostler import __version__
 from ostler.control.metrics import AcceptQueue, Figures
-from ostler.control.readiness import Readiness, readiness
+from ostler.control.readiness import FleetReadiness, readiness
 from ostler.control.routes import CONFIG, STATUS, WORKERS
 from ostler.control.views import (
     ConfigView,
@@ -122,7 +122,7 @@ class Observer:
     def status(self) -> StatusView:
         return self._status(self._scoreboard.read_all())
 
-    def readiness(self) -> Readiness:
+    def readiness(self) -> FleetReadiness:
         state = self._ports.state()
         return readiness(health.state(state), state.ready)
 
