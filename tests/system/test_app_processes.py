@@ -18,7 +18,8 @@ pytestmark = pytest.mark.system
 
 METHODS = ["fork", *thorough("spawn", "forkserver")]
 
-# `begin` starts one process of each kind with the start method of the variable METHOD, and writes their pids.
+# `begin` starts one process of each kind with the start method of the variable METHOD, and writes their pids;
+# `begin_one` starts one more.
 STARTING = """\
 import multiprocessing, os, subprocess, sys, time
 from pathlib import Path
@@ -42,6 +43,12 @@ def begin():
     pids = [manager._process.pid, process.pid, pool._pool[0].pid, program.pid]
     with (FOLDER / "pids").open("a") as file:
         file.write(" ".join(map(str, pids)) + "\\n")
+
+def begin_one():
+    process = context.Process(target=sleep, daemon=True)
+    process.start()
+    kept.append(process)
+    return process.pid
 """
 
 APP = """\
@@ -50,7 +57,10 @@ import starting
 {begin}
 
 def app(environ, start_response):
-    answer = str(starting.kept[0]["by"]).encode()
+    if environ["PATH_INFO"] == "/one":
+        answer = str(starting.begin_one()).encode()
+    else:
+        answer = str(starting.kept[0]["by"]).encode()
     start_response("200 OK", [("Content-Length", str(len(answer)))])
     return [answer]
 """
@@ -116,6 +126,28 @@ def test_they_end_with_their_generation(place: Place, how: str, method: str) -> 
         sock.bind(("127.0.0.1", port))
     left = [path.name for path in place.folder.iterdir() if path.name.startswith("pymp-")]
     assert left == []
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("how", ["preload", *thorough("hook")])
+def test_of_a_worker_whose_parent_has_some(place: Place, how: str, method: str) -> None:
+    """A worker starts processes by the method that its fork server or a hook has used, also after a refork."""
+    daemon = begin(place, how, method)
+    first, *_ = newest(place, 1)
+    for refork in (False, True):
+        if refork:
+            assert daemon.ctl("refork").code == 0
+        daemon.settled(1)
+        found = [Process(int(daemon.get("/one").text)) for _ in range(2)]
+        assert not any(process.gone for process in (first, *found))
+        if not refork:
+            # One that has children of its own can't be forked from.
+            worker = Process(daemon.pids()[0])
+            worker.send(signal.SIGTERM)
+            assert worker.ended()
+            daemon.settled(1)
+    assert daemon.events("request_failed") == []
+    assert daemon.stop() == 0
 
 
 # Each path starts something in the worker, or asks the manager that came with the app.
