@@ -596,6 +596,19 @@ def test_handshakes_of_a_killed_worker(place: Place, kind: str) -> None:
     end(process)
 
 
+@pytest.mark.parametrize("kind", [*thorough("gthread", "asgi", "sync", "gevent", "eventlet", "meinheld")])
+def test_the_end_of_a_worker_whose_child_lives_on(place: Place, kind: str) -> None:
+    """It drains as fast as one that has none."""
+    daemon = holding(place, kind, "--graceful-timeout", "500")
+    assert daemon.get("/fork").status == 200
+    process, worker = started(place), Process(daemon.pids()[0])
+    worker.send(signal.SIGTERM)
+    assert worker.ended()
+    daemon.settled(1)
+    assert not process.gone
+    assert daemon.stop(signal.SIGINT) == 0
+
+
 @HOLDERS
 def test_connections_of_a_worker_killed_at_a_deadline(place: Place, kind: str) -> None:
     """The same if the daemon kills it, because its app does not end a request that is overdue."""
