@@ -228,7 +228,7 @@ def test_a_slow_upload(start: Start, kind: str) -> None:
 @pytest.mark.thorough
 def test_a_slow_upload_to_meinheld(start: Start) -> None:
     """There the app is called when the body has come whole, which may take longer than its time-out."""
-    daemon = start("meinheld")
+    daemon = start("meinheld", "--keep-alive", "60")  # a request must have come whole within that
     (worker,) = daemon.pids()
     began = time.monotonic()
     with client_of(daemon) as client:
