@@ -4,21 +4,24 @@ import os
 import pty
 import signal
 import socket
+from pathlib import Path
 
 import pytest
 
 from ostler import native
+from tests.kit.certificates import Authority
 from tests.kit.daemon import Daemon, Place, end_with_parent, fork_server
 from tests.kit.ports import listening
-from tests.kit.processes import Process, descriptors, title
+from tests.kit.processes import Process, client_ports, descriptors, freeze, title
 from tests.kit.tiers import thorough
-from tests.kit.waiting import until
+from tests.kit.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.system
 
 METHODS = ["fork", *thorough("spawn", "forkserver")]
 
-# `begin` starts one process of each kind with the start method of the variable METHOD, and writes their pids.
+# `begin` starts one process of each kind with the start method of the variable METHOD, and writes their pids;
+# `begin_one` starts one more.
 STARTING = """\
 import multiprocessing, os, subprocess, sys, time
 from pathlib import Path
@@ -42,6 +45,12 @@ def begin():
     pids = [manager._process.pid, process.pid, pool._pool[0].pid, program.pid]
     with (FOLDER / "pids").open("a") as file:
         file.write(" ".join(map(str, pids)) + "\\n")
+
+def begin_one():
+    process = context.Process(target=sleep, daemon=True)
+    process.start()
+    kept.append(process)
+    return process.pid
 """
 
 APP = """\
@@ -50,7 +59,10 @@ import starting
 {begin}
 
 def app(environ, start_response):
-    answer = str(starting.kept[0]["by"]).encode()
+    if environ["PATH_INFO"] == "/one":
+        answer = str(starting.begin_one()).encode()
+    else:
+        answer = str(starting.kept[0]["by"]).encode()
     start_response("200 OK", [("Content-Length", str(len(answer)))])
     return [answer]
 """
@@ -118,6 +130,28 @@ def test_they_end_with_their_generation(place: Place, how: str, method: str) -> 
     assert left == []
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("how", ["preload", *thorough("hook")])
+def test_of_a_worker_whose_parent_has_some(place: Place, how: str, method: str) -> None:
+    """A worker starts processes by the method that its fork server or a hook has used, and after a refork."""
+    daemon = begin(place, how, method)
+    first, *_ = newest(place, 1)
+    for refork in (False, True):
+        if refork:
+            assert daemon.ctl("refork").code == 0
+        daemon.settled(1)
+        found = [Process(int(daemon.get("/one").text)) for _ in range(2)]
+        assert not any(process.gone for process in (first, *found))
+        if not refork:
+            # One that has children of its own can't be forked from.
+            worker = Process(daemon.pids()[0])
+            worker.send(signal.SIGTERM)
+            assert worker.ended()
+            daemon.settled(1)
+    assert daemon.events("request_failed") == []
+    assert daemon.stop() == 0
+
+
 # Each path starts something in the worker, or asks the manager that came with the app.
 BUSY = """\
 import ctypes, multiprocessing, os, signal, subprocess, sys, time
@@ -177,14 +211,19 @@ def busy(place: Place, *args: str, **environ: str) -> Daemon:
     return place.start(*QUICK, *args, "busy:app", **environ)
 
 
-def start(place: Place, daemon: Daemon, path: str) -> Process:
-    """Have the app start a process, and wait for it."""
-    assert daemon.get(path).status == 200
+def started(place: Place) -> Process:
+    """Wait until the app has started a process."""
     file = place.app_folder / "started"
     until(file.exists, "the app's process has started")
     process = Process(int(file.read_text()))
     file.unlink()
     return process
+
+
+def start(place: Place, daemon: Daemon, path: str) -> Process:
+    """Have the app start a process, and wait for it."""
+    assert daemon.get(path).status == 200
+    return started(place)
 
 
 def test_of_a_killed_worker(place: Place) -> None:
@@ -422,26 +461,178 @@ def test_priority_of_programs_that_hooks_start(place: Place) -> None:
     assert daemon.stop() == 0
 
 
-def test_connections_of_a_killed_worker(place: Place) -> None:
-    """They are closed at once, also if a process lives on that the app has forked meanwhile."""
-    daemon = busy(place, "-w", "1")
-    idle = daemon.connect().asked("/")
-    assert idle.answer().status == 200
-    process = start(place, daemon, "/process")
-    worker = daemon.pids()[0]
+# `/fork` forks, `/swallows` also does not end any more, `/websocket` takes its connection before it forks.
+HOLDING = """\
+import os, time
+from pathlib import Path
 
-    def shared() -> set[str]:
-        return {name for name in descriptors(process.pid) if name.startswith("socket:")} & set(
-            descriptors(worker)
-        )
+FOLDER = Path(__file__).parent
 
-    until(lambda: not shared(), "the process has let go of its worker's sockets")
-    process.send(signal.SIGSTOP)  # so that it does not end when it is asked to
-    Process(daemon.pids()[0]).send(signal.SIGKILL)
-    idle.ended_by_server()
-    assert not process.gone
+def fork():
+    pid = os.fork()
+    while pid == 0:
+        time.sleep(1000)
+    draft = FOLDER / ".started"
+    draft.write_text(str(pid))
+    draft.rename(FOLDER / "started")
+
+def swallow():
+    while True:
+        try:
+            time.sleep(0.01)
+        except BaseException:
+            (FOLDER / "swallowed").touch()
+
+def app(environ, start_response):
+    path = environ["PATH_INFO"]
+    if path == "/websocket":
+        sock = environ["gunicorn.socket"]
+        sock.sendall(b"HTTP/1.1 101 Switching Protocols\\r\\nUpgrade: websocket\\r\\n\\r\\n")
+        sock.fileno()
+        fork()
+        while sock.recv(1000):
+            pass
+        return []
+    if path != "/":
+        fork()
+    if path == "/swallows":
+        swallow()
+    start_response("200 OK", [("Content-Length", "0")])
+    return []
+
+async def asgi(scope, receive, send):
+    if scope["type"] == "lifespan":
+        return
+    path = scope["path"]
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.accept"})
+    if path != "/":
+        fork()
+    if path == "/swallows":
+        swallow()
+    while scope["type"] == "websocket" and (await receive())["type"] != "websocket.disconnect":
+        pass
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body"})
+"""
+OFFER = {
+    "Connection": "Upgrade",
+    "Upgrade": "websocket",
+    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+    "Sec-WebSocket-Version": "13",
+}
+HOLDERS = pytest.mark.parametrize(
+    "kind", ["gthread", "asgi", *thorough("sync", "gevent", "eventlet", "meinheld")]
+)
+
+
+def holding(place: Place, kind: str, *args: str) -> Daemon:
+    """A daemon with one worker of a class, with HOLDING as its app."""
+    if kind in ("gevent", "eventlet", "meinheld"):
+        pytest.importorskip(kind)
+    place.add("holding.py", HOLDING)
+    app = "holding:asgi" if kind == "asgi" else "holding:app"
+    return place.start(*QUICK, "-w", "1", "-k", kind, *args, app)
+
+
+def private(pid: int) -> set[str]:
+    """The sockets and pipes of a worker, without its standard streams."""
+    standard = {str(Path(f"/proc/{pid}/fd/{number}").readlink()) for number in range(3)}
+    return {name for name in descriptors(pid) if name.startswith(("socket:", "pipe:"))} - standard
+
+
+def let_go(process: Process, worker: int) -> None:
+    """Wait until a process that a worker's app has forked shares no socket and no pipe with it; then stop it,
+    so that it does not end when it is asked to."""
+    assert len(private(worker)) >= 5, "its channel, its stacks, the hand-off, a listener and a connection"
+    until(
+        lambda: not private(worker) & set(descriptors(process.pid)), "the process has let go of its worker's"
+    )
+    freeze(process)
+
+
+def end(process: Process) -> None:
     process.send(signal.SIGCONT)
     assert process.ended()
+
+
+@HOLDERS
+def test_connections_of_a_killed_worker(place: Place, kind: str) -> None:
+    """They are closed at once, also if a process lives on that the app has forked meanwhile. That has none of
+    its worker's sockets and pipes."""
+    daemon = holding(place, kind)
+    idle, last = daemon.connect().asked("/"), daemon.connect()
+    assert idle.answer().status == 200
+    if kind == "meinheld":  # it has no websockets
+        assert last.asked("/fork").answer().status == 200
+    else:
+        assert last.asked("/websocket", headers=OFFER).answer().status == 101
+    process, worker = started(place), daemon.pids()[0]
+    let_go(process, worker)
+    Process(worker).send(signal.SIGKILL)
+    for connection in (idle, last):
+        connection.ended_by_server()
+    assert not process.gone
+    end(process)
+
+
+@pytest.mark.parametrize("kind", ["asgi", *thorough("gthread")])
+def test_handshakes_of_a_killed_worker(place: Place, kind: str) -> None:
+    """A connection that has not come to its TLS handshake is closed, too."""
+    certificate = Authority(place.folder).issue("localhost")
+    tls = ("--certfile", str(certificate.cert), "--keyfile", str(certificate.key))
+    daemon = holding(place, kind, *tls)
+    worker = daemon.pids()[0]
+    with socket.create_connection(daemon.address, PATIENCE) as silent:
+        port = silent.getsockname()[1]
+        daemon.until(lambda: port in client_ports(worker, daemon.port), "it is accepted")
+        assert daemon.get("/fork").status == 200
+        process = started(place)
+        let_go(process, worker)
+        Process(worker).send(signal.SIGKILL)
+        assert ends(silent)
+    assert not process.gone
+    end(process)
+
+
+@pytest.mark.parametrize("kind", [*thorough("gthread", "asgi", "sync", "gevent", "eventlet", "meinheld")])
+def test_the_end_of_a_worker_whose_child_lives_on(place: Place, kind: str) -> None:
+    """It drains as fast as one that has none."""
+    daemon = holding(place, kind, "--graceful-timeout", "500")
+    assert daemon.get("/fork").status == 200
+    process, worker = started(place), Process(daemon.pids()[0])
+    worker.send(signal.SIGTERM)
+    assert worker.ended()
+    daemon.settled(1)
+    assert not process.gone
+    assert daemon.stop(signal.SIGINT) == 0
+
+
+@HOLDERS
+def test_connections_of_a_worker_killed_at_a_deadline(place: Place, kind: str) -> None:
+    """The same if the daemon kills it, because its app does not end a request that is overdue."""
+    daemon = holding(place, kind, "-t", "1", "--timeout-grace", "1")
+    idle = daemon.connect().asked("/")
+    assert idle.answer().status == 200
+    worker = daemon.pids()[0]
+    last = daemon.connect().asked("/swallows")
+    process = started(place)
+    let_go(process, worker)
+    for connection in (idle, last):
+        connection.ended_by_server()
+    assert daemon.event("worker_exited", pid=worker)["cause"] == "deadline"
+    assert (place.app_folder / "swallowed").exists()
+    assert not process.gone
+    end(process)
+
+
+def ends(sock: socket.socket) -> bool:
+    """Wait until the server has closed a connection."""
+    try:
+        return sock.recv(1) == b""
+    except ConnectionResetError:
+        return True
 
 
 @pytest.mark.thorough
@@ -515,3 +706,53 @@ def test_threads_that_a_fork_starts_again(place: Place) -> None:
 
     until(lambda: len(look()) >= len(expected), "a thread in each process")
     assert sorted(look()) == sorted(expected)
+
+
+# A library whose lock is held over each fork, as logging's are, and whose thread has it most of the time.
+LOCKING = """\
+import os, sys, threading
+
+lock = threading.Lock()
+os.register_at_fork(
+    before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release
+)
+
+def work():
+    while True:
+        with lock:
+            sum(range(1000))
+
+threading.Thread(target=work, daemon=True).start()
+
+def app(environ, start_response):
+    with lock:
+        native = sys.modules.get("ostler._native") is not None
+    answer = str(native).encode()
+    start_response("200 OK", [("Content-Length", str(len(answer)))])
+    return [answer]
+"""
+WITHOUT_NATIVE = """\
+import sys
+sys.modules["ostler._native"] = None
+"""
+
+
+@pytest.mark.parametrize("way", ["c", *thorough("python")])
+def test_locks_that_are_held_over_forks(place: Place, way: str) -> None:
+    """Workers boot although a thread of the fork server has the lock often, and have it free."""
+    native_here = way == "c" and native.module is not None
+    place.add("shop.py", LOCKING)
+    if way == "python":
+        place.add("first/sitecustomize.py", WITHOUT_NATIVE)
+    more = {"PYTHONPATH": str(place.app_folder / "first")} if way == "python" else {}
+    daemon = place.start(*QUICK, "-w", "3", "--preload", "shop:app", **more)
+    for _ in range(2):
+        daemon.settled(3)
+        before = daemon.pids()
+        assert daemon.get("/").text == str(native_here)
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        daemon.until(lambda before=before: not set(before) & set(daemon.pids()), "other workers")
+    daemon.settled(3)
+    assert daemon.get("/").text == str(native_here)
+    assert daemon.stop() == 0

@@ -200,11 +200,16 @@ def app(environ, start_response):
     logging.getLogger("gunicorn.error").error("first\\n second %s", environ["PATH_INFO"])
     start_response("200 OK", [])
     return [b"one"]
+async def asgi(scope, receive, send):
+    if scope["type"] == "http":
+        logging.getLogger("gunicorn.error").error("first\\n second %s", scope["path"])
+        await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.body", "body": b"one"})
 """
 
 
 @pytest.mark.parametrize("log_format", ["auto", *thorough("gunicorn")])
-@pytest.mark.parametrize("kind", ["sync", "gevent", *thorough("gthread", "eventlet")])
+@pytest.mark.parametrize("kind", ["sync", "gevent", "asgi", *thorough("gthread", "eventlet")])
 def test_every_message_arrives_once(place: Place, kind: str, log_format: str) -> None:
     """Through logconfig_dict every message of app, hooks and daemon arrives verbatim and once: the first and
     the last line of the daemon, those of several lines, those that a handler has buffered when its process
@@ -212,8 +217,9 @@ def test_every_message_arrives_once(place: Place, kind: str, log_format: str) ->
     """
     place.add("conf.py", CONFIG)
     place.add("talks.py", TALKS)
+    app = "talks:asgi" if kind == "asgi" else "talks:app"
     flags = ["-w", "2", "-k", kind, "--log-format", log_format]
-    daemon = place.start(*flags, "-c", "conf.py", "talks:app", serving=False)
+    daemon = place.start(*flags, "-c", "conf.py", app, serving=False)
     daemon.settled(2)
     url_of(daemon)
     assert daemon.get("/here").text == "one"
@@ -239,7 +245,7 @@ def test_every_message_arrives_once(place: Place, kind: str, log_format: str) ->
         assert own[0].startswith("Starting gunicorn ")
         assert own[-1] == "Shutting down: Master"
     else:
-        assert own[0].startswith("loading app=talks:app ")
+        assert own[0].startswith(f"loading app={app} ")
         assert own[-1].startswith("stopped uptime=")
         assert [text.split()[0] for text in own].count("stopped") == 1
     assert len(own) == len(set(own))

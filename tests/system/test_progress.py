@@ -2,6 +2,7 @@
 
 import http.client
 import socket
+import time
 from collections.abc import Callable
 
 import pytest
@@ -222,6 +223,32 @@ def test_a_slow_upload(start: Start, kind: str) -> None:
         assert (answer.status, answer.read()) == (200, b"%d" % sent)
     assert daemon.events("request_overdue") == []
     assert logged(daemon, "/upload").startswith("200 ")
+
+
+@pytest.mark.thorough
+def test_a_slow_upload_to_meinheld(start: Start) -> None:
+    """There the app is called when the body has come whole, which may take longer than its time-out."""
+    daemon = start("meinheld", "--keep-alive", "60")  # a request must have come whole within that
+    (worker,) = daemon.pids()
+    began = time.monotonic()
+    with client_of(daemon) as client:
+        head = b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"
+        client.sendall(head)
+        left = 1_000_000
+
+        def longer() -> bool:
+            nonlocal left
+            client.sendall(bytes(100))
+            left -= 100
+            return time.monotonic() - began > LONG
+
+        daemon.until(longer, "the upload takes longer than the time-out")
+        client.sendall(bytes(left))
+        answer = http.client.HTTPResponse(client)
+        answer.begin()
+        assert (answer.status, answer.read()) == (200, b"1000000")
+    assert daemon.pids() == [worker]
+    assert daemon.events("request_overdue") == daemon.events("worker_stalled") == []
 
 
 @pytest.mark.thorough

@@ -1,5 +1,7 @@
 """`ctl rollback`, `reload --abort`, `reload --wait-probation`, `wait`, while the code on the disk changes."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from ostler.control.routes import ROLLBACK
@@ -45,6 +47,21 @@ def test_wait_probation(place: Place) -> None:
     daemon.client.call(ROLLBACK)
     done = daemon.ctl("wait", "--wait-probation")
     assert (done.code, "the reload was rolled back" in done.err) == (1, True)
+
+
+def test_a_reload_that_waits_for_its_probation(place: Place) -> None:
+    """A roll-back meanwhile is a failure of the command, although the reload itself was done."""
+    place.add("page.py", page("one"))
+    daemon = place.start("-w", "2", "--probation", "600", "page:app")
+    place.add("page.py", page("two"))
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(daemon.ctl, "reload", "--wait-probation")
+        daemon.until(lambda: (reload := daemon.status().reload) and reload.on_probation, "the probation")
+        assert not waiting.done()
+        daemon.client.call(ROLLBACK)
+        done = waiting.result()
+    assert (done.code, "the reload was rolled back" in done.err) == (1, True)
+    assert daemon.get().text == "one"
 
 
 def test_abort(place: Place) -> None:

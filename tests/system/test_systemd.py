@@ -54,6 +54,26 @@ def test_notification(place: Place, abstract: bool) -> None:
         assert daemon.wait() == 0
 
 
+def test_notification_of_a_failed_reload(place: Place) -> None:
+    """RELOADING=1 is followed by READY=1 also if the new code can't be loaded: the old generation serves."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        path = str(place.folder / "notify")
+        notify.bind(path)
+        notify.settimeout(PATIENCE)
+        place.add("look.py", "from plain import app\n")
+        daemon = place.start("look:app", NOTIFY_SOCKET=path)
+        sent(notify, "READY=1")
+        place.add("look.py", "raise RuntimeError\n")
+        daemon.send(signal.SIGHUP)
+        sent(notify, "RELOADING=1")
+        sent(notify, "READY=1")
+        assert ask(daemon.url).text == "one"
+        assert daemon.status().generation == 1
+        daemon.send(signal.SIGTERM)
+        sent(notify, "STOPPING=1")
+        assert daemon.wait() == 0
+
+
 def test_not_ready_before_the_first_worker(place: Place) -> None:
     """With an app that can't be loaded READY=1 is never sent."""
     place.add("broken.py", "raise RuntimeError\n")

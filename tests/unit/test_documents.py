@@ -94,6 +94,22 @@ def test_each_document_is_in_the_index() -> None:
     ] == []
 
 
+@pytest.mark.parametrize("unit", sorted(ROOT.glob("contrib/systemd/*.service")), ids=_relative)
+def test_units_of_systemd(unit: Path) -> None:
+    """`systemctl reload` works, and a start that fails again and again is given up."""
+    section, found = "", {}
+    for line in unit.read_text().splitlines():
+        if line.startswith("["):
+            section = line
+        elif not line.startswith("#") and "=" in line:
+            name, _, value = line.partition("=")
+            found[section, name] = value
+    assert int(found["[Unit]", "StartLimitIntervalSec"]) > 0
+    assert int(found["[Unit]", "StartLimitBurst"]) > 0
+    assert found["[Service]", "Restart"] == "on-failure"
+    assert " reload" in found["[Service]", "ExecReload"]
+
+
 def test_the_readme_is_short() -> None:
     """Longer texts belong in contrib/docs."""
     assert len((ROOT / "README.md").read_text().splitlines()) <= 90

@@ -39,8 +39,12 @@ class ControlState(msgspec.Struct, frozen=True):
     unix: UnixControlState | None = None
     tcp: TcpControlState | None = None
     token_file: str | None = None
+    agent_check: int | None = None
+    """The descriptor of the agent check's listener."""
 
     def descriptors(self) -> list[int]:
         """Descriptors that must stay open over execve(2)."""
         unix = [self.unix.fd, self.unix.lock_fd] if self.unix else []
-        return [*unix, self.tcp.fd] if self.tcp else unix
+        tcp = [self.tcp.fd] if self.tcp else []
+        agent_check = [self.agent_check] if self.agent_check is not None else []
+        return [*unix, *tcp, *agent_check]

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Protocol
 from ostler.control.control_state import Digests, TcpControlState
 from ostler.control.handlers import Answer, Call, Caller
 from ostler.control.problems import Conflict, Forbidden, TooManyLogins, Unauthorized
+from ostler.control.tcp_listener import url_host
 from ostler.control.views import Login, LoginLink, SessionView
 from ostler.errors import SettingError
 from ostler.osapi.peers import unix_peer
@@ -289,10 +290,6 @@ def loopback_address(host: str) -> str:
             f"{host or 'an empty host'} is not loopback; use 127.0.0.1:PORT (and ssh -L from other machines)",
         )
     return str(address)
-
-
-def url_host(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
 
 
 def _digest(secret: str) -> bytes:

@@ -1,10 +1,9 @@
-"""The control plane's listeners: a Unix socket, and loopback TCP if it is configured.
+"""The control plane's listeners: a Unix socket, and if they are configured loopback TCP and the agent check.
 
 Each is started separately and may fail separately: the data plane comes first, and the daemon logs a failure
 here as one warning.
 """
 
-import errno
 import logging
 import socket
 import time
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from ostler.control.acceptor import BACKLOG, ControlAcceptor
+from ostler.control.acceptor import ControlAcceptor
+from ostler.control.agent_check import AgentCheck
 from ostler.control.app import build_app
 from ostler.control.connections import ControlConnections
 from ostler.control.control_state import ControlState, TcpControlState, UnixControlState
@@ -25,13 +25,13 @@ from ostler.control.guard import (
     LoopbackGuard,
     UnixGuard,
     loopback_address,
-    url_host,
 )
 from ostler.control.handlers import Backend, FleetHandlers, Handler, shows
 from ostler.control.pages import STATIC, add_pages
 from ostler.control.routes import ROUTES, STREAM
 from ostler.control.sockets import OWN, OwnedSocket, TokenFile, candidate_dirs, default_socket_path
 from ostler.control.stream import Streams
+from ostler.control.tcp_listener import listen_tcp, url_host
 from ostler.errors import SettingError
 from ostler.logs.limiter import LimitedLog
 
@@ -67,6 +67,7 @@ class ControlServer:
     ) -> None:
         self._log = log
         self._limited = LimitedLog(log, time.monotonic)
+        self._readiness = backend.readiness
         self._clock = clock
         self._static = static
         self._streams = streams(backend, self._limited)
@@ -75,6 +76,7 @@ class ControlServer:
         self._runners: list[_Runner] = []
         self._unix: _Unix | None = None
         self._tcp: socket.socket | None = None
+        self._agent_check: AgentCheck | None = None
         self._token_file: TokenFile | None = None
         self._problem = ""
 
@@ -119,7 +121,11 @@ class ControlServer:
         if not token:
             raise SettingError("control_bind", "the bearer token is empty")
         address = loopback_address(host)
-        sock = _bind_tcp(address, port) if inherited is None else socket.socket(fileno=inherited.fd)
+        sock = (
+            listen_tcp("control_bind", address, port)
+            if inherited is None
+            else socket.socket(fileno=inherited.fd)
+        )
         guard = LoopbackGuard(address, sock.getsockname()[1], token, self._clock)
         if inherited is not None:
             guard.take_over(inherited)
@@ -127,6 +133,23 @@ class ControlServer:
         self._tcp = sock
         self._logins.guard = guard
         return guard.base_url
+
+    def start_agent_check(self, host: str, port: int, inherited: int | None = None) -> str:
+        """Answer HAProxy's agent check; returns the address as bound.
+
+        Args:
+            host: an IPv4 or IPv6 address.
+            port: 0 for any free one.
+            inherited: the listener's descriptor from the program before an upgrade, if there is one.
+
+        Raises:
+            SettingError: names `agent_check`.
+        """
+        name = "agent_check"
+        sock = listen_tcp(name, host, port) if inherited is None else socket.socket(fileno=inherited)
+        self._agent_check = AgentCheck(sock, self._readiness, self._limited)
+        host, port = sock.getsockname()[:2]
+        return f"{url_host(host)}:{port}"
 
     def write_token(self, path: Path, token: str) -> None:
         """Keep the bearer token in a file with mode 0600 until `close`.
@@ -171,6 +194,7 @@ class ControlServer:
             UnixControlState(str(owned.path), owned.socket.fileno(), owned.lock) if owned else None,
             guard.snapshot(self._tcp.fileno()) if guard and self._tcp else None,
             str(self._token_file.path) if self._token_file else None,
+            self._agent_check.fd if self._agent_check else None,
         )
 
     async def close(self) -> None:
@@ -187,7 +211,9 @@ class ControlServer:
             self._unix.owned.release()
         if self._tcp is not None:
             self._tcp.close()
-        self._unix = self._tcp = self._token_file = self._logins.guard = None
+        if self._agent_check is not None:
+            self._agent_check.close()
+        self._unix = self._tcp = self._token_file = self._logins.guard = self._agent_check = None
 
     async def _run(self, guard: Guard, sock: socket.socket, pages: str = "") -> "_Runner":
         """Serve on `sock`; `pages`: the base URL if the dashboard is served, too."""
@@ -278,28 +304,3 @@ def bind_handlers(backend: Backend, logins: LoginHandlers) -> dict[str, Handler]
     if shown:
         raise KeyError(*shown)
     return handlers
-
-
-def _bind_tcp(address: str, port: int) -> socket.socket:
-    sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((address, port))
-        # Listen already here: with SO_REUSEADDR a port in use is detected only by listen(2).
-        sock.listen(BACKLOG)
-    except (OSError, OverflowError) as error:
-        sock.close()
-        raise SettingError("control_bind", f"{url_host(address)}:{port}: {_reason(error)}") from error
-    return sock
-
-
-def _reason(error: Exception) -> str:
-    match getattr(error, "errno", None):
-        case errno.EADDRINUSE:
-            return "the port is in use; choose another"
-        case errno.EACCES:
-            return "no permission for this port; choose one above 1023"
-        case errno.EADDRNOTAVAIL:
-            return "this machine has no such address"
-        case _:
-            return getattr(error, "strerror", None) or str(error)

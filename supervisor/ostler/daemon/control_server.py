@@ -52,6 +52,10 @@ class ControlStarter:
                 await self._start_tcp(settings, socket_path)
             except (OstlerError, OSError) as error:
                 self._unavailable(str(error))
+        try:
+            self._start_agent_check(settings)
+        except (OstlerError, OSError) as error:
+            self._unavailable(str(error))
 
     def _unavailable(self, problem: str) -> None:
         self._journal.record("warning", "control_unavailable", {"problem": problem})
@@ -94,6 +98,16 @@ class ControlStarter:
                 raise
             url = await self._server.start_tcp(address.host, 0, token)
         self._journal.record("info", "control", {"url": url, "socket": str(socket_path or "")})
+
+    def _start_agent_check(self, settings: Settings) -> None:
+        left = self._before.agent_check
+        if settings.agent_check:
+            address = parse_address(settings.agent_check)
+            bound = self._server.start_agent_check(address.host, address.port, left)
+            if left is None:
+                self._journal.record("info", "agent_check", {"address": bound})
+        elif left is not None:
+            os.close(left)
 
     def _token(self, settings: Settings, socket_path: Path | None) -> str:
         """The bearer token: read from the file that was named, else a new one.

@@ -35,6 +35,14 @@ def open_files() -> set[int]:
         return {fd for fd in range(min(most_open_files(), _MOST_TRIED)) if _is_open(fd)}
 
 
+def is_socket(fd: int) -> bool:
+    """Whether an open descriptor is a socket's."""
+    try:
+        return stat.S_ISSOCK(os.fstat(fd).st_mode)
+    except OSError:
+        return False
+
+
 def _is_open(fd: int) -> bool:
     try:
         fcntl.fcntl(fd, fcntl.F_GETFD)

@@ -26,6 +26,7 @@ ADMINISTRATORS = (
     "control_socket_mode",
     "control_bind",
     "control_token_file",
+    "agent_check",
 )
 # Paths that the supervisor, or a fork server with its rights, uses; and variables, which control libraries.
 OPENED = (

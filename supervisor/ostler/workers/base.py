@@ -225,8 +225,10 @@ class BaseWorker(ABC):
         """The descriptors that `close` will close."""
         return set()
 
-    def client_descriptors(self) -> Iterable[int]:
-        """The descriptors of clients' connections, for which a process that the app forks gets /dev/null."""
+    def private_descriptors(self) -> Iterable[int]:
+        """Descriptors for which a process that the app forks gets /dev/null: all of clients' connections, and
+        what wakes this worker. Called in that process.
+        """
         return ()
 
     def forked_by_app(self) -> None:

@@ -328,7 +328,7 @@ class WorkerProcess:
         found = {self._channel.fileno(), self._inherited.stacks_fd}
         found.update(sock.fileno() for sock in (*generation.handoff, *generation.listeners))
         if self._engine is not None:
-            found.update(self._engine.client_descriptors())
+            found.update(self._engine.private_descriptors())
         return found
 
     def _lose_supervisor(self) -> None:

@@ -5,12 +5,19 @@ the fork server's children for its own: its end would terminate them, and fail a
 proxies of a `Manager` would send over their parent's connection. `forget_parents` does what `Process` itself
 does in a child (`BaseProcess._bootstrap` in multiprocessing/process.py). Nothing is imported that the app has
 not.
+
+The start method "forkserver" has a server process, which `Process` in a forked child does not forget either:
+before each start it waits for that process, which fails in all but its parent. So a worker forgets it, and
+starts one of its own if it needs one. The resource tracker, in contrast, is shared by all descendants of the
+process that started it, as `multiprocessing` shares it: only its pid is forgotten.
 """
 
 import signal
 import sys
 from contextlib import suppress
 from typing import Any
+
+from ostler.osapi import original
 
 
 def forget_parents() -> None:
@@ -24,6 +31,29 @@ def forget_parents() -> None:
         with suppress(AttributeError):
             util._finalizer_registry.clear()
             util._run_after_forkers()
+    _forget_server(sys.modules.get("multiprocessing.forkserver"))
+    _forget_tracker(sys.modules.get("multiprocessing.resource_tracker"))
+
+
+def _forget_server(module: Any) -> None:
+    """The server of the start method "forkserver"; it goes on for the process that started it."""
+    with suppress(AttributeError):  # the module is not loaded, or is another in a later release
+        server = module._forkserver
+        alive_fd, preload = server._forkserver_alive_fd, server._preload_modules
+        # In place: the module's functions are this object's methods.
+        server.__init__()
+        server._preload_modules = preload  # by set_forkserver_preload
+        if alive_fd is not None:
+            with suppress(OSError):
+                original.close(alive_fd)  # the server ends when no process has it any more
+
+
+def _forget_tracker(module: Any) -> None:
+    """The process that removes what is left of semaphores and shared memory: it is another one's child."""
+    with suppress(AttributeError):
+        tracker = module._resource_tracker
+        tracker._pid = None  # as in a child by "spawn": it uses the tracker, and never waits for it
+        tracker._lock._at_fork_reinit()  # a thread that is not in this process may have held it
 
 
 def end_children(seconds: float) -> None:

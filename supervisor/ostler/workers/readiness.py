@@ -5,14 +5,24 @@ import select
 from ostler.osapi import original
 from ostler.osapi.wake import Wake
 
+# All that are open: of OwnDescriptors and Readinesses.
+_open: set[int] = set()
+
+
+def own_descriptors() -> list[int]:
+    """The descriptors of this module's objects, in any state of their connections. Any thread may call it."""
+    return list(_open)
+
 
 class OwnDescriptor:
     """A descriptor that is closed with its last reference."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
+        _open.add(fd)
 
     def __del__(self) -> None:
+        _open.discard(self.fd)
         original.close(self.fd)
 
 
@@ -28,12 +38,15 @@ class Readiness:
     def __init__(self, fd: int) -> None:
         self._epoll = original.epoll()
         self._buffered = Wake()
+        self._descriptors = {self._epoll.fileno(), *self._buffered.descriptors()}
+        _open.update(self._descriptors)
         self._epoll.register(fd, select.EPOLLIN)
         self._epoll.register(self._buffered.fd, select.EPOLLIN)
         self._is_set = False
 
     def __del__(self) -> None:
         if self._buffered is not None:
+            _open.difference_update(self._descriptors)
             self._buffered.close()
 
     def fileno(self) -> int:

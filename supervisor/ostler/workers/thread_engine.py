@@ -18,6 +18,7 @@ from ostler.osapi import original
 from ostler.osapi.wake import Wake
 from ostler.scoreboard.layout import LEAST_QUEUED
 from ostler.scoreboard.request_slot import RequestSlot
+from ostler.workers import readiness
 from ostler.workers.acceptor import FULL_CHECK_SECONDS
 from ostler.workers.base import BaseWorker, Context
 from ostler.workers.busy_polling import BusyPolling
@@ -213,8 +214,8 @@ class Engine(BaseWorker):
         # No check is needed then for each request of a worker.
         Connection.send = Connection.send_file = leave_answered  # type: ignore[method-assign]
 
-    def client_descriptors(self) -> list[int]:
-        return list(self._open)
+    def private_descriptors(self) -> list[int]:
+        return [*self._open, *readiness.own_descriptors()]
 
     def close(self) -> None:
         self.parts.table.close_all(self.slot(0))

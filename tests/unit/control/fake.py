@@ -18,6 +18,7 @@ from structlog.testing import CapturingLogger
 
 from ostler.control.handlers import Subscription
 from ostler.control.metrics import AcceptQueue, Figures, Histogram
+from ostler.control.readiness import FleetReadiness, readiness
 from ostler.control.routes import CONFIG, STATUS, WORKERS
 from ostler.control.server import ControlServer
 from ostler.control.views import (
@@ -208,6 +209,9 @@ class FakeBackend:
             case StopAsked():
                 self.state = "stopping"
                 self.on_stop()
+
+    def readiness(self) -> FleetReadiness:
+        return readiness(self.state, sum(worker.state == "ready" for worker in self.fleet))
 
     def status(self) -> StatusView:
         def count(state: WorkerState) -> int:

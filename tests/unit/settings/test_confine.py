@@ -36,14 +36,15 @@ def test_the_administrators_settings() -> None:
         said(
             control_socket="/run/x.sock",
             control_bind="0.0.0.0:1",
+            agent_check="0.0.0.0:2",
             statsd_host="unix:///x",
             syslog_addr="udp://a:1",
         )
     )
     settings = loaded.settings
     assert (settings.control_socket, settings.control_bind, settings.statsd_host) == (None, None, None)
-    assert settings.syslog_addr == "udp://a:1"
-    assert len(warnings) == 3
+    assert (settings.agent_check, settings.syslog_addr) == (None, "udp://a:1")
+    assert len(warnings) == 4
     assert "control_socket (app.conf.py line 1): without effect, because 'app' can write it" in " ".join(
         warnings
     )

@@ -16,6 +16,7 @@ import pytest
 from ostler.http1.frames import GOING_AWAY, SERVICE_RESTART, close_frame
 from ostler.workers.app_socket import AppSocket
 from ostler.workers.connection import CLOSED, LINGERING, OPEN, UPGRADED, Connection
+from ostler.workers.readiness import own_descriptors
 from ostler.workers.system_calls import wait_in_app
 from ostler.wsgi.environ import Environ
 from tests.kit.waiting import until
@@ -633,6 +634,26 @@ def test_draining(tmp_path: Path, hand_over: bool, code: int) -> None:
         made.run(OFFER)
         assert steps == [(9.0, SWITCH), (1.1, b""), (0.9, close_frame(code)), (0.4, b"")]
         assert made.pieces.log().count("upgraded_closed") == 1
+
+
+@pytest.mark.parametrize("more", [b"", FRAME], ids=["plain", "buffered"])
+def test_descriptors_that_a_fork_closes(bench: Make, more: bytes) -> None:
+    """What a selector waits for is known from `fileno` on, also if the connection is not taken, and until the
+    socket is closed."""
+    found: list[tuple[int, list[int]]] = []
+
+    def app(environ: Environ, start_response: Callable[..., Any]) -> list[bytes]:
+        sock = environ["gunicorn.socket"]
+        found.append((sock.fileno(), own_descriptors()))
+        sock.close()
+        found.append((sock.fileno(), own_descriptors()))
+        return []
+
+    bench(app).run(OFFER + more)
+    (fd, during), after = found
+    assert fd in during
+    assert len(during) == (3 if more else 1), "with the epoll, and what wakes it"
+    assert after == (-1, [])
 
 
 def test_nothing_refers_to_a_connection_that_has_ended(bench: Make) -> None:

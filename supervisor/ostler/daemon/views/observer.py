@@ -10,6 +10,7 @@ import msgspec
 
 from ostler import __version__
 from ostler.control.metrics import AcceptQueue, Figures
+from ostler.control.readiness import FleetReadiness, readiness
 from ostler.control.routes import CONFIG, STATUS, WORKERS
 from ostler.control.views import (
     ConfigView,
@@ -120,6 +121,10 @@ class Observer:
 
     def status(self) -> StatusView:
         return self._status(self._scoreboard.read_all())
+
+    def readiness(self) -> FleetReadiness:
+        state = self._ports.state()
+        return readiness(health.state(state), state.ready)
 
     def _status(self, readings: Mapping[int, Reading]) -> StatusView:
         state = self._ports.state()

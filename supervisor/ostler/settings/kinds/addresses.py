@@ -1,9 +1,10 @@
 """Addresses of listeners, of syslog and of statsd; networks of trusted peers, and the PROXY protocol."""
 
 from collections.abc import Callable, Iterable, Mapping
+from ipaddress import ip_address
 from typing import Any
 
-from ostler.settings.address import host_and_port, parse_address
+from ostler.settings.address import Address, host_and_port, parse_address
 from ostler.settings.kinds.kind import Kind, shown
 from ostler.settings.kinds.texts import choice, list_of, optional_text, text
 from ostler.settings.networks import normalized
@@ -14,6 +15,25 @@ def _address(value: Any) -> str:
 
 
 ADDRESSES = Kind(list_of(_address), "ADDRESS", several=True)
+
+
+def _own_address(value: Any) -> str | None:
+    """HOST:PORT, both written out. Not a name: the supervisor must not wait for its resolution."""
+    spec = optional_text(value)
+    if spec is None:
+        return None
+    address = parse_address(spec)
+    host = "127.0.0.1" if address.host.lower() == "localhost" else address.host
+    try:
+        ip_address(host)
+    except ValueError:
+        host = ""
+    if address.kind != "tcp" or not host or not spec.rpartition(":")[2].isdecimal():
+        raise ValueError(f"expected an IP address and a port, such as 127.0.0.1:9000, got {shown(spec)}")
+    return str(Address("tcp", host=host, port=address.port))
+
+
+OWN_ADDRESS = Kind(_own_address, "ADDRESS")
 
 
 def _remote(schemes: tuple[str, ...], example: str) -> Callable[[Any], str | None]:

@@ -1,8 +1,8 @@
-"""The control plane: its socket, its address, its token."""
+"""The control plane: its socket, its address, its token; what load balancers ask."""
 
 from typing import Annotated
 
-from ostler.settings.kinds import permissions, texts
+from ostler.settings.kinds import addresses, permissions, texts
 from ostler.settings.table.logs import LogRows
 from ostler.settings.table.row import RESTART, Setting
 
@@ -55,6 +55,17 @@ class ControlRows(LogRows, frozen=True, kw_only=True):
             "File with the bearer token for control_bind; by default a new token is written beside the "
             "control socket.",
             flags=("--control-token-file",),
+            takes_effect=RESTART,
+            gunicorn=None,
+        ),
+    ] = None
+    agent_check: Annotated[
+        str | None,
+        Setting(
+            addresses.OWN_ADDRESS,
+            "Answer HAProxy's agent-check on this address, e.g. 127.0.0.1:9000: `drain` after ctl drain and "
+            "SIGTERM, `down` without a ready worker, else `ready up`.",
+            flags=("--agent-check",),
             takes_effect=RESTART,
             gunicorn=None,
         ),

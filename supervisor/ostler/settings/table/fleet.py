@@ -317,8 +317,8 @@ class FleetRows(ListeningRows, frozen=True, kw_only=True):
         float,
         Setting(
             numbers.SECONDS,
-            "How long to serve on after SIGTERM before the workers drain, while /readyz answers 503: load "
-            "balancers need this time to notice.",
+            "How long to serve on after SIGTERM before the workers drain, while /readyz answers 503 and "
+            "agent_check drain: load balancers need this time to notice.",
             flags=("--shutdown-delay",),
             takes_effect=LIVE,
             policy="shutdown_delay",

@@ -138,8 +138,10 @@ class AsgiAcceptor:
         self._addresses = AddressCounts(settings.limit_connections_per_address)
         self._header_timeout = settings.header_timeout
         self._wanted = self._open = False
-        # Connections that are not open yet, such as those in a TLS handshake; the oldest come first.
+        # Connections that are not open yet, such as those in a TLS handshake, and since when (the loop's
+        # time); the oldest come first.
         self._arriving: dict[asyncio.Task[None], float] = {}
+        self._arriving_sockets: set[socket.socket] = set()
         self._keepalive = settings.keepalive
         # By how long they may take: connections, and by when a request must have come (the loop's time), in
         # that order. Weak: those that have ended would fill memory for that long.
@@ -252,6 +254,7 @@ class AsgiAcceptor:
         protocol.address, protocol.sock = address, sock
         task = self._loop.create_task(self._connect(sock, protocol, request_within))
         self._arriving[task] = self._loop.time()
+        self._arriving_sockets.add(sock)
         task.add_done_callback(lambda task: self._arrived(task, sock, protocol))
         if self.count >= self._most:
             pressed = self._loop.time() < self._pressure_until and self._clients_wait()
@@ -362,6 +365,7 @@ class AsgiAcceptor:
     def _arrived(self, task: "asyncio.Task[None]", sock: socket.socket, protocol: Any) -> None:
         """`_connect` is done; or it was cancelled, even before it began."""
         del self._arriving[task]
+        self._arriving_sockets.discard(sock)
         if protocol.transport is None:
             sock.close()
             protocol.drop_parser()
@@ -409,3 +413,7 @@ class AsgiAcceptor:
     def arriving(self) -> bool:
         """Whether a connection was accepted that uvicorn does not know yet."""
         return bool(self._arriving)
+
+    def descriptors(self) -> set[int]:
+        """Of the connections that uvicorn does not know yet."""
+        return {sock.fileno() for sock in list(self._arriving_sockets)}

@@ -22,7 +22,7 @@ from types import FrameType
 from typing import Any, ClassVar, Self
 
 from ostler.logs.limiter import LimitedLog
-from ostler.osapi.files import open_files
+from ostler.osapi.files import is_socket, open_files
 from ostler.settings.table import Settings
 from ostler.text import name_and_text, trace_of
 from ostler.workers import stacks
@@ -200,7 +200,7 @@ class AsgiWorker(BaseWorker):
         self._soft_interrupts.interrupt(frame)
 
     def descriptors(self) -> set[int]:
-        return self._descriptors | self.client_descriptors()
+        return self._descriptors | self._client_descriptors()
 
     def forked_by_app(self) -> None:
         # When the app answers, waits, or returns in a thread of a pool. Its loop is the worker's.
@@ -210,10 +210,15 @@ class AsgiWorker(BaseWorker):
         with suppress(AttributeError):  # a loop in C has no such attributes
             self._loop.call_soon_threadsafe = leave_answered  # type: ignore[method-assign]
 
-    def client_descriptors(self) -> set[int]:
+    def private_descriptors(self) -> set[int]:
+        # With the pair that wakes the loop. Its epoll is left: the loop may run until `leave_answered`.
+        return {fd for fd in self._descriptors if is_socket(fd)} | self._client_descriptors()
+
+    def _client_descriptors(self) -> set[int]:
         transports = [connection.transport for connection in list(self._state.connections)]
         sockets = [transport.get_extra_info("socket") for transport in transports]
-        return {sock.fileno() for sock in sockets if sock is not None}
+        found = {sock.fileno() for sock in sockets if sock is not None}
+        return found | self._acceptor.descriptors()
 
     def close(self) -> None:
         if not self._loop.is_closed():

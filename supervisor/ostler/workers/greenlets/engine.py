@@ -21,7 +21,7 @@ import msgspec
 
 from ostler.osapi.wake import Wake
 from ostler.scoreboard.layout import LEAST_QUEUED
-from ostler.workers import stacks
+from ostler.workers import readiness, stacks
 from ostler.workers.acceptor import FULL_CHECK_SECONDS
 from ostler.workers.base import BaseWorker, Context
 from ostler.workers.connection import Connection
@@ -176,8 +176,8 @@ class GreenletEngine(BaseWorker):
         # No check is needed then for each request of a worker.
         Connection.send = Connection.send_file = leave_answered  # type: ignore[method-assign]
 
-    def client_descriptors(self) -> list[int]:
-        return list(self.parts.table.open)
+    def private_descriptors(self) -> list[int]:
+        return [*self.parts.table.open, *readiness.own_descriptors()]
 
     def close(self) -> None:
         self._greenlets.close()

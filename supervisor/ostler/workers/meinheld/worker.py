@@ -31,7 +31,7 @@ from meinheld import server
 
 from ostler.errors import SettingError
 from ostler.osapi import refusing, tcp_info
-from ostler.osapi.files import most_open_files, open_files
+from ostler.osapi.files import is_socket, most_open_files, open_files
 from ostler.settings.table import Settings
 from ostler.workers.base import BaseWorker, Context
 from ostler.workers.meinheld.calls import MeinheldCalls, is_in_app
@@ -176,10 +176,9 @@ class MeinheldWorker(BaseWorker):
         # And the server's ends of these connections, which have the listener's name.
         return {*self._inner, *self._listeners, *ours, *self._connections(listeners)}
 
-    def client_descriptors(self) -> set[int]:
-        listeners = [self._wake_listener] if self._wake_listener is not None else []
-        # Its copies of the listeners, too.
-        return {*self._listeners, *self._connections(listeners)}
+    def private_descriptors(self) -> set[int]:
+        # All but the server's epoll. It would wait for the end of our own connections if a child had them.
+        return {fd for fd in self.descriptors() if is_socket(fd)}
 
     def close(self) -> None:
         self._close_wakes()

@@ -17,6 +17,12 @@ from tests.unit.settings.kinds.checks import assert_becomes, assert_refused
         (addresses.ADDRESSES, "localhost", ("localhost:8000",)),
         (addresses.ADDRESSES, None, ()),
         (addresses.ADDRESSES, "", ()),
+        (addresses.OWN_ADDRESS, "127.0.0.1:9000", "127.0.0.1:9000"),
+        (addresses.OWN_ADDRESS, " localhost:0 ", "127.0.0.1:0"),
+        (addresses.OWN_ADDRESS, "0.0.0.0:9000", "0.0.0.0:9000"),
+        (addresses.OWN_ADDRESS, "[::1]:9000", "[::1]:9000"),
+        (addresses.OWN_ADDRESS, "", None),
+        (addresses.OWN_ADDRESS, None, None),
         (addresses.NETWORKS, "127.0.0.1, 10.0.0.0/8,*", ("127.0.0.1", "10.0.0.0/8", "*")),
         (addresses.NETWORKS, ["::1", "10.0.0.0/8"], ("::1", "10.0.0.0/8")),
         (addresses.NETWORKS, "", ()),
@@ -51,6 +57,12 @@ def test_values(kind: Kind, given: Any, value: Any) -> None:
         (addresses.PROXY_MODE, 2, "expected one of off, v1, v2, auto, got '2'"),
         (addresses.STATSD_ADDRESS, "http://a:1", "expected an address such as 127.0.0.1:8125"),
         (addresses.STATSD_ADDRESS, "a:b", "expected a port"),
+        # A port alone would be all interfaces in `bind`, and loopback elsewhere: the user has to say which.
+        *(
+            (addresses.OWN_ADDRESS, text, "such as 127.0.0.1:9000")
+            for text in ("9000", ":9000", "127.0.0.1", "[::1]", "example.com:9000", "unix:/x", "fd://3")
+        ),
+        (addresses.OWN_ADDRESS, "127.0.0.1:70000", "expected a port from 0 to 65535"),
         (addresses.SYSLOG_ADDRESS, "unix://", "expected an address such as udp://localhost:514"),
     ],
 )
