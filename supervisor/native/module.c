@@ -1,21 +1,27 @@
-/* The extension module `ostler._native`. What its functions do is said for Python in `_native.pyi`. */
+/* The extension module `ostler._native`. What is in it is said for Python in `_native.pyi`. */
 
 #include "native.h"
 
 static PyMethodDef functions[] = {
     {"fork_orphan", native_fork_orphan, METH_O, NULL},
+    {"ordinary_request", (PyCFunction)(void (*)(void))native_ordinary_request, METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},
 };
 
 static struct PyModuleDef definition = {
     .m_base = PyModuleDef_HEAD_INIT,
     .m_name = "ostler._native",
-    .m_size = 0,
+    .m_size = -1,
     .m_methods = functions,
 };
 
 PyMODINIT_FUNC
 PyInit__native(void)
 {
-    return PyModule_Create(&definition);
+    PyObject *module = PyModule_Create(&definition);
+    if (module != NULL && native_add_requests(module) < 0) {
+        Py_DECREF(module);
+        return NULL;
+    }
+    return module;
 }

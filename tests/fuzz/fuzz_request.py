@@ -82,12 +82,16 @@ WORDS = (
 )
 
 
+# Attributes of a Line; one of the C extension is no such object.
+LINE = "method target protocol raw_uri path query authority ordinary".split()
+
+
 def outcome(pieces: list[bytes], rules: Rules, remember: bool = True) -> object:
     """All that an owner can see of a parser after these reads."""
     parser, status = fed(pieces, rules, remember)
     requests = [
         (
-            request.line,
+            [getattr(request.line, name) for name in LINE],
             request.headers,
             request.head.https,
             request.keep_alive,

@@ -10,6 +10,7 @@ from typing import Any
 import httptools
 import msgspec
 
+from ostler import native
 from ostler.http1.errors import ExpectationFailed, HeadTooLarge, NotSupported, ProtocolViolation
 from ostler.http1.line import MAX_LINE, LineRules, is_authority
 
@@ -99,6 +100,8 @@ class Rules(msgspec.Struct, frozen=True):
         max_line, max_fields, max_field_size: the limits, with 0 and values above the hard bounds resolved.
         max_head: bytes of a block; it follows from these, so that no block is refused whose fields all pass.
         meanings: a FieldMeanings, filled as names come.
+        native: a `RequestRules` of the C extension; None: there is none, or the rules permit what it does not
+            know.
     """
 
     limit_request_line: int = 4094
@@ -121,6 +124,7 @@ class Rules(msgspec.Struct, frozen=True):
     max_field_size: int = 0
     max_head: int = 0
     meanings: Any = None  # a FieldMeanings; msgspec need not know that type
+    native: Any = None
 
     def __post_init__(self) -> None:
         settle = msgspec.structs.force_setattr
@@ -138,6 +142,10 @@ class Rules(msgspec.Struct, frozen=True):
         )
         settle(self, "line_rules", None if lines == LineRules() else lines)
         settle(self, "meanings", FieldMeanings(self))
+        if native.module is not None and not self.lenient_fields and self.line_rules is None:
+            limits = self.max_line, self.max_fields, self.max_field_size
+            schemes = dict(self.secure_scheme_headers)
+            settle(self, "native", native.module.RequestRules(self, parse_head, schemes, *limits))
 
 
 class Head(msgspec.Struct):

@@ -9,9 +9,11 @@ parser recognises the block of its last request, and the process remembers reque
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
+from ostler import native
 from ostler.http1.body import Body, BodySink, ChunkedBody, SizedBody
 from ostler.http1.errors import BodyNotStored, BodyTooLarge, HeadTooLarge, LineTooLong, ProtocolViolation
 from ostler.http1.head import CHUNKED, MAX_FIELDS, MAX_HEAD, Head, Rules, parse_head
@@ -37,6 +39,9 @@ _MAX_EMPTY_LINES = 8
 # Fields are counted and measured when their block is complete. Of a block that is longer than this it is done
 # while it comes, so that one that will be refused does not fill memory first.
 _LONG_BLOCK = 64 * 1024
+
+# See _native.pyi; called only with rules of the C extension.
+_ordinary_request: Any = native.module.ordinary_request if native.module is not None else None
 
 # Bytes that are kept of a request line that is invalid.
 _MOST_OF_A_BROKEN_LINE = 4096
@@ -108,6 +113,7 @@ class RequestParser:
         "_held",
         "_line",
         "_measured",
+        "_native",
         "_new_body",
         "_part",
         "_request",
@@ -119,6 +125,7 @@ class RequestParser:
 
     def __init__(self, rules: Rules, new_body: Callable[[], BodySink]) -> None:
         self._rules = rules
+        self._native = rules.native
         self._new_body = new_body
         self.requests: list[Request] = []
         self.receiving = False
@@ -143,6 +150,7 @@ class RequestParser:
     @rules.setter
     def rules(self, rules: Rules) -> None:
         self._rules = rules
+        self._native = rules.native
         self._head = None
 
     @property
@@ -199,7 +207,14 @@ class RequestParser:
             ProtocolViolation: the bytes are no valid request; requests before it are in `requests`, and
                 later bytes are ignored.
         """
-        # Nearly always one read is one request with a known line and head. A remembered line contains no line
+        if self._native is not None and not (self.receiving or self._ended):
+            # Nearly always one read is one request.
+            request = _ordinary_request(data, self._native)
+            if request is not None:
+                self._empty_lines = 0
+                self.requests.append(request)
+                return
+        # Without the C extension, often one with a known line and head. A remembered line contains no line
         # end, so these bytes have no other meaning.
         head = self._head
         if head is not None and not self.receiving and data.endswith(head.block):

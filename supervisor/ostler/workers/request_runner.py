@@ -23,7 +23,14 @@ from ostler.workers.server_date import ServerDate
 from ostler.workers.soft_interrupt import LONG_REQUEST_NS, SoftInterrupts
 from ostler.workers.system_calls import WaitInApp, wait_in_app
 from ostler.wsgi.body import StreamedBody
-from ostler.wsgi.environ import Environ, head_environ, listener_environ, request_environ, worker_environ
+from ostler.wsgi.environ import (
+    Environ,
+    head_environ,
+    head_of_template,
+    listener_environ,
+    request_environ,
+    worker_environ,
+)
 from ostler.wsgi.exchange import App, ClientGone, Exchange
 from ostler.wsgi.interruption import DeadlineExceeded, QuitWorker
 
@@ -185,9 +192,10 @@ class WsgiRunner:
                 if not request.complete:
                     _feed_from(connection, request, exchange, slot)
                 template = connection.template
-                if request.head is not connection.template_head or template is None:
-                    template = self._make_template(connection, request.head)
-                    if request.head.upgrade and request.complete:
+                head = head_of_template(request)
+                if head is not connection.template_head or template is None:
+                    template = self._make_template(connection, head)
+                    if head.upgrade and request.complete:
                         upgrade = self._offer(connection, request, slot)
                         exchange = self._new_exchange(request, upgrade, self._date.lines, keep_alive)
                         app = upgrade.around(self._app, exchange)
@@ -277,11 +285,12 @@ class WsgiRunner:
             request = connection.parser.requests.pop(0)
             keep_alive = request.keep_alive and self.keep_connections and request.complete
             exchange = self._new_exchange(request, connection, self._date.lines, keep_alive)
-            environ = request_environ(self._make_template(connection, request.head), request)
+            head = head_of_template(request)
+            environ = request_environ(self._make_template(connection, head), request)
             slot.waited(max(monotonic_ns() - connection.idle_since, LEAST_QUEUED))
             if not self._answer_503(connection, slot, request, exchange, environ):
                 return
-            if request.head.upgrade:
+            if head.upgrade:
                 _resume(connection)
             parser = connection.parser
             if not (parser.requests or connection.output) and (

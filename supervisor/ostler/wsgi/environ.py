@@ -10,6 +10,7 @@ import sys
 from io import BytesIO
 from typing import Any, cast
 
+from ostler import native
 from ostler.http1.head import CHUNKED
 from ostler.http1.request import Head, Request
 from ostler.wsgi.body import BufferedBody, StreamedBody
@@ -27,6 +28,7 @@ _SPECIAL: dict[bytes, str | None] = {
     # httpoxy (CVE-2016-5385): HTTP_PROXY has another meaning for programs that an app may start.
     b"proxy": None,
 }
+_NativeRequest: Any = native.module.Request if native.module is not None else None
 # Variables by header name as sent.
 _names: dict[bytes, str | None] = {}
 
@@ -132,8 +134,23 @@ def head_environ(listener: Environ, peer: Any, peer_info: Environ, head: Head, m
     return environ
 
 
+NO_FIELDS = Head(b"", [], False, True, 0, False, True)
+"""Stands for the heads of all requests that the C extension has recognized; see `head_of_template`."""
+
+
+def head_of_template(request: Request) -> Head:
+    """The head for which `head_environ` is to make what `request_environ` needs for this request."""
+    return NO_FIELDS if type(request) is _NativeRequest else request.head
+
+
 def request_environ(template: Environ, request: Request) -> Environ:
-    """The complete environ of one request; `template` is the result of `head_environ` for its head."""
+    """The complete environ of one request.
+
+    template: the result of `head_environ` for its `head_of_template`.
+    """
+    if type(request) is _NativeRequest:
+        environ: Environ = request.environ(template)  # type: ignore[attr-defined]
+        return environ
     environ = template.copy()
     line = request.line
     environ["REQUEST_METHOD"] = line.method

@@ -3,6 +3,7 @@
 import io
 from dataclasses import dataclass
 
+import msgspec
 import pytest
 
 from ostler.http1 import errors
@@ -98,6 +99,13 @@ def fed(pieces: list[bytes], rules: Rules, remember: bool = True) -> tuple[Reque
 
 def bytewise(data: bytes) -> list[bytes]:
     return [data[i : i + 1] for i in range(len(data))]
+
+
+def python_only(rules: Rules) -> Rules:
+    """The same rules for a parser that does not use the C extension."""
+    same = msgspec.structs.replace(rules)
+    msgspec.structs.force_setattr(same, "native", None)
+    return same
 
 
 def parser_of(*pieces: bytes, rules: Rules = RULES) -> RequestParser:

@@ -11,6 +11,7 @@ from ostler.wsgi.body import BufferedBody
 from ostler.wsgi.environ import (
     Environ,
     head_environ,
+    head_of_template,
     listener_environ,
     request_environ,
     worker_environ,
@@ -41,7 +42,7 @@ def environ_of(
     parser.feed(raw)
     (request,) = parser.requests
     listener = listener_environ(worker_environ(multithread), address)
-    return request_environ(head_environ(listener, peer, {}, request.head, False), request)
+    return request_environ(head_environ(listener, peer, {}, head_of_template(request), False), request)
 
 
 def with_fields(*lines: str, target: str = "/") -> Environ:

@@ -1,0 +1,766 @@
+/* Ordinary requests: recognizing them in what was received, and making their environ (PEP 3333).
+ *
+ * Only a conservative subset is recognized: a method of upper-case letters, a target in origin form, HTTP/1.1, one
+ * Host, names of letters, digits and hyphens, visible ASCII characters, no body, and no field that means more to a
+ * server than `Connection: keep-alive`. Nothing else is said about what is not recognized: Python's parser
+ * (`http1/request.py`), which is the reference, decides about that. So nothing is accepted here that it refuses.
+ */
+
+#include "native.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+/* -- characters ----------------------------------------------------------------------------------------------- */
+
+enum { UPPER = 1, NAME = 2, VALUE = 4, TARGET = 8, HOST = 16 };
+static uint8_t kinds[256];
+
+static void
+fill_kinds(void)
+{
+    for (int c = 0x20; c < 0x7f; c++)
+        kinds[c] = VALUE | (c > 0x20 && c != '#' ? TARGET : 0);
+    kinds['\t'] = VALUE;
+    for (int c = 'A'; c <= 'Z'; c++) {
+        kinds[c] |= UPPER | NAME | HOST;
+        kinds[c + 32] |= NAME | HOST;
+    }
+    for (int c = '0'; c <= '9'; c++)
+        kinds[c] |= NAME | HOST;
+    kinds['-'] |= NAME | HOST;
+    kinds['.'] |= HOST;
+}
+
+static inline char
+lower(char c)
+{
+    return c >= 'A' && c <= 'Z' ? (char)(c + 32) : c;
+}
+
+static bool
+equals_lower(const char *text, size_t size, const char *lower_text)
+{
+    if (size != strlen(lower_text))
+        return false;
+    for (size_t i = 0; i < size; i++)
+        if (lower(text[i]) != lower_text[i])
+            return false;
+    return true;
+}
+
+/* -- field names ---------------------------------------------------------------------------------------------- */
+
+/* What a field means to the server. */
+enum meaning { PLAIN, IS_HOST, IS_CONNECTION, IS_TYPE, IS_SCHEME, NOT_ORDINARY };
+
+#define LONGEST_NAME 255
+#define LONGEST_REMEMBERED 52
+#define NAMES 256 /* a power of two */
+
+typedef struct {
+    PyObject *key; /* the variable's name; NULL: nothing is here, or the app does not get the field */
+    uint32_t hash;
+    uint8_t size; /* 0: nothing is here */
+    uint8_t meaning;
+    char name[LONGEST_REMEMBERED];
+} name_entry;
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *rules;      /* ostler.http1.head.Rules */
+    PyObject *parse_head; /* ostler.http1.head.parse_head */
+    PyObject *schemes;    /* Rules.secure_scheme_headers: a dict, bytes by lower-case bytes */
+    Py_ssize_t max_line, max_fields, max_field_size;
+    int known; /* how many of `names` are filled */
+    /* By the name as sent. Names repeat, also where values never do: a server sees some dozens of them. */
+    name_entry names[NAMES];
+} rules_object;
+
+static enum meaning
+meaning_of(rules_object *self, const char *name, size_t size)
+{
+    static const char *const refused[] = {"content-length", "transfer-encoding", "expect", "upgrade"};
+    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++)
+        if (equals_lower(name, size, refused[i]))
+            return NOT_ORDINARY;
+    if (equals_lower(name, size, "host"))
+        return IS_HOST;
+    if (equals_lower(name, size, "connection"))
+        return IS_CONNECTION;
+    if (equals_lower(name, size, "content-type"))
+        return IS_TYPE;
+    PyObject *scheme, *value;
+    Py_ssize_t position = 0;
+    while (PyDict_Next(self->schemes, &position, &scheme, &value))
+        if (equals_lower(name, size, PyBytes_AS_STRING(scheme)))
+            return IS_SCHEME;
+    return PLAIN;
+}
+
+/* The variable for a name: a new reference, or NULL with or without an exception; without: the app does not get it. */
+static PyObject *
+variable_of(const char *name, size_t size)
+{
+    char text[5 + LONGEST_NAME] = "HTTP_";
+    if (equals_lower(name, size, "content-type"))
+        return PyUnicode_InternFromString("CONTENT_TYPE");
+    if (equals_lower(name, size, "proxy"))
+        return NULL; /* httpoxy (CVE-2016-5385), as in wsgi/environ.py */
+    for (size_t i = 0; i < size; i++) {
+        char c = name[i];
+        text[5 + i] = c == '-' ? '_' : c >= 'a' && c <= 'z' ? (char)(c - 32) : c;
+    }
+    return PyUnicode_FromStringAndSize(text, (Py_ssize_t)size + 5);
+}
+
+/* The entry of a name; NULL, with or without an exception, if it can't be remembered. */
+static name_entry *
+entry_of(rules_object *self, const char *name, size_t size, uint32_t hash)
+{
+    if (size > LONGEST_REMEMBERED)
+        return NULL;
+    uint32_t at = hash & (NAMES - 1);
+    name_entry *entry;
+    while ((entry = &self->names[at])->size) {
+        if (entry->hash == hash && entry->size == size && memcmp(entry->name, name, size) == 0)
+            return entry;
+        at = (at + 1) & (NAMES - 1);
+    }
+    if (self->known >= NAMES * 3 / 4)
+        return NULL;
+    PyObject *key = variable_of(name, size);
+    if (key == NULL && PyErr_Occurred())
+        return NULL;
+    if (key != NULL)
+        PyUnicode_InternInPlace(&key);
+    self->known++;
+    entry->key = key;
+    entry->hash = hash;
+    entry->meaning = (uint8_t)meaning_of(self, name, size);
+    memcpy(entry->name, name, size);
+    entry->size = (uint8_t)size; /* last: it makes the entry valid */
+    return entry;
+}
+
+static int
+rules_traverse(rules_object *self, visitproc visit, void *arg)
+{
+    Py_VISIT(self->rules);
+    Py_VISIT(self->parse_head);
+    Py_VISIT(self->schemes);
+    return 0;
+}
+
+static int
+rules_clear(rules_object *self)
+{
+    Py_CLEAR(self->rules);
+    return 0;
+}
+
+static void
+rules_dealloc(rules_object *self)
+{
+    PyObject_GC_UnTrack(self);
+    for (int i = 0; i < NAMES; i++)
+        Py_XDECREF(self->names[i].key);
+    Py_XDECREF(self->rules);
+    Py_XDECREF(self->parse_head);
+    Py_XDECREF(self->schemes);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+static PyObject *
+rules_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
+{
+    static char *names[] = {"rules", "parse_head", "schemes", "max_line", "max_fields", "max_field_size", NULL};
+    PyObject *rules, *parse_head, *schemes;
+    Py_ssize_t max_line, max_fields, max_field_size;
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOO!nnn", names, &rules, &parse_head, &PyDict_Type,
+                                     &schemes, &max_line, &max_fields, &max_field_size))
+        return NULL;
+    PyObject *scheme, *value;
+    Py_ssize_t position = 0;
+    while (PyDict_Next(schemes, &position, &scheme, &value))
+        if (!PyBytes_Check(scheme) || !PyBytes_Check(value)) {
+            PyErr_SetString(PyExc_TypeError, "schemes must be bytes by bytes");
+            return NULL;
+        }
+    rules_object *self = (rules_object *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    if ((self->schemes = PyDict_Copy(schemes)) == NULL) {
+        Py_DECREF(self);
+        return NULL;
+    }
+    self->rules = Py_NewRef(rules);
+    self->parse_head = Py_NewRef(parse_head);
+    self->max_line = max_line;
+    self->max_fields = max_fields;
+    self->max_field_size = max_field_size;
+    return (PyObject *)self;
+}
+
+/* -- requests ------------------------------------------------------------------------------------------------- */
+
+/* The most bytes of a request that is recognized: offsets are 16 bits. */
+#define MOST 65535
+#define MOST_FIELDS 128
+#define MOST_METHOD 20
+
+typedef struct {
+    uint16_t name, name_size, value, value_size; /* where in the data, and how long */
+    uint32_t hash;
+} field;
+
+typedef struct {
+    PyObject_VAR_HEAD
+    PyObject *data; /* bytes: the whole request */
+    rules_object *rules;
+    PyObject *method; /* str */
+    PyObject *head;   /* ostler.http1.head.Head, made when it is asked for; or NULL */
+    uint16_t target, target_end, path_end, block; /* where they begin and end; `block` is that of Head */
+    uint16_t host;                                /* which field is Host */
+    bool has_escapes;                             /* in the path */
+    bool https;
+    char keep_alive;
+    field fields[]; /* Py_SIZE */
+} request_object;
+
+static PyTypeObject request_type;
+static PyObject *methods[8];
+static const char *const method_names[8] = {"GET", "POST", "HEAD", "PUT", "DELETE", "PATCH", "OPTIONS", NULL};
+
+static void
+request_dealloc(request_object *self)
+{
+    Py_XDECREF(self->data);
+    Py_XDECREF(self->rules);
+    Py_XDECREF(self->method);
+    Py_XDECREF(self->head);
+    PyObject_Free(self);
+}
+
+static PyObject *
+method_of(const char *text, size_t size)
+{
+    for (int i = 0; method_names[i] != NULL; i++)
+        if (size == strlen(method_names[i]) && memcmp(text, method_names[i], size) == 0)
+            return Py_NewRef(methods[i]);
+    return PyUnicode_FromStringAndSize(text, (Py_ssize_t)size);
+}
+
+/* RFC 3986 section 3.2, but only names and IPv4 addresses, with a port of five digits at most. */
+static bool
+is_plain_host(const char *text, size_t size)
+{
+    size_t i = 0;
+    while (i < size && kinds[(uint8_t)text[i]] & HOST)
+        i++;
+    if (i == 0)
+        return false;
+    if (i == size)
+        return true;
+    if (text[i++] != ':' || i == size || size - i > 5)
+        return false;
+    long port = 0;
+    for (; i < size; i++) {
+        if (text[i] < '0' || text[i] > '9')
+            return false;
+        port = port * 10 + (text[i] - '0');
+    }
+    return port <= 65535;
+}
+
+/* What a scan has found; `fields` has room for MOST_FIELDS. */
+typedef struct {
+    size_t method_end, target_end, path_end, block, host;
+    Py_ssize_t count;
+    bool has_escapes, https;
+    field fields[MOST_FIELDS];
+} scan;
+
+/* Whether the data are one ordinary request. Sets no exception but MemoryError, and returns false then, too. */
+static bool
+scan_request(rules_object *rules, const char *data, size_t size, scan *found)
+{
+    if (size > MOST || size < 18 || memcmp(data + size - 4, "\r\n\r\n", 4) != 0)
+        return false;
+    /* Every loop below ends at the CR of the end at the latest, which is in none of the classes. */
+    size_t at = 0;
+    while (kinds[(uint8_t)data[at]] & UPPER)
+        at++;
+    found->method_end = at;
+    if (at == 0 || at > MOST_METHOD || data[at] != ' ' || data[at + 1] != '/')
+        return false;
+    if (at == 7 && memcmp(data, "CONNECT", 7) == 0)
+        return false;
+    at++;
+    found->path_end = 0;
+    found->has_escapes = false;
+    while (kinds[(uint8_t)data[at]] & TARGET) {
+        if (data[at] == '?' && !found->path_end)
+            found->path_end = at;
+        else if (data[at] == '%' && !found->path_end)
+            found->has_escapes = true;
+        at++;
+    }
+    found->target_end = at;
+    if (!found->path_end)
+        found->path_end = at;
+    if (size - at < 13 || memcmp(data + at, " HTTP/1.1\r\n", 11) != 0)
+        return false;
+    at += 9;
+    if ((Py_ssize_t)at > rules->max_line)
+        return false;
+    found->block = at;
+    at += 2;
+    found->count = 0;
+    found->host = MOST_FIELDS;
+    found->https = false;
+    bool insecure = false, has_type = false;
+    while (data[at] != '\r') {
+        if (found->count == MOST_FIELDS || found->count == rules->max_fields)
+            return false;
+        field *one = &found->fields[found->count];
+        size_t begin = at;
+        uint32_t hash = 2166136261u; /* FNV-1a */
+        while (kinds[(uint8_t)data[at]] & NAME)
+            hash = (hash ^ (uint8_t)data[at++]) * 16777619u;
+        if (at == begin || at - begin > LONGEST_NAME || data[at] != ':')
+            return false;
+        one->name = (uint16_t)begin;
+        one->name_size = (uint16_t)(at - begin);
+        one->hash = hash ^ (hash >> 15);
+        at++;
+        while (data[at] == ' ' || data[at] == '\t')
+            at++;
+        size_t value = at;
+        while (kinds[(uint8_t)data[at]] & VALUE)
+            at++;
+        if (data[at] != '\r' || data[at + 1] != '\n' || (Py_ssize_t)(at - begin) > rules->max_field_size)
+            return false;
+        size_t end = at;
+        while (end > value && (data[end - 1] == ' ' || data[end - 1] == '\t'))
+            end--;
+        one->value = (uint16_t)value;
+        one->value_size = (uint16_t)(end - value);
+        at += 2;
+        const char *name = data + begin, *text = data + value;
+        size_t name_size = one->name_size, length = end - value;
+        name_entry *entry = entry_of(rules, name, name_size, one->hash);
+        if (entry == NULL && PyErr_Occurred())
+            return false;
+        switch (entry != NULL ? (enum meaning)entry->meaning : meaning_of(rules, name, name_size)) {
+        case PLAIN:
+            break;
+        case IS_HOST:
+            if (found->host != MOST_FIELDS || !is_plain_host(text, length))
+                return false;
+            found->host = (size_t)found->count;
+            break;
+        case IS_CONNECTION:
+            if (!equals_lower(text, length, "keep-alive"))
+                return false;
+            break;
+        case IS_TYPE:
+            if (has_type)
+                return false;
+            has_type = true;
+            break;
+        case IS_SCHEME: {
+            PyObject *scheme, *wanted;
+            Py_ssize_t position = 0;
+            while (PyDict_Next(rules->schemes, &position, &scheme, &wanted))
+                if (equals_lower(name, name_size, PyBytes_AS_STRING(scheme))) {
+                    if ((size_t)PyBytes_GET_SIZE(wanted) == length &&
+                        memcmp(PyBytes_AS_STRING(wanted), text, length) == 0)
+                        found->https = true;
+                    else
+                        insecure = true;
+                }
+            break;
+        }
+        default:
+            return false;
+        }
+        found->count++;
+    }
+    return at == size - 2 && found->host != MOST_FIELDS && !(found->https && insecure);
+}
+
+PyObject *
+native_ordinary_request(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
+{
+    if (count != 2 || !PyBytes_CheckExact(arguments[0]) || !PyObject_TypeCheck(arguments[1], &native_rules_type)) {
+        PyErr_SetString(PyExc_TypeError, "ordinary_request(data: bytes, rules: RequestRules)");
+        return NULL;
+    }
+    PyObject *data = arguments[0];
+    rules_object *rules = (rules_object *)arguments[1];
+    const char *text = PyBytes_AS_STRING(data);
+    scan found;
+    if (!scan_request(rules, text, (size_t)PyBytes_GET_SIZE(data), &found)) {
+        if (PyErr_Occurred())
+            return NULL;
+        Py_RETURN_NONE;
+    }
+    request_object *self = PyObject_NewVar(request_object, &request_type, found.count);
+    if (self == NULL)
+        return NULL;
+    self->data = Py_NewRef(data);
+    self->rules = (rules_object *)Py_NewRef(rules);
+    self->head = NULL;
+    self->target = (uint16_t)(found.method_end + 1);
+    self->target_end = (uint16_t)found.target_end;
+    self->path_end = (uint16_t)found.path_end;
+    self->block = (uint16_t)found.block;
+    self->host = (uint16_t)found.host;
+    self->has_escapes = found.has_escapes;
+    self->https = found.https;
+    self->keep_alive = 1;
+    memcpy(self->fields, found.fields, (size_t)found.count * sizeof(field));
+    if ((self->method = method_of(text, found.method_end)) == NULL) {
+        Py_DECREF(self);
+        return NULL;
+    }
+    return (PyObject *)self;
+}
+
+/* -- the environ ---------------------------------------------------------------------------------------------- */
+
+#define KEYS(X)                                                                                                     \
+    X(REQUEST_METHOD) X(RAW_URI) X(PATH_INFO) X(QUERY_STRING) X(SERVER_PROTOCOL) X(SCRIPT_NAME) X(SERVER_NAME)      \
+    X(SERVER_PORT) X(HTTP_COOKIE)
+#define DECLARE(name) static PyObject *key_##name;
+KEYS(DECLARE)
+static PyObject *key_input, *key_scheme, *text_https, *text_http11, *text_443, *text_80, *text_empty;
+static PyObject *text_comma, *text_semicolon, *bytes_io;
+
+static inline char *
+text_at(request_object *self, size_t at)
+{
+    return PyBytes_AS_STRING(self->data) + at;
+}
+
+/* ASCII text of the data: a new str, or NULL with an exception. */
+static PyObject *
+text_of(request_object *self, size_t begin, size_t end)
+{
+    if (begin == end)
+        return Py_NewRef(text_empty);
+    PyObject *text = PyUnicode_New((Py_ssize_t)(end - begin), 127);
+    if (text != NULL)
+        memcpy(PyUnicode_1BYTE_DATA(text), text_at(self, begin), end - begin);
+    return text;
+}
+
+static inline int
+hex_value(char c)
+{
+    return c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 55 : c >= 'a' && c <= 'f' ? c - 87 : -1;
+}
+
+static PyObject *
+path_of(request_object *self)
+{
+    if (!self->has_escapes)
+        return text_of(self, self->target, self->path_end);
+    size_t size = (size_t)(self->path_end - self->target);
+    const char *text = text_at(self, self->target);
+    char *decoded = PyMem_Malloc(size);
+    if (decoded == NULL)
+        return PyErr_NoMemory();
+    Py_ssize_t length = 0;
+    for (size_t i = 0; i < size; i++) {
+        int high, low;
+        if (text[i] == '%' && i + 2 < size && (high = hex_value(text[i + 1])) >= 0 && (low = hex_value(text[i + 2])) >= 0) {
+            decoded[length++] = (char)(high << 4 | low);
+            i += 2;
+        }
+        else
+            decoded[length++] = text[i];
+    }
+    PyObject *path = PyUnicode_DecodeLatin1(decoded, length, NULL);
+    PyMem_Free(decoded);
+    return path;
+}
+
+/* Set a variable; takes the value's reference over, which may be NULL with an exception. */
+static bool
+set(PyObject *environ, PyObject *key, PyObject *value)
+{
+    if (value == NULL)
+        return false;
+    int failed = PyDict_SetItem(environ, key, value);
+    Py_DECREF(value);
+    return failed == 0;
+}
+
+/* Set the variable of a field; if it came before, both are joined (RFC 9110 section 5.3; cookies: RFC 6265, 5.4). */
+static bool
+set_field(request_object *self, PyObject *environ, field *one)
+{
+    name_entry *entry = entry_of(self->rules, text_at(self, one->name), one->name_size, one->hash);
+    PyObject *key = entry != NULL ? Py_XNewRef(entry->key) : variable_of(text_at(self, one->name), one->name_size);
+    if (key == NULL)
+        return !PyErr_Occurred();
+    PyObject *value = text_of(self, one->value, (size_t)one->value + one->value_size);
+    bool done = false;
+    if (value != NULL) {
+        Py_ssize_t before = PyDict_GET_SIZE(environ);
+        PyObject *found = PyDict_SetDefault(environ, key, value);
+        done = found != NULL;
+        if (done && PyDict_GET_SIZE(environ) == before) {
+            PyObject *separator = PyUnicode_Compare(key, key_HTTP_COOKIE) == 0 ? text_semicolon : text_comma;
+            done = set(environ, key, PyUnicode_FromFormat("%U%U%U", found, separator, value));
+        }
+        Py_DECREF(value);
+    }
+    Py_DECREF(key);
+    return done;
+}
+
+/* SERVER_NAME and SERVER_PORT by what the client calls the server, as `host_and_port` in wsgi/environ.py. */
+static bool
+set_server(request_object *self, PyObject *environ, PyObject *scheme)
+{
+    field *one = &self->fields[self->host];
+    size_t begin = one->value, end = begin + one->value_size;
+    char *colon = memchr(text_at(self, begin), ':', end - begin);
+    size_t name_end = colon != NULL ? (size_t)(colon - text_at(self, 0)) : end;
+    PyObject *port;
+    if (colon != NULL)
+        port = text_of(self, name_end + 1, end);
+    else
+        port = Py_NewRef(PyUnicode_Compare(scheme, text_https) == 0 ? text_443 : text_80);
+    return set(environ, key_SERVER_PORT, port) && set(environ, key_SERVER_NAME, text_of(self, begin, name_end));
+}
+
+/* PATH_INFO without the place where the app is mounted. */
+static bool
+strip_mount(PyObject *environ, PyObject *mount)
+{
+    PyObject *path = PyDict_GetItemWithError(environ, key_PATH_INFO);
+    if (path == NULL)
+        return !PyErr_Occurred();
+    Py_ssize_t size = PyUnicode_GET_LENGTH(mount), length = PyUnicode_GET_LENGTH(path);
+    Py_ssize_t begins = PyUnicode_Tailmatch(path, mount, 0, length, -1);
+    if (begins < 0)
+        return false;
+    if (!begins || (length > size && PyUnicode_READ_CHAR(path, size) != '/'))
+        return true;
+    return set(environ, key_PATH_INFO, PyUnicode_Substring(path, size, length));
+}
+
+static PyObject *
+request_environ(request_object *self, PyObject *template)
+{
+    if (!PyDict_CheckExact(template)) {
+        PyErr_SetString(PyExc_TypeError, "environ(template: dict)");
+        return NULL;
+    }
+    PyObject *environ = PyDict_Copy(template);
+    if (environ == NULL)
+        return NULL;
+    size_t query = self->path_end == self->target_end ? self->target_end : (size_t)self->path_end + 1;
+    if (!(set(environ, key_REQUEST_METHOD, Py_NewRef(self->method)) &&
+          set(environ, key_RAW_URI, text_of(self, self->target, self->target_end)) &&
+          set(environ, key_PATH_INFO, path_of(self)) &&
+          set(environ, key_QUERY_STRING, text_of(self, query, self->target_end)) &&
+          set(environ, key_SERVER_PROTOCOL, Py_NewRef(text_http11)) &&
+          set(environ, key_input, PyObject_CallNoArgs(bytes_io)) &&
+          (!self->https || set(environ, key_scheme, Py_NewRef(text_https)))))
+        goto failed;
+    for (Py_ssize_t i = 0; i < Py_SIZE(self); i++)
+        if (!set_field(self, environ, &self->fields[i]))
+            goto failed;
+    PyObject *port = PyDict_GetItemWithError(environ, key_SERVER_PORT);
+    PyObject *scheme = PyDict_GetItemWithError(environ, key_scheme);
+    PyObject *mount = PyDict_GetItemWithError(environ, key_SCRIPT_NAME);
+    if (port == NULL || scheme == NULL || mount == NULL || !PyUnicode_Check(port) || !PyUnicode_Check(scheme) ||
+        !PyUnicode_Check(mount)) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_ValueError, "SERVER_PORT, SCRIPT_NAME or wsgi.url_scheme is missing");
+        goto failed;
+    }
+    if (PyUnicode_GET_LENGTH(port) == 0 && !set_server(self, environ, scheme))
+        goto failed;
+    if (PyUnicode_GET_LENGTH(mount) != 0 && !strip_mount(environ, mount))
+        goto failed;
+    return environ;
+failed:
+    Py_DECREF(environ);
+    return NULL;
+}
+
+/* -- attributes ----------------------------------------------------------------------------------------------- */
+
+static PyObject *
+get_self(PyObject *self, void *Py_UNUSED(closure))
+{
+    return Py_NewRef(self);
+}
+
+static PyObject *
+get_constant(PyObject *Py_UNUSED(self), void *constant)
+{
+    return Py_NewRef((PyObject *)constant);
+}
+
+static PyObject *
+get_zero(PyObject *Py_UNUSED(self), void *Py_UNUSED(closure))
+{
+    return PyLong_FromLong(0);
+}
+
+static PyObject *
+get_protocol(PyObject *Py_UNUSED(self), void *Py_UNUSED(closure))
+{
+    return Py_NewRef(text_http11);
+}
+
+static PyObject *
+get_target(request_object *self, void *Py_UNUSED(closure))
+{
+    return PyBytes_FromStringAndSize(text_at(self, self->target), self->target_end - self->target);
+}
+
+static PyObject *
+get_raw_uri(request_object *self, void *Py_UNUSED(closure))
+{
+    return text_of(self, self->target, self->target_end);
+}
+
+static PyObject *
+get_path(request_object *self, void *Py_UNUSED(closure))
+{
+    return path_of(self);
+}
+
+static PyObject *
+get_query(request_object *self, void *Py_UNUSED(closure))
+{
+    size_t query = self->path_end == self->target_end ? self->target_end : (size_t)self->path_end + 1;
+    return text_of(self, query, self->target_end);
+}
+
+static PyObject *
+get_head(request_object *self, void *Py_UNUSED(closure))
+{
+    if (self->head == NULL) {
+        Py_ssize_t size = PyBytes_GET_SIZE(self->data) - self->block;
+        PyObject *block = PyBytes_FromStringAndSize(text_at(self, self->block), size);
+        if (block == NULL)
+            return NULL;
+        rules_object *rules = self->rules;
+        if (rules->rules == NULL) {
+            PyErr_SetString(PyExc_ReferenceError, "the rules are gone");
+            Py_DECREF(block);
+            return NULL;
+        }
+        self->head = PyObject_CallFunctionObjArgs(rules->parse_head, block, text_http11, rules->rules, NULL);
+        Py_DECREF(block);
+    }
+    return Py_XNewRef(self->head);
+}
+
+static PyObject *
+get_headers(request_object *self, void *closure)
+{
+    PyObject *head = get_head(self, closure);
+    if (head == NULL)
+        return NULL;
+    PyObject *headers = PyObject_GetAttrString(head, "headers");
+    Py_DECREF(head);
+    return headers;
+}
+
+static PyGetSetDef request_attributes[] = {
+    {"line", get_self, NULL, NULL, NULL},
+    {"head", (getter)get_head, NULL, NULL, NULL},
+    {"headers", (getter)get_headers, NULL, NULL, NULL},
+    {"target", (getter)get_target, NULL, NULL, NULL},
+    {"raw_uri", (getter)get_raw_uri, NULL, NULL, NULL},
+    {"path", (getter)get_path, NULL, NULL, NULL},
+    {"query", (getter)get_query, NULL, NULL, NULL},
+    {"protocol", get_protocol, NULL, NULL, NULL},
+    {"body", get_constant, NULL, NULL, Py_None},
+    {"authority", get_constant, NULL, NULL, Py_None},
+    {"length", get_zero, NULL, NULL, NULL},
+    {"complete", get_constant, NULL, NULL, Py_True},
+    {"ordinary", get_constant, NULL, NULL, Py_True},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyMemberDef request_members[] = {
+    {"method", T_OBJECT_EX, offsetof(request_object, method), READONLY, NULL},
+    {"keep_alive", T_BOOL, offsetof(request_object, keep_alive), 0, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyMethodDef request_methods[] = {
+    {"environ", (PyCFunction)request_environ, METH_O, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyTypeObject request_type = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "ostler._native.Request",
+    .tp_basicsize = offsetof(request_object, fields),
+    .tp_itemsize = sizeof(field),
+    .tp_dealloc = (destructor)request_dealloc,
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .tp_methods = request_methods,
+    .tp_members = request_members,
+    .tp_getset = request_attributes,
+};
+
+PyTypeObject native_rules_type = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "ostler._native.RequestRules",
+    .tp_basicsize = sizeof(rules_object),
+    .tp_dealloc = (destructor)rules_dealloc,
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, /* the Python object of the rules refers to it */
+    .tp_traverse = (traverseproc)rules_traverse,
+    .tp_clear = (inquiry)rules_clear,
+    .tp_new = rules_new,
+};
+
+static PyObject *
+interned(const char *text)
+{
+    return PyUnicode_InternFromString(text);
+}
+
+int
+native_add_requests(PyObject *module)
+{
+    fill_kinds();
+#define INTERN(name)                                                                                                \
+    if ((key_##name = interned(#name)) == NULL)                                                                     \
+        return -1;
+    KEYS(INTERN)
+    for (int i = 0; method_names[i] != NULL; i++)
+        if ((methods[i] = interned(method_names[i])) == NULL)
+            return -1;
+    PyObject *io = PyImport_ImportModule("io");
+    if (io == NULL)
+        return -1;
+    bytes_io = PyObject_GetAttrString(io, "BytesIO");
+    Py_DECREF(io);
+    if (bytes_io == NULL || (key_input = interned("wsgi.input")) == NULL ||
+        (key_scheme = interned("wsgi.url_scheme")) == NULL || (text_https = interned("https")) == NULL ||
+        (text_http11 = interned("HTTP/1.1")) == NULL || (text_443 = interned("443")) == NULL ||
+        (text_80 = interned("80")) == NULL || (text_empty = interned("")) == NULL ||
+        (text_comma = interned(",")) == NULL || (text_semicolon = interned("; ")) == NULL)
+        return -1;
+    if (PyType_Ready(&request_type) < 0 || PyType_Ready(&native_rules_type) < 0)
+        return -1;
+    if (PyModule_AddObjectRef(module, "Request", (PyObject *)&request_type) < 0)
+        return -1;
+    return PyModule_AddObjectRef(module, "RequestRules", (PyObject *)&native_rules_type);
+}
