@@ -152,7 +152,7 @@ def test_malformed_proxy_header(place: Place, raw: Connect) -> None:
     """Bytes that begin like a header and are malformed are refused;
     an endless one is cut off by the time-out.
     """
-    daemon = place.start("--proxy-protocol", "auto", "--header-timeout", "1", "plain:app")
+    daemon = place.start("--proxy-protocol", "auto", "--header-timeout", "4", "plain:app")
     connection = raw(daemon)
     connection.send(b"PROXY TCP4 192.0.2.1 here 1 2\r\n" + REQUEST)
     assert connection.answer()[0] == 400

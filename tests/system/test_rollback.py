@@ -61,7 +61,7 @@ def test_a_reload_that_waits_for_its_probation(place: Place) -> None:
         daemon.client.call(ROLLBACK)
         done = waiting.result()
     assert (done.code, "the reload was rolled back" in done.err) == (1, True)
-    assert daemon.get().text == "one"
+    daemon.until(lambda: daemon.get().text == "one", "the old code serves")
 
 
 def test_abort(place: Place) -> None:

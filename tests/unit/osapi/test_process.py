@@ -7,6 +7,7 @@ import sys
 
 from ostler.osapi.process import DUMP_SIGNAL, is_ending, signal_main_thread
 from tests.kit.processes import Process, freeze
+from tests.kit.waiting import PATIENCE
 
 CHILD = f"""\
 import faulthandler, os, signal, threading, time
@@ -72,7 +73,7 @@ def test_many_signals_at_once() -> None:
             child.send_signal(number)
         child.send_signal(signal.SIGCONT)
         try:
-            assert child.wait(20) == 0
+            assert child.wait(PATIENCE) == 0
         finally:
             child.kill()
 
