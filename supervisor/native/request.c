@@ -213,7 +213,7 @@ rules_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
 
 typedef struct {
     uint16_t name, name_size, value, value_size; /* where in the data, and how long */
-    uint32_t hash;
+    int16_t entry;                               /* of the name, in `names` of the rules; -1: it has none */
 } field;
 
 typedef struct {
@@ -334,7 +334,6 @@ scan_request(rules_object *rules, const char *data, size_t size, scan *found)
             return false;
         one->name = (uint16_t)begin;
         one->name_size = (uint16_t)(at - begin);
-        one->hash = hash ^ (hash >> 15);
         at++;
         while (data[at] == ' ' || data[at] == '\t')
             at++;
@@ -351,9 +350,10 @@ scan_request(rules_object *rules, const char *data, size_t size, scan *found)
         at += 2;
         const char *name = data + begin, *text = data + value;
         size_t name_size = one->name_size, length = end - value;
-        name_entry *entry = entry_of(rules, name, name_size, one->hash);
+        name_entry *entry = entry_of(rules, name, name_size, hash ^ (hash >> 15));
         if (entry == NULL && PyErr_Occurred())
             return false;
+        one->entry = entry != NULL ? (int16_t)(entry - rules->names) : -1;
         switch (entry != NULL ? (enum meaning)entry->meaning : meaning_of(rules, name, name_size)) {
         case PLAIN:
             break;
@@ -504,8 +504,8 @@ set(PyObject *environ, PyObject *key, PyObject *value)
 static bool
 set_field(request_object *self, PyObject *environ, field *one)
 {
-    name_entry *entry = entry_of(self->rules, text_at(self, one->name), one->name_size, one->hash);
-    PyObject *key = entry != NULL ? Py_XNewRef(entry->key) : variable_of(text_at(self, one->name), one->name_size);
+    PyObject *key = one->entry >= 0 ? Py_XNewRef(self->rules->names[one->entry].key)
+                                    : variable_of(text_at(self, one->name), one->name_size);
     if (key == NULL)
         return !PyErr_Occurred();
     PyObject *value = text_of(self, one->value, (size_t)one->value + one->value_size);
@@ -557,6 +557,13 @@ strip_mount(PyObject *environ, PyObject *mount)
 }
 
 static PyObject *
+query_of(request_object *self)
+{
+    size_t query = self->path_end == self->target_end ? self->target_end : (size_t)self->path_end + 1;
+    return text_of(self, query, self->target_end);
+}
+
+static PyObject *
 request_environ(request_object *self, PyObject *template)
 {
     if (!PyDict_CheckExact(template)) {
@@ -566,11 +573,10 @@ request_environ(request_object *self, PyObject *template)
     PyObject *environ = PyDict_Copy(template);
     if (environ == NULL)
         return NULL;
-    size_t query = self->path_end == self->target_end ? self->target_end : (size_t)self->path_end + 1;
     if (!(set(environ, key_REQUEST_METHOD, Py_NewRef(self->method)) &&
           set(environ, key_RAW_URI, text_of(self, self->target, self->target_end)) &&
           set(environ, key_PATH_INFO, path_of(self)) &&
-          set(environ, key_QUERY_STRING, text_of(self, query, self->target_end)) &&
+          set(environ, key_QUERY_STRING, query_of(self)) &&
           set(environ, key_SERVER_PROTOCOL, Py_NewRef(text_http11)) &&
           set(environ, key_input, PyObject_CallNoArgs(bytes_io)) &&
           (!self->https || set(environ, key_scheme, Py_NewRef(text_https)))))
@@ -644,8 +650,7 @@ get_path(request_object *self, void *Py_UNUSED(closure))
 static PyObject *
 get_query(request_object *self, void *Py_UNUSED(closure))
 {
-    size_t query = self->path_end == self->target_end ? self->target_end : (size_t)self->path_end + 1;
-    return text_of(self, query, self->target_end);
+    return query_of(self);
 }
 
 static PyObject *
@@ -730,35 +735,38 @@ PyTypeObject native_rules_type = {
     .tp_new = rules_new,
 };
 
-static PyObject *
-interned(const char *text)
-{
-    return PyUnicode_InternFromString(text);
-}
+/* The other interned texts. */
+static const struct {
+    PyObject **object;
+    const char *text;
+} constants[] = {
+    {&key_input, "wsgi.input"}, {&key_scheme, "wsgi.url_scheme"},
+    {&text_https, "https"},     {&text_http11, "HTTP/1.1"},
+    {&text_443, "443"},         {&text_80, "80"},
+    {&text_empty, ""},          {&text_comma, ","},
+    {&text_semicolon, "; "},
+};
 
 int
 native_add_requests(PyObject *module)
 {
     fill_kinds();
 #define INTERN(name)                                                                                                \
-    if ((key_##name = interned(#name)) == NULL)                                                                     \
+    if ((key_##name = PyUnicode_InternFromString(#name)) == NULL)                                                   \
         return -1;
     KEYS(INTERN)
     for (int i = 0; method_names[i] != NULL; i++)
-        if ((methods[i] = interned(method_names[i])) == NULL)
+        if ((methods[i] = PyUnicode_InternFromString(method_names[i])) == NULL)
+            return -1;
+    for (size_t i = 0; i < sizeof constants / sizeof *constants; i++)
+        if ((*constants[i].object = PyUnicode_InternFromString(constants[i].text)) == NULL)
             return -1;
     PyObject *io = PyImport_ImportModule("io");
     if (io == NULL)
         return -1;
     bytes_io = PyObject_GetAttrString(io, "BytesIO");
     Py_DECREF(io);
-    if (bytes_io == NULL || (key_input = interned("wsgi.input")) == NULL ||
-        (key_scheme = interned("wsgi.url_scheme")) == NULL || (text_https = interned("https")) == NULL ||
-        (text_http11 = interned("HTTP/1.1")) == NULL || (text_443 = interned("443")) == NULL ||
-        (text_80 = interned("80")) == NULL || (text_empty = interned("")) == NULL ||
-        (text_comma = interned(",")) == NULL || (text_semicolon = interned("; ")) == NULL)
-        return -1;
-    if (PyType_Ready(&request_type) < 0 || PyType_Ready(&native_rules_type) < 0)
+    if (bytes_io == NULL || PyType_Ready(&request_type) < 0 || PyType_Ready(&native_rules_type) < 0)
         return -1;
     if (PyModule_AddObjectRef(module, "Request", (PyObject *)&request_type) < 0)
         return -1;
