@@ -11,6 +11,7 @@ beside it.
 """
 
 import errno
+import math
 import os
 import socket
 from collections.abc import Iterable, Iterator
@@ -216,13 +217,8 @@ class Listeners:
 
     def close_all(self) -> None:
         """Close all; no process that still has one of our own keeps it open."""
-        for key, _ in [*self._own()]:
-            self._refuse(key, 0.0)
-        for key in [*self._ending]:
-            self._shut(key)
-        for sock in self._sockets.values():
-            sock.close()
-        self._sockets.clear()
+        self.keep_only(set(), 0.0)
+        self.shut_ended(math.inf)
 
     # ------------------------------------------------------------------------------------------------------
 

@@ -138,10 +138,9 @@ class AsgiAcceptor:
         self._addresses = AddressCounts(settings.limit_connections_per_address)
         self._header_timeout = settings.header_timeout
         self._wanted = self._open = False
-        # Connections that are not open yet, such as those in a TLS handshake, and since when (the loop's
-        # time); the oldest come first.
-        self._arriving: dict[asyncio.Task[None], float] = {}
-        self._arriving_sockets: set[socket.socket] = set()
+        # Connections that are not open yet, such as those in a TLS handshake: the socket, and since when (the
+        # loop's time). The oldest come first.
+        self._arriving: dict[asyncio.Task[None], tuple[socket.socket, float]] = {}
         self._keepalive = settings.keepalive
         # By how long they may take: connections, and by when a request must have come (the loop's time), in
         # that order. Weak: those that have ended would fill memory for that long.
@@ -253,8 +252,7 @@ class AsgiAcceptor:
         protocol = self._protocol()
         protocol.address, protocol.sock = address, sock
         task = self._loop.create_task(self._connect(sock, protocol, request_within))
-        self._arriving[task] = self._loop.time()
-        self._arriving_sockets.add(sock)
+        self._arriving[task] = sock, self._loop.time()
         task.add_done_callback(lambda task: self._arrived(task, sock, protocol))
         if self.count >= self._most:
             pressed = self._loop.time() < self._pressure_until and self._clients_wait()
@@ -295,7 +293,7 @@ class AsgiAcceptor:
         number, least = lowest_ranked(connections, lambda each: client_speed.rank(each, now, rate), highest)
         if number >= SLOW:
             # Handshakes, the oldest first, unless all have only just begun.
-            old = [task for task, began in self._arriving.items() if now - began > MIN_AGE_NS / 1e9]
+            old = [task for task, (_, began) in self._arriving.items() if now - began > MIN_AGE_NS / 1e9]
             old = old[: len(old) // ONE_IN[SLOW] + 1]
             if old and number > SLOW:
                 number, least = SLOW, []
@@ -365,7 +363,6 @@ class AsgiAcceptor:
     def _arrived(self, task: "asyncio.Task[None]", sock: socket.socket, protocol: Any) -> None:
         """`_connect` is done; or it was cancelled, even before it began."""
         del self._arriving[task]
-        self._arriving_sockets.discard(sock)
         if protocol.transport is None:
             sock.close()
             protocol.drop_parser()
@@ -416,4 +413,4 @@ class AsgiAcceptor:
 
     def descriptors(self) -> set[int]:
         """Of the connections that uvicorn does not know yet."""
-        return {sock.fileno() for sock in list(self._arriving_sockets)}
+        return {sock.fileno() for sock, _ in list(self._arriving.values())}
