@@ -3,8 +3,9 @@
  * Functions that the app registers with os.register_at_fork() stop threads before a fork and start them again
  * after it, in parent and child. With two calls of os.fork() they would run in the intermediate process, too:
  * threads would run in it for a moment, and the worker could inherit a lock that one of them holds. Therefore both
- * forks happen here, between the functions for "before" and those for "after". No Python code may run in between,
- * as another thread may have asked for the GIL: in the child it would be given to a thread that does not exist.
+ * forks happen here, between the functions for "before" and those for "after". No Python code runs in between (but
+ * that of gRPC's handlers, see below), as another thread may have asked for the GIL: in the child it would be given to
+ * a thread that does not exist.
  */
 
 #include "native.h"
@@ -13,20 +14,32 @@
 #include <fcntl.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/stat.h>
 #include <sys/types.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* Like fork(), without the handlers of pthread_atfork(3), which have run in the first fork. glibc 2.34, musl 1.2.2;
- * it suffices in a process with one thread, as the intermediate process is. */
+/* Like fork(), without the handlers of pthread_atfork(3). glibc 2.34, musl 1.2.2. */
 extern pid_t _Fork(void) __attribute__((weak));
+
+/* The handlers of pthread_atfork(3) have run in the first fork, so one thread can do without them. But those of a
+ * library may have started its threads again in the intermediate process (gRPC's do): they have to stop them and
+ * start them in the worker. */
+static pid_t
+fork_again(void)
+{
+    struct stat threads; /* links: one for each thread, "." and ".." */
+    if (_Fork != NULL && stat("/proc/self/task", &threads) == 0 && threads.st_nlink == 3)
+        return _Fork();
+    return fork();
+}
 
 /* In the intermediate process: fork the worker, and write its pid, or a negative errno, to the pipe. Returns only in
  * the worker. */
 static void
 fork_worker(const int ends[2], bool own_group)
 {
-    pid_t worker = _Fork != NULL ? _Fork() : fork();
+    pid_t worker = fork_again();
     if (worker == 0) {
         if (own_group)
             setpgid(0, 0);

@@ -44,11 +44,11 @@ def test_saved(place: Place, more: list[str]) -> None:
     place.add("page.py", page("one"))
     daemon = dev(place, *more)
     assert daemon.get().text == "one"
-    for text in ("two", "three"):
+    for generation, text in enumerate(("two", "three"), start=2):
         place.add("page.py", page(text))
         answers(daemon, text)
+        daemon.event("reload_done", generation=generation)
     assert [event["by"] for event in daemon.events("reload")] == ["file page.py changed"] * 2
-    daemon.event("reload_done", generation=3)
     assert daemon.get().text == "three"
 
 
