@@ -5,6 +5,7 @@
 static PyMethodDef functions[] = {
     {"fork_orphan", native_fork_orphan, METH_O, NULL},
     {"ordinary_request", (PyCFunction)(void (*)(void))native_ordinary_request, METH_FASTCALL, NULL},
+    {"note_fork", native_note_fork, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 
@@ -19,7 +20,8 @@ PyMODINIT_FUNC
 PyInit__native(void)
 {
     PyObject *module = PyModule_Create(&definition);
-    if (module != NULL && native_add_requests(module) < 0) {
+    if (module != NULL && (native_add_requests(module) < 0 || native_add_responses(module) < 0 ||
+                           native_add_exchanges(module) < 0)) {
         Py_DECREF(module);
         return NULL;
     }

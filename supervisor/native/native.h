@@ -7,12 +7,102 @@
 #include <Python.h>
 #include <structmember.h>
 
+#include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
+
 /* orphan_fork.c */
 PyObject *native_fork_orphan(PyObject *module, PyObject *own_group);
 
 /* request.c */
+typedef struct native_rules native_rules;
+
+typedef struct {
+    uint16_t name, name_size, value, value_size; /* where in the data, and how long */
+    int16_t entry;                               /* of the name, in `names` of the rules; -1: it has none */
+} native_field;
+
+typedef struct {
+    PyObject_VAR_HEAD
+    PyObject *data; /* bytes: the whole request */
+    native_rules *rules;
+    PyObject *method; /* str */
+    PyObject *head;   /* ostler.http1.head.Head, made when it is asked for; or NULL */
+    uint16_t target, target_end, path_end, block; /* where they begin and end; `block` is that of Head */
+    uint16_t host;                                /* which field is Host */
+    bool has_escapes;                             /* in the path */
+    bool https;
+    char keep_alive;
+    native_field fields[]; /* Py_SIZE */
+} native_request;
+
+extern PyTypeObject native_request_type;
 extern PyTypeObject native_rules_type;
 PyObject *native_ordinary_request(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
+PyObject *native_request_environ(native_request *self, PyObject *template);
 int native_add_requests(PyObject *module);
+
+/* response.c */
+
+/* start_response of a request, and what the app has said by it. */
+typedef struct {
+    PyObject_HEAD
+    PyObject *make_exchange; /* (request, connection, keep_alive): an ostler.wsgi.exchange.Exchange */
+    native_request *request;
+    PyObject *connection; /* NULL: the answer has ended */
+    PyObject *exchange;   /* goes on with the request in Python; or NULL */
+    PyObject *status;     /* str; NULL: the app has not called it */
+    PyObject *headers;    /* the app's list */
+    char *head;           /* status line and fields, each with its line end */
+    Py_ssize_t head_size, head_room;
+    Py_ssize_t length; /* Content-Length; -1: there is none */
+    Py_ssize_t sent;   /* bytes of the body */
+    int code;
+    char is_whole; /* the whole answer was sent */
+    char inline_head[768];
+} native_response;
+
+/* An app that goes on with a request that was begun here, and the iterable that it returns. */
+typedef struct {
+    PyObject_HEAD
+    PyObject *result;      /* what the app has returned; NULL: it has raised `error` */
+    PyObject *iterator;    /* of `result`; NULL: it was not asked for one */
+    PyObject *part;        /* taken from it, and not sent; or NULL */
+    PyObject *error;       /* what the iterator has raised, or the app; or NULL */
+    PyObject *close_error; /* what close() has raised; or NULL */
+    char closed;           /* close() was called */
+} native_begun;
+
+extern PyTypeObject native_response_type;
+extern PyTypeObject native_begun_type;
+native_response *native_new_response(PyObject *make_exchange, native_request *request, PyObject *connection);
+native_begun *native_new_begun(void);
+PyObject *native_exchange_of(native_response *self);
+int native_close(PyObject *result);
+PyObject *native_take_error(void);
+int native_add_responses(PyObject *module);
+
+/* exchange.c */
+PyObject *native_note_fork(PyObject *module, PyObject *none);
+int native_add_exchanges(PyObject *module);
+
+/* -- characters ----------------------------------------------------------------------------------------------- */
+
+static inline char
+native_lower(char c)
+{
+    return c >= 'A' && c <= 'Z' ? (char)(c + 32) : c;
+}
+
+static inline bool
+native_equals_lower(const char *text, size_t size, const char *lower_text)
+{
+    if (size != strlen(lower_text))
+        return false;
+    for (size_t i = 0; i < size; i++)
+        if (native_lower(text[i]) != lower_text[i])
+            return false;
+    return true;
+}
 
 #endif

@@ -8,9 +8,7 @@
 
 #include "native.h"
 
-#include <stdbool.h>
 #include <stddef.h>
-#include <stdint.h>
 #include <string.h>
 
 /* -- characters ----------------------------------------------------------------------------------------------- */
@@ -34,23 +32,6 @@ fill_kinds(void)
     kinds['.'] |= HOST;
 }
 
-static inline char
-lower(char c)
-{
-    return c >= 'A' && c <= 'Z' ? (char)(c + 32) : c;
-}
-
-static bool
-equals_lower(const char *text, size_t size, const char *lower_text)
-{
-    if (size != strlen(lower_text))
-        return false;
-    for (size_t i = 0; i < size; i++)
-        if (lower(text[i]) != lower_text[i])
-            return false;
-    return true;
-}
-
 /* -- field names ---------------------------------------------------------------------------------------------- */
 
 /* What a field means to the server. */
@@ -68,7 +49,7 @@ typedef struct {
     char name[LONGEST_REMEMBERED];
 } name_entry;
 
-typedef struct {
+struct native_rules {
     PyObject_HEAD
     PyObject *rules;      /* ostler.http1.head.Rules */
     PyObject *parse_head; /* ostler.http1.head.parse_head */
@@ -77,25 +58,25 @@ typedef struct {
     int known; /* how many of `names` are filled */
     /* By the name as sent. Names repeat, also where values never do: a server sees some dozens of them. */
     name_entry names[NAMES];
-} rules_object;
+};
 
 static enum meaning
-meaning_of(rules_object *self, const char *name, size_t size)
+meaning_of(native_rules *self, const char *name, size_t size)
 {
     static const char *const refused[] = {"content-length", "transfer-encoding", "expect", "upgrade"};
     for (size_t i = 0; i < sizeof refused / sizeof *refused; i++)
-        if (equals_lower(name, size, refused[i]))
+        if (native_equals_lower(name, size, refused[i]))
             return NOT_ORDINARY;
-    if (equals_lower(name, size, "host"))
+    if (native_equals_lower(name, size, "host"))
         return IS_HOST;
-    if (equals_lower(name, size, "connection"))
+    if (native_equals_lower(name, size, "connection"))
         return IS_CONNECTION;
-    if (equals_lower(name, size, "content-type"))
+    if (native_equals_lower(name, size, "content-type"))
         return IS_TYPE;
     PyObject *scheme, *value;
     Py_ssize_t position = 0;
     while (PyDict_Next(self->schemes, &position, &scheme, &value))
-        if (equals_lower(name, size, PyBytes_AS_STRING(scheme)))
+        if (native_equals_lower(name, size, PyBytes_AS_STRING(scheme)))
             return IS_SCHEME;
     return PLAIN;
 }
@@ -105,9 +86,9 @@ static PyObject *
 variable_of(const char *name, size_t size)
 {
     char text[5 + LONGEST_NAME] = "HTTP_";
-    if (equals_lower(name, size, "content-type"))
+    if (native_equals_lower(name, size, "content-type"))
         return PyUnicode_InternFromString("CONTENT_TYPE");
-    if (equals_lower(name, size, "proxy"))
+    if (native_equals_lower(name, size, "proxy"))
         return NULL; /* httpoxy (CVE-2016-5385), as in wsgi/environ.py */
     for (size_t i = 0; i < size; i++) {
         char c = name[i];
@@ -118,7 +99,7 @@ variable_of(const char *name, size_t size)
 
 /* The entry of a name; NULL, with or without an exception, if it can't be remembered. */
 static name_entry *
-entry_of(rules_object *self, const char *name, size_t size, uint32_t hash)
+entry_of(native_rules *self, const char *name, size_t size, uint32_t hash)
 {
     if (size > LONGEST_REMEMBERED)
         return NULL;
@@ -146,7 +127,7 @@ entry_of(rules_object *self, const char *name, size_t size, uint32_t hash)
 }
 
 static int
-rules_traverse(rules_object *self, visitproc visit, void *arg)
+rules_traverse(native_rules *self, visitproc visit, void *arg)
 {
     Py_VISIT(self->rules);
     Py_VISIT(self->parse_head);
@@ -155,14 +136,14 @@ rules_traverse(rules_object *self, visitproc visit, void *arg)
 }
 
 static int
-rules_clear(rules_object *self)
+rules_clear(native_rules *self)
 {
     Py_CLEAR(self->rules);
     return 0;
 }
 
 static void
-rules_dealloc(rules_object *self)
+rules_dealloc(native_rules *self)
 {
     PyObject_GC_UnTrack(self);
     for (int i = 0; i < NAMES; i++)
@@ -189,7 +170,7 @@ rules_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
             PyErr_SetString(PyExc_TypeError, "schemes must be bytes by bytes");
             return NULL;
         }
-    rules_object *self = (rules_object *)type->tp_alloc(type, 0);
+    native_rules *self = (native_rules *)type->tp_alloc(type, 0);
     if (self == NULL)
         return NULL;
     if ((self->schemes = PyDict_Copy(schemes)) == NULL) {
@@ -211,31 +192,11 @@ rules_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
 #define MOST_FIELDS 128
 #define MOST_METHOD 20
 
-typedef struct {
-    uint16_t name, name_size, value, value_size; /* where in the data, and how long */
-    int16_t entry;                               /* of the name, in `names` of the rules; -1: it has none */
-} field;
-
-typedef struct {
-    PyObject_VAR_HEAD
-    PyObject *data; /* bytes: the whole request */
-    rules_object *rules;
-    PyObject *method; /* str */
-    PyObject *head;   /* ostler.http1.head.Head, made when it is asked for; or NULL */
-    uint16_t target, target_end, path_end, block; /* where they begin and end; `block` is that of Head */
-    uint16_t host;                                /* which field is Host */
-    bool has_escapes;                             /* in the path */
-    bool https;
-    char keep_alive;
-    field fields[]; /* Py_SIZE */
-} request_object;
-
-static PyTypeObject request_type;
 static PyObject *methods[8];
 static const char *const method_names[8] = {"GET", "POST", "HEAD", "PUT", "DELETE", "PATCH", "OPTIONS", NULL};
 
 static void
-request_dealloc(request_object *self)
+request_dealloc(native_request *self)
 {
     Py_XDECREF(self->data);
     Py_XDECREF(self->rules);
@@ -280,12 +241,12 @@ typedef struct {
     size_t method_end, target_end, path_end, block, host;
     Py_ssize_t count;
     bool has_escapes, https;
-    field fields[MOST_FIELDS];
+    native_field fields[MOST_FIELDS];
 } scan;
 
 /* Whether the data are one ordinary request. Sets no exception but MemoryError, and returns false then, too. */
 static bool
-scan_request(rules_object *rules, const char *data, size_t size, scan *found)
+scan_request(native_rules *rules, const char *data, size_t size, scan *found)
 {
     if (size > MOST || size < 18 || memcmp(data + size - 4, "\r\n\r\n", 4) != 0)
         return false;
@@ -325,7 +286,7 @@ scan_request(rules_object *rules, const char *data, size_t size, scan *found)
     while (data[at] != '\r') {
         if (found->count == MOST_FIELDS || found->count == rules->max_fields)
             return false;
-        field *one = &found->fields[found->count];
+        native_field *one = &found->fields[found->count];
         size_t begin = at;
         uint32_t hash = 2166136261u; /* FNV-1a */
         while (kinds[(uint8_t)data[at]] & NAME)
@@ -363,7 +324,7 @@ scan_request(rules_object *rules, const char *data, size_t size, scan *found)
             found->host = (size_t)found->count;
             break;
         case IS_CONNECTION:
-            if (!equals_lower(text, length, "keep-alive"))
+            if (!native_equals_lower(text, length, "keep-alive"))
                 return false;
             break;
         case IS_TYPE:
@@ -375,7 +336,7 @@ scan_request(rules_object *rules, const char *data, size_t size, scan *found)
             PyObject *scheme, *wanted;
             Py_ssize_t position = 0;
             while (PyDict_Next(rules->schemes, &position, &scheme, &wanted))
-                if (equals_lower(name, name_size, PyBytes_AS_STRING(scheme))) {
+                if (native_equals_lower(name, name_size, PyBytes_AS_STRING(scheme))) {
                     if ((size_t)PyBytes_GET_SIZE(wanted) == length &&
                         memcmp(PyBytes_AS_STRING(wanted), text, length) == 0)
                         found->https = true;
@@ -400,7 +361,7 @@ native_ordinary_request(PyObject *Py_UNUSED(module), PyObject *const *arguments,
         return NULL;
     }
     PyObject *data = arguments[0];
-    rules_object *rules = (rules_object *)arguments[1];
+    native_rules *rules = (native_rules *)arguments[1];
     const char *text = PyBytes_AS_STRING(data);
     scan found;
     if (!scan_request(rules, text, (size_t)PyBytes_GET_SIZE(data), &found)) {
@@ -408,11 +369,11 @@ native_ordinary_request(PyObject *Py_UNUSED(module), PyObject *const *arguments,
             return NULL;
         Py_RETURN_NONE;
     }
-    request_object *self = PyObject_NewVar(request_object, &request_type, found.count);
+    native_request *self = PyObject_NewVar(native_request, &native_request_type, found.count);
     if (self == NULL)
         return NULL;
     self->data = Py_NewRef(data);
-    self->rules = (rules_object *)Py_NewRef(rules);
+    self->rules = (native_rules *)Py_NewRef(rules);
     self->head = NULL;
     self->target = (uint16_t)(found.method_end + 1);
     self->target_end = (uint16_t)found.target_end;
@@ -422,7 +383,7 @@ native_ordinary_request(PyObject *Py_UNUSED(module), PyObject *const *arguments,
     self->has_escapes = found.has_escapes;
     self->https = found.https;
     self->keep_alive = 1;
-    memcpy(self->fields, found.fields, (size_t)found.count * sizeof(field));
+    memcpy(self->fields, found.fields, (size_t)found.count * sizeof(native_field));
     if ((self->method = method_of(text, found.method_end)) == NULL) {
         Py_DECREF(self);
         return NULL;
@@ -441,14 +402,14 @@ static PyObject *key_input, *key_scheme, *text_https, *text_http11, *text_443, *
 static PyObject *text_comma, *text_semicolon, *bytes_io;
 
 static inline char *
-text_at(request_object *self, size_t at)
+text_at(native_request *self, size_t at)
 {
     return PyBytes_AS_STRING(self->data) + at;
 }
 
 /* ASCII text of the data: a new str, or NULL with an exception. */
 static PyObject *
-text_of(request_object *self, size_t begin, size_t end)
+text_of(native_request *self, size_t begin, size_t end)
 {
     if (begin == end)
         return Py_NewRef(text_empty);
@@ -465,7 +426,7 @@ hex_value(char c)
 }
 
 static PyObject *
-path_of(request_object *self)
+path_of(native_request *self)
 {
     if (!self->has_escapes)
         return text_of(self, self->target, self->path_end);
@@ -502,7 +463,7 @@ set(PyObject *environ, PyObject *key, PyObject *value)
 
 /* Set the variable of a field; if it came before, both are joined (RFC 9110 section 5.3; cookies: RFC 6265, 5.4). */
 static bool
-set_field(request_object *self, PyObject *environ, field *one)
+set_field(native_request *self, PyObject *environ, native_field *one)
 {
     PyObject *key = one->entry >= 0 ? Py_XNewRef(self->rules->names[one->entry].key)
                                     : variable_of(text_at(self, one->name), one->name_size);
@@ -526,9 +487,9 @@ set_field(request_object *self, PyObject *environ, field *one)
 
 /* SERVER_NAME and SERVER_PORT by what the client calls the server, as `host_and_port` in wsgi/environ.py. */
 static bool
-set_server(request_object *self, PyObject *environ, PyObject *scheme)
+set_server(native_request *self, PyObject *environ, PyObject *scheme)
 {
-    field *one = &self->fields[self->host];
+    native_field *one = &self->fields[self->host];
     size_t begin = one->value, end = begin + one->value_size;
     char *colon = memchr(text_at(self, begin), ':', end - begin);
     size_t name_end = colon != NULL ? (size_t)(colon - text_at(self, 0)) : end;
@@ -557,14 +518,14 @@ strip_mount(PyObject *environ, PyObject *mount)
 }
 
 static PyObject *
-query_of(request_object *self)
+query_of(native_request *self)
 {
     size_t query = self->path_end == self->target_end ? self->target_end : (size_t)self->path_end + 1;
     return text_of(self, query, self->target_end);
 }
 
-static PyObject *
-request_environ(request_object *self, PyObject *template)
+PyObject *
+native_request_environ(native_request *self, PyObject *template)
 {
     if (!PyDict_CheckExact(template)) {
         PyErr_SetString(PyExc_TypeError, "environ(template: dict)");
@@ -630,38 +591,38 @@ get_protocol(PyObject *Py_UNUSED(self), void *Py_UNUSED(closure))
 }
 
 static PyObject *
-get_target(request_object *self, void *Py_UNUSED(closure))
+get_target(native_request *self, void *Py_UNUSED(closure))
 {
     return PyBytes_FromStringAndSize(text_at(self, self->target), self->target_end - self->target);
 }
 
 static PyObject *
-get_raw_uri(request_object *self, void *Py_UNUSED(closure))
+get_raw_uri(native_request *self, void *Py_UNUSED(closure))
 {
     return text_of(self, self->target, self->target_end);
 }
 
 static PyObject *
-get_path(request_object *self, void *Py_UNUSED(closure))
+get_path(native_request *self, void *Py_UNUSED(closure))
 {
     return path_of(self);
 }
 
 static PyObject *
-get_query(request_object *self, void *Py_UNUSED(closure))
+get_query(native_request *self, void *Py_UNUSED(closure))
 {
     return query_of(self);
 }
 
 static PyObject *
-get_head(request_object *self, void *Py_UNUSED(closure))
+get_head(native_request *self, void *Py_UNUSED(closure))
 {
     if (self->head == NULL) {
         Py_ssize_t size = PyBytes_GET_SIZE(self->data) - self->block;
         PyObject *block = PyBytes_FromStringAndSize(text_at(self, self->block), size);
         if (block == NULL)
             return NULL;
-        rules_object *rules = self->rules;
+        native_rules *rules = self->rules;
         if (rules->rules == NULL) {
             PyErr_SetString(PyExc_ReferenceError, "the rules are gone");
             Py_DECREF(block);
@@ -674,7 +635,7 @@ get_head(request_object *self, void *Py_UNUSED(closure))
 }
 
 static PyObject *
-get_headers(request_object *self, void *closure)
+get_headers(native_request *self, void *closure)
 {
     PyObject *head = get_head(self, closure);
     if (head == NULL)
@@ -702,21 +663,21 @@ static PyGetSetDef request_attributes[] = {
 };
 
 static PyMemberDef request_members[] = {
-    {"method", T_OBJECT_EX, offsetof(request_object, method), READONLY, NULL},
-    {"keep_alive", T_BOOL, offsetof(request_object, keep_alive), 0, NULL},
+    {"method", T_OBJECT_EX, offsetof(native_request, method), READONLY, NULL},
+    {"keep_alive", T_BOOL, offsetof(native_request, keep_alive), 0, NULL},
     {NULL, 0, 0, 0, NULL},
 };
 
 static PyMethodDef request_methods[] = {
-    {"environ", (PyCFunction)request_environ, METH_O, NULL},
+    {"environ", (PyCFunction)native_request_environ, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };
 
-static PyTypeObject request_type = {
+PyTypeObject native_request_type = {
     PyVarObject_HEAD_INIT(NULL, 0)
     .tp_name = "ostler._native.Request",
-    .tp_basicsize = offsetof(request_object, fields),
-    .tp_itemsize = sizeof(field),
+    .tp_basicsize = offsetof(native_request, fields),
+    .tp_itemsize = sizeof(native_field),
     .tp_dealloc = (destructor)request_dealloc,
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
     .tp_methods = request_methods,
@@ -727,7 +688,7 @@ static PyTypeObject request_type = {
 PyTypeObject native_rules_type = {
     PyVarObject_HEAD_INIT(NULL, 0)
     .tp_name = "ostler._native.RequestRules",
-    .tp_basicsize = sizeof(rules_object),
+    .tp_basicsize = sizeof(native_rules),
     .tp_dealloc = (destructor)rules_dealloc,
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, /* the Python object of the rules refers to it */
     .tp_traverse = (traverseproc)rules_traverse,
@@ -766,9 +727,9 @@ native_add_requests(PyObject *module)
         return -1;
     bytes_io = PyObject_GetAttrString(io, "BytesIO");
     Py_DECREF(io);
-    if (bytes_io == NULL || PyType_Ready(&request_type) < 0 || PyType_Ready(&native_rules_type) < 0)
+    if (bytes_io == NULL || PyType_Ready(&native_request_type) < 0 || PyType_Ready(&native_rules_type) < 0)
         return -1;
-    if (PyModule_AddObjectRef(module, "Request", (PyObject *)&request_type) < 0)
+    if (PyModule_AddObjectRef(module, "Request", (PyObject *)&native_request_type) < 0)
         return -1;
     return PyModule_AddObjectRef(module, "RequestRules", (PyObject *)&native_rules_type);
 }

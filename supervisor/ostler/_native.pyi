@@ -4,6 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 from ostler.http1.head import Head, Rules
+from ostler.scoreboard.request_slot import RequestSlot
+from ostler.workers.connection import Connection
+from ostler.workers.request_runner import WsgiRunner
 
 def fork_orphan(own_group: bool, /) -> int:
     """Fork a process whose parent becomes the next subreaper (prctl(2)) and not this process.
@@ -67,3 +70,77 @@ def ordinary_request(data: bytes, rules: RequestRules, /) -> Request | None:
 
     What it does not recognize may be valid, incomplete, malformed, or several requests.
     """
+
+def note_fork() -> None:
+    """This process was forked by the app, so nothing is sent by `OrdinaryRunner` any more."""
+
+class SlotMemory:
+    """The memory of a `RequestSlot`, for `OrdinaryRunner`; its arguments are those of a slot."""
+
+    def __init__(self, words: memoryview, text: memoryview, counts: memoryview, /) -> None: ...
+    def unmap(self) -> None:
+        """Give the memory back."""
+
+class Response:
+    """`start_response` of a request that OrdinaryRunner serves; for the access log, what was answered.
+
+    What it does not encode itself, such as the head of an answer without a body, it leaves to an `Exchange`.
+    """
+
+    status: str
+    headers: list[tuple[str, str]]
+    sent: int
+    error: None
+
+    def __call__(
+        self, status: str, headers: list[tuple[str, str]], exc_info: Any = ...
+    ) -> Callable[[bytes], None]: ...
+    def write(self, data: bytes, /) -> None:
+        """PEP 3333's write()."""
+
+class Begun:
+    """An app that goes on with what another has returned or raised; and the iterable that it returns."""
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any: ...
+    def __iter__(self) -> Begun: ...
+    def __next__(self) -> Any: ...
+    def close(self) -> None:
+        """Call close() of what the app has returned, if that was not done; raise what it has raised."""
+    def fail(self, error: BaseException, /) -> None:
+        """Raise this instead of what would come next."""
+
+class OrdinaryRunner:
+    """Serves ordinary requests whose answers go out in one send; see supervisor/native/exchange.c.
+
+    app: the WSGI app. make_exchange: makes what goes on with a request in Python. date: has `lines`, those
+    that the server adds to each head. no_fields: `Connection.template_head` of ordinary requests. layout:
+    the module of this name. quick: `request_slot.QUICK`. logs, counts_down, averages: whether requests are
+    logged, counted for the quota, and taken into the runner's average. is_exact: requests that may have
+    waited are left to Python. long_request: one that takes longer (ns) may have been interrupted, so
+    Python ends it.
+    """
+
+    def __init__(
+        self,
+        app: Callable[..., Any],
+        make_exchange: Callable[[Request, Any], Any],
+        date: Any,
+        no_fields: Head,
+        connection_type: type,
+        parser_type: type,
+        slot_type: type,
+        file_wrapper: type,
+        layout: Any,
+        quick: list[int],
+        logs: bool,
+        counts_down: bool,
+        averages: bool,
+        is_exact: bool,
+        long_request: int,
+    ) -> None: ...
+    def run(self, runner: WsgiRunner, connection: Connection, slot: RequestSlot, prompt_until: int, /) -> int:
+        """Serve the connection's only request.
+
+        Returns 1 if it was answered and counted; 2 if it was begun and Python has to go on: `slot.unfinished`
+        is its request, exchange, environ, app (a `Begun`), and when it began; 0 if it was not begun.
+        """

@@ -8,6 +8,7 @@ from struct import Struct
 from time import monotonic_ns
 from typing import Any
 
+from ostler import native
 from ostler.scoreboard import layout
 from ostler.scoreboard.layout import (
     BYTES_SENT,
@@ -37,9 +38,9 @@ from ostler.scoreboard.layout import (
 # The most that `RequestSlot.extend` adds, in seconds: what can be added to any time and still is a time.
 LONGEST = 1e9
 
-# Which word counts a duration below 4 ms, by its length in 1.024 µs; others take `bucket_of`.
-_QUICK = [HISTOGRAM + bucket_of(units << 10) for units in range(4096)]
-_QUICK_NS = len(_QUICK) << 10
+QUICK = [HISTOGRAM + bucket_of(units << 10) for units in range(4096)]
+"""Which word counts a duration below 4 ms, by its length in 1.024 µs; others take `bucket_of`."""
+_QUICK_NS = len(QUICK) << 10
 # Which word counts an answer, by its status. Apps may give anything as a status; 9 is the class of the rest.
 _STATUS_WORD = {status: STATUS_CLASSES + status // 100 for status in range(1000)}
 _OTHER_STATUS = STATUS_CLASSES + 9
@@ -64,11 +65,13 @@ class RequestSlot:
         counts: the words of the cell in which it counts answers and connections.
         is_free: it was taken, and is released.
         owner: for the caller, e.g. the task or greenlet that serves the request; None after `release`.
+        memory: what the C extension writes it by, see `map_memory`; None: it does not.
+        unfinished: for the request runner: a request that the C extension has begun and Python is to end.
     """
 
     __slots__ = (
         *("_released", "_text", "_words"),
-        *("counts", "is_free", "method", "number", "owner", "target"),
+        *("counts", "is_free", "memory", "method", "number", "owner", "target", "unfinished"),
     )
 
     def __init__(
@@ -88,6 +91,8 @@ class RequestSlot:
         self.is_free = False
         self.number = number
         self.owner: Any = None
+        self.memory: Any = None
+        self.unfinished: Any = None
 
     # -- requests ------------------------------------------------------------------------------------------
 
@@ -130,7 +135,7 @@ class RequestSlot:
         except (KeyError, TypeError):
             counts[_OTHER_STATUS] += 1
         if took is not None:
-            counts[_QUICK[took >> 10] if took < _QUICK_NS else HISTOGRAM + bucket_of(took)] += 1
+            counts[QUICK[took >> 10] if took < _QUICK_NS else HISTOGRAM + bucket_of(took)] += 1
         if bytes_sent:
             counts[BYTES_SENT] += bytes_sent
 
@@ -292,7 +297,15 @@ class RequestSlot:
         words[OVERDUE] = words[EXTENDED_FOR] = words[UPGRADED] = 0
         self.method, self.target = "", b""
 
+    def map_memory(self) -> None:
+        """Let the request runner of the C extension do what `begin`, `leave_app` and `count` do."""
+        assert native.module is not None
+        self.memory = native.module.SlotMemory(self._words, self._text, self.counts)
+
     def unmap(self) -> None:
+        if self.memory is not None:
+            self.memory.unmap()
+            self.memory = None
         self._words.release()
         self._text.release()
         self.counts.release()

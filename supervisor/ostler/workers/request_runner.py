@@ -9,10 +9,12 @@ from collections.abc import Callable
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Protocol
 
+from ostler import native
 from ostler.http1.errors import RULES, ProtocolViolation
-from ostler.http1.request import Head, Request
+from ostler.http1.request import Head, Request, RequestParser
+from ostler.scoreboard import layout
 from ostler.scoreboard.layout import LEAST_QUEUED
-from ostler.scoreboard.request_slot import RequestSlot
+from ostler.scoreboard.request_slot import QUICK, RequestSlot
 from ostler.workers.addresses import listener_name
 from ostler.workers.base import Context
 from ostler.workers.connection import Connection
@@ -24,6 +26,7 @@ from ostler.workers.soft_interrupt import LONG_REQUEST_NS, SoftInterrupts
 from ostler.workers.system_calls import WaitInApp, wait_in_app
 from ostler.wsgi.body import StreamedBody
 from ostler.wsgi.environ import (
+    NO_FIELDS,
     Environ,
     head_environ,
     head_of_template,
@@ -32,7 +35,8 @@ from ostler.wsgi.environ import (
     worker_environ,
 )
 from ostler.wsgi.exchange import App, ClientGone, Exchange
-from ostler.wsgi.interruption import DeadlineExceeded, QuitWorker
+from ostler.wsgi.file_wrapper import FileWrapper
+from ostler.wsgi.interruption import DeadlineExceeded, QuitWorker, interruptible
 
 if TYPE_CHECKING:
     from ostler.workers.upgrades import Upgrade
@@ -42,6 +46,10 @@ _WILDCARDS = ("0.0.0.0", "[::]")  # noqa: S104
 _CAP = 2_000_000
 # The status of a request whose client left before it had its answer; nginx's number.
 _CLIENT_GONE = "499 Client Gone"
+# What the runner of the C extension returns if all is done.
+_ANSWERED = 1
+# Where in `slot.unfinished` the app is that goes on with it.
+_BEGUN = 3
 
 
 class RequestRunner(Protocol):
@@ -175,109 +183,179 @@ class WsgiRunner:
         self._shared = shared
         addresses = [listener.getsockname() for listener in context.listeners]
         self._environs = {listener_name(address): listener_environ(shared, address) for address in addresses}
+        self._ordinary: Callable[[WsgiRunner, Connection, RequestSlot, int], int] | None = None
+        # Hooks are called by an Exchange of their own.
+        if native.module is not None and context.exchange is Exchange:
+            self._ordinary = native.module.OrdinaryRunner(
+                app=self._app,
+                make_exchange=lambda request, transport: Exchange(request, transport, date.lines, True),
+                date=date,
+                no_fields=NO_FIELDS,
+                connection_type=Connection,
+                parser_type=RequestParser,
+                slot_type=RequestSlot,
+                file_wrapper=FileWrapper,
+                layout=layout,
+                quick=QUICK,
+                logs=self._access is not None,
+                counts_down=bool(self._quota),
+                averages=self._averages,
+                is_exact=self._queue_timeout > 0,
+                long_request=LONG_REQUEST_NS,
+            ).run
 
     def run(self, connection: Connection, slot: RequestSlot, prompt_until: int) -> None:
         """See RequestRunner."""
         try:
-            requests = connection.parser.requests
-            turn_ends = 0
-            app, upgrade = self._app, None
-            while requests and not connection.output:
-                request = requests.pop(0)
-                line = request.line
-                keep_alive = request.keep_alive and self.keep_connections
-                if not request.complete:
-                    keep_alive = False  # the connection ends with a request that the app reads while it comes
-                exchange = self._new_exchange(request, connection, self._date.lines, keep_alive)
-                if not request.complete:
-                    _feed_from(connection, request, exchange, slot)
-                template = connection.template
-                head = head_of_template(request)
-                if head is not connection.template_head or template is None:
-                    template = self._make_template(connection, head)
-                    if head.upgrade and request.complete:
-                        upgrade = self._offer(connection, request, slot)
-                        exchange = self._new_exchange(request, upgrade, self._date.lines, keep_alive)
-                        app = upgrade.around(self._app, exchange)
-                environ = request_environ(template, request)
-                if upgrade is not None:
-                    environ["gunicorn.socket"] = upgrade.socket
-                started = monotonic_ns()
-                if started > prompt_until and (
-                    waited := self._queue_times.waited(connection, started, prompt_until - LEAST_QUEUED)
-                ):
-                    slot.waited(waited)
-                    if 0 < self._queue_timeout < waited:
-                        if upgrade is not None:
-                            upgrade.socket.withdraw()
-                        if self._answer_503(connection, slot, request, exchange, environ):
-                            if upgrade is not None:
-                                app, upgrade = self._app, None
-                                _resume(connection)
-                            continue
-                        return
-                gone = late = False
-                try:
-                    slot.begin(line.method, line.target, started)
-                    try:
-                        exchange.run(app, environ)
-                    except ClientGone:
-                        gone = True
-                    slot.leave_app()
-                    connection.idle_since = connection.answered_at = ended = monotonic_ns()
-                    took = ended - started
-                    if took > LONG_REQUEST_NS:
-                        self.had_long_request = True
-                        self._soft_interrupts.end(started)
-                except DeadlineExceeded:
-                    slot.leave_app()
-                    connection.idle_since = connection.answered_at = ended = monotonic_ns()
-                    took = ended - started
-                    gone = late = True
-                    exchange.give_up()
-                if upgrade is not None:
-                    if not upgrade.socket.withdraw():
-                        self._end_upgraded(
-                            connection, slot, request, exchange, environ, upgrade.socket.sent, took
-                        )
-                        return
-                    app, upgrade = self._app, None
-                    if exchange.keep_alive and not gone:
-                        _resume(connection)
-                if gone and not late:
-                    if connection.violation is not None and not exchange.head_sent:
-                        self._responder.refuse(connection, connection.violation, slot)
-                        return
-                    exchange.code, exchange.status = 499, _CLIENT_GONE
-                sent = exchange.sent
-                if connection.output:
-                    # What a client has not taken of a file is counted when it has, if ever.
-                    connection.unconfirmed = min(connection.output.unsent_file_bytes, sent)
-                    sent -= connection.unconfirmed
-                slot.count(exchange.code, sent, took)
-                if self._access is not None or exchange.error is not None:
-                    self._log_request(request, exchange, environ, took)
-                if self._quota:
-                    self._count_down()
-                if self._averages:
-                    self.average += (min(took, _CAP) - self.average) >> 3
-                if gone:
-                    self._table.close(connection, slot)
-                    return
-                if not exchange.keep_alive:
-                    self._table.end(connection, request.keep_alive, slot)
-                    return
-                if requests and self._turn:
-                    turn_ends = turn_ends or started + self._turn
-                    if ended > turn_ends:
-                        return
-            parser = connection.parser
-            if not connection.output and (connection.violation is not None or parser.wants_continue):
-                self._responder.settle(connection, slot)
+            try:
+                if self._ordinary is None or self._run_ordinary(connection, slot, prompt_until) != _ANSWERED:
+                    self._run(connection, slot, prompt_until)
+            except DeadlineExceeded as late:
+                if slot.unfinished is None:
+                    raise
+                # It was meant for a request that the C extension has begun, and came on the way to `_call`.
+                slot.unfinished[_BEGUN].fail(late)
+                self._run(connection, slot, prompt_until)
         except QuitWorker:
             raise
         except BaseException:  # noqa: BLE001 - DeadlineExceeded and those of greenlets are no Exception
             self._responder.fail(connection, slot)
+
+    @interruptible
+    def _run_ordinary(self, connection: Connection, slot: RequestSlot, prompt_until: int) -> int:
+        """Serve the connection's only request, if it is ordinary, by the C extension.
+
+        Returns _ANSWERED; or the request, if it was begun, is in `slot.unfinished`.
+        """
+        assert self._ordinary is not None
+        answered: int = self._ordinary(self, connection, slot, prompt_until)
+        return answered
+
+    def _run(self, connection: Connection, slot: RequestSlot, prompt_until: int) -> None:
+        """`run` without the C extension, or what that has left."""
+        requests = connection.parser.requests
+        turn_ends = 0
+        if slot.unfinished is not None:
+            request, exchange, environ, app, started = slot.unfinished
+            if not self._call(connection, slot, request, exchange, environ, app, None, started):
+                return
+        while requests and not connection.output:
+            request = requests.pop(0)
+            app, upgrade = self._app, None
+            keep_alive = request.keep_alive and self.keep_connections
+            if not request.complete:
+                keep_alive = False  # the connection ends with a request that the app reads while it comes
+            exchange = self._new_exchange(request, connection, self._date.lines, keep_alive)
+            if not request.complete:
+                _feed_from(connection, request, exchange, slot)
+            template = connection.template
+            head = head_of_template(request)
+            if head is not connection.template_head or template is None:
+                template = self._make_template(connection, head)
+                if head.upgrade and request.complete:
+                    upgrade = self._offer(connection, request, slot)
+                    exchange = self._new_exchange(request, upgrade, self._date.lines, keep_alive)
+                    app = upgrade.around(self._app, exchange)
+            environ = request_environ(template, request)
+            if upgrade is not None:
+                environ["gunicorn.socket"] = upgrade.socket
+            started = monotonic_ns()
+            waited = 0
+            if started > prompt_until:
+                waited = self._note_waiting(connection, slot, started, prompt_until)
+            if 0 < self._queue_timeout < waited:
+                if upgrade is not None:
+                    upgrade.socket.withdraw()
+                if not self._answer_503(connection, slot, request, exchange, environ):
+                    return
+                if upgrade is not None:
+                    _resume(connection)
+                continue
+            if not self._call(connection, slot, request, exchange, environ, app, upgrade, started):
+                return
+            if requests and self._turn:
+                turn_ends = turn_ends or started + self._turn
+                if connection.answered_at > turn_ends:
+                    return
+        parser = connection.parser
+        if not connection.output and (connection.violation is not None or parser.wants_continue):
+            self._responder.settle(connection, slot)
+
+    def _note_waiting(
+        self, connection: Connection, slot: RequestSlot, started: int, prompt_until: int
+    ) -> int:
+        """Count how long a request has waited; returns that (ns), or 0 if it was too short to be counted."""
+        waited = self._queue_times.waited(connection, started, prompt_until - LEAST_QUEUED)
+        if waited:
+            slot.waited(waited)
+        return waited
+
+    def _call(
+        self,
+        connection: Connection,
+        slot: RequestSlot,
+        request: Request,
+        exchange: Exchange,
+        environ: Environ,
+        app: App,
+        upgrade: "Upgrade | None",
+        started: int,
+    ) -> bool:
+        """Call the app, send and count its answer; False if the connection is not to be read any more.
+
+        app: that of the worker, or what goes on with the request in `slot.unfinished`.
+        """
+        gone = late = False
+        try:
+            if slot.unfinished is None:
+                slot.begin(request.line.method, request.line.target, started)
+            else:
+                slot.unfinished = None
+            try:
+                exchange.run(app, environ)
+            except ClientGone:
+                gone = True
+            slot.leave_app()
+            connection.idle_since = connection.answered_at = ended = monotonic_ns()
+            took = ended - started
+            if took > LONG_REQUEST_NS:
+                self.had_long_request = True
+                self._soft_interrupts.end(started)
+        except DeadlineExceeded:
+            slot.leave_app()
+            connection.idle_since = connection.answered_at = ended = monotonic_ns()
+            took = ended - started
+            gone = late = True
+            exchange.give_up()
+        if upgrade is not None:
+            if not upgrade.socket.withdraw():
+                self._end_upgraded(connection, slot, request, exchange, environ, upgrade.socket.sent, took)
+                return False
+            if exchange.keep_alive and not gone:
+                _resume(connection)
+        if gone and not late:
+            if connection.violation is not None and not exchange.head_sent:
+                self._responder.refuse(connection, connection.violation, slot)
+                return False
+            exchange.code, exchange.status = 499, _CLIENT_GONE
+        sent = exchange.sent
+        if connection.output:
+            # What a client has not taken of a file is counted when it has, if ever.
+            connection.unconfirmed = min(connection.output.unsent_file_bytes, sent)
+            sent -= connection.unconfirmed
+        slot.count(exchange.code, sent, took)
+        if self._access is not None or exchange.error is not None:
+            self._log_request(request, exchange, environ, took)
+        self._count_down()
+        if self._averages:
+            self.average += (min(took, _CAP) - self.average) >> 3
+        if gone:
+            self._table.close(connection, slot)
+            return False
+        if not exchange.keep_alive:
+            self._table.end(connection, request.keep_alive, slot)
+            return False
+        return True
 
     def refuse_late(self, connection: Connection, slot: RequestSlot) -> None:
         """See RequestRunner."""
@@ -352,8 +430,7 @@ class WsgiRunner:
         self._table.end_upgraded(connection, slot)
         if self._access is not None or exchange.error is not None:
             self._log_request(request, exchange, environ, took)
-        if self._quota:
-            self._count_down()
+        self._count_down()
 
     def _make_template(self, connection: Connection, head: Head) -> Environ:
         """The part of the environ that goes for all requests of the connection with this head."""
@@ -391,8 +468,9 @@ class WsgiRunner:
             self._flush_access()
 
     def _count_down(self) -> None:
+        """Count a request for the quota."""
         self._answered += 1
-        if self._answered >= self._quota:
+        if self._quota and self._answered >= self._quota:
             self._quota = self._on_quota(self._answered) or 0
 
 

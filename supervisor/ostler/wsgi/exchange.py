@@ -99,6 +99,28 @@ class Exchange:
         self._date_server = date_server
         self.keep_alive = keep_alive
 
+    def adopt(
+        self,
+        status: str,
+        headers: response.HeaderList,
+        code: int,
+        head: bytes,
+        length: int | None,
+        is_whole: bool,
+        sent: int,
+    ) -> None:
+        """Go on with an exchange in which the C extension has taken the app's call of start_response.
+
+        Args:
+            head, length: as they are encoded, and the Content-Length.
+            is_whole: the whole answer was sent, `sent` bytes of a body; nothing else was sent before.
+        """
+        self.status, self.headers, self.code = status, headers, code
+        self._lines, self._length = [head], length
+        self._ended = self._transport is None
+        if is_whole:
+            self._head_sent, self.sent, self._remaining = True, sent, 0
+
     # -- called by the app -------------------------------------------------------------------------------
 
     def start_response(

@@ -9,6 +9,8 @@ import traceback
 from contextlib import suppress
 from typing import NoReturn
 
+from ostler import native
+
 _forked = False
 
 
@@ -16,6 +18,8 @@ def note_fork() -> None:
     """Note that this process was forked by the app, so it is no worker."""
     global _forked
     _forked = True
+    if native.module is not None:
+        native.module.note_fork()
 
 
 def is_forked() -> bool:

@@ -26,7 +26,16 @@ from ostler.wsgi.interruption import DeadlineExceeded, QuitWorker
 from tests.unit.workers.pieces import GET, PEER, Pieces, hello, received
 
 Start = Callable[..., Any]
-IMPLEMENTATIONS: dict[str, Callable[..., RequestRunner]] = {"wsgi": WsgiRunner}
+
+
+def python_runner(*arguments: Any) -> RequestRunner:
+    """WsgiRunner without the C extension."""
+    runner = WsgiRunner(*arguments)
+    runner._ordinary = None
+    return runner
+
+
+IMPLEMENTATIONS: dict[str, Callable[..., RequestRunner]] = {"wsgi": WsgiRunner, "python": python_runner}
 LARGE = 8 << 20
 """More than the kernel keeps between two sockets."""
 

@@ -542,12 +542,19 @@ def test_an_exception_at_the_end_of_the_request(serve: Serve, monkeypatch: pytes
     assert rig.log() == ""
 
 
+@pytest.mark.parametrize("by_c", [False, True])
 def test_at_any_moment(
-    serve: Serve, handled: Handled, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    serve: Serve,
+    handled: Handled,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    by_c: bool,
 ) -> None:
-    """Requests are marked when they are about to end:
-    each is answered or cut, and no other one is interrupted.
+    """Requests are marked when they are about to end: each is answered or cut, and no other one is
+    interrupted. The C extension lets no other thread run between app and answer, so that it hardly cuts any.
     """
+    if not by_c:
+        monkeypatch.setattr("ostler.native.module", None)
     monkeypatch.setattr(module, "LONG_REQUEST_NS", 0)
     monkeypatch.setattr("ostler.workers.request_runner.LONG_REQUEST_NS", 0)
     marked: set[str] = set()
@@ -599,7 +606,8 @@ def test_at_any_moment(
         thread.start()
     try:
         end = time.monotonic() + PATIENCE
-        while (len(hit) < 50 or outcomes.count("cut") < 5) and time.monotonic() < end:
+        cuts = 0 if by_c else 1
+        while (len(hit) < 50 or outcomes.count("cut") < cuts) and time.monotonic() < end:
             for request in rig.scoreboard.in_flight(rig.cell):
                 marked.add(request.path)
                 rig.scoreboard.mark_overdue(rig.cell, request.thread, request.started_ns)
@@ -610,7 +618,8 @@ def test_at_any_moment(
             thread.join(PATIENCE)
     assert len(hit) >= 50
     assert set(hit) <= marked
-    assert {"200", "504", "cut"} == set(outcomes)
+    assert {"200", "504"} == set(outcomes) - {"cut"}
+    assert outcomes.count("cut") >= cuts
     assert rig.log() == ""
     assert rig.client().get("/still").body == b"/still"
 
