@@ -354,7 +354,8 @@ static bool
 call(PyObject *object, PyObject *name, PyObject *const *arguments, size_t size)
 {
     PyObject *all[5] = {object};
-    memcpy(all + 1, arguments, size * sizeof *arguments);
+    for (size_t i = 0; i < size; i++)
+        all[i + 1] = arguments[i];
     PyObject *done = PyObject_VectorcallMethod(name, all, size + 1, NULL);
     Py_XDECREF(done);
     return done != NULL;
@@ -452,6 +453,42 @@ serve(runner_object *self, PyObject *runner, PyObject *connection, PyObject *slo
     return outcome;
 }
 
+/* Take the request from the connection's list and serve it, unless it is to be left to Python. */
+static PyObject *
+take(runner_object *self, PyObject *runner, PyObject *connection, PyObject *slot, slot_memory *memory,
+     native_request *request, PyObject *prompt_until)
+{
+    int64_t prompt = PyLong_AsLongLong(prompt_until);
+    if (prompt == -1 && PyErr_Occurred())
+        return NULL;
+    PyObject *template = PLACE(connection, self->connection_template);
+    if (template == NULL || !PyDict_CheckExact(template))
+        return PyLong_FromLong(NOT_BEGUN);
+    PyObject *environ = native_request_environ(request, template);
+    if (environ == NULL)
+        return NULL;
+    PyObject *outcome = NULL, *now = NULL;
+    int64_t started = monotonic();
+    if (started > prompt) {
+        if (self->is_exact) {
+            outcome = PyLong_FromLong(NOT_BEGUN);
+            goto done;
+        }
+        if ((now = PyLong_FromLongLong(started)) == NULL)
+            goto done;
+        PyObject *each[] = {connection, slot, now, prompt_until};
+        if (!call(runner, name_note_waiting, each, 4))
+            goto done;
+    }
+    PyObject *requests = PLACE(PLACE(connection, self->connection_parser), self->parser_requests);
+    if (PyList_SetSlice(requests, 0, 1, NULL) == 0)
+        outcome = serve(self, runner, connection, slot, memory, request, environ, started);
+done:
+    Py_XDECREF(now);
+    Py_DECREF(environ);
+    return outcome;
+}
+
 static PyObject *
 run(runner_object *self, PyObject *const *arguments, Py_ssize_t number)
 {
@@ -460,19 +497,9 @@ run(runner_object *self, PyObject *const *arguments, Py_ssize_t number)
         PyErr_SetString(PyExc_TypeError, "run(runner, connection, slot, prompt_until)");
         return NULL;
     }
-    if (!Py_IS_TYPE(arguments[2], self->slot_type)) /* its methods may do more */
-        return PyLong_FromLong(NOT_BEGUN);
     PyObject *runner = arguments[0], *connection = arguments[1], *slot = arguments[2];
-    int64_t prompt_until = PyLong_AsLongLong(arguments[3]);
-    if (prompt_until == -1 && PyErr_Occurred())
-        return NULL;
     native_request *request = ordinary_request_of(self, connection);
-    if (request == NULL)
-        return PyLong_FromLong(NOT_BEGUN);
-    if (PLACE(slot, self->slot_memory) == Py_None && !call(slot, name_map_memory, NULL, 0))
-        return NULL;
-    PyObject *memory = PLACE(slot, self->slot_memory);
-    if (memory == NULL || !Py_IS_TYPE(memory, &slot_memory_type) || !((slot_memory *)memory)->is_mapped)
+    if (request == NULL || !Py_IS_TYPE(slot, self->slot_type)) /* the methods of a subclass may do more */
         return PyLong_FromLong(NOT_BEGUN);
     PyObject *keeps = PyObject_GetAttr(runner, name_keep_connections);
     if (keeps == NULL)
@@ -481,34 +508,21 @@ run(runner_object *self, PyObject *const *arguments, Py_ssize_t number)
     Py_DECREF(keeps);
     if (ends)
         return PyLong_FromLong(NOT_BEGUN);
-    if (PLACE(connection, self->connection_template_head) != self->no_fields) {
-        PyObject *each[] = {connection, self->no_fields};
-        if (!call(runner, name_make_template, each, 2))
-            return NULL;
-    }
-    PyObject *template = PLACE(connection, self->connection_template);
-    if (template == NULL || !PyDict_CheckExact(template))
-        return PyLong_FromLong(NOT_BEGUN);
-    int64_t started = monotonic();
-    if (started > prompt_until) {
-        if (self->is_exact)
-            return PyLong_FromLong(NOT_BEGUN);
-        PyObject *now = PyLong_FromLongLong(started);
-        PyObject *each[] = {connection, slot, now, arguments[3]};
-        bool noted = now != NULL && call(runner, name_note_waiting, each, 4);
-        Py_XDECREF(now);
-        if (!noted)
-            return NULL;
-    }
-    Py_INCREF(request);
-    Py_INCREF(memory);
     PyObject *outcome = NULL;
-    PyObject *environ = native_request_environ(request, template);
-    PyObject *requests = PLACE(PLACE(connection, self->connection_parser), self->parser_requests);
-    if (environ != NULL && PyList_SetSlice(requests, 0, 1, NULL) == 0)
-        outcome = serve(self, runner, connection, slot, (slot_memory *)memory, request, environ, started);
-    Py_XDECREF(environ);
-    Py_DECREF(memory);
+    Py_INCREF(request);
+    PyObject *each[] = {connection, self->no_fields};
+    if ((PLACE(connection, self->connection_template_head) == self->no_fields ||
+         call(runner, name_make_template, each, 2)) &&
+        (PLACE(slot, self->slot_memory) != Py_None || call(slot, name_map_memory, NULL, 0))) {
+        PyObject *memory = PLACE(slot, self->slot_memory);
+        if (memory != NULL && Py_IS_TYPE(memory, &slot_memory_type) && ((slot_memory *)memory)->is_mapped) {
+            Py_INCREF(memory);
+            outcome = take(self, runner, connection, slot, (slot_memory *)memory, request, arguments[3]);
+            Py_DECREF(memory);
+        }
+        else
+            outcome = PyLong_FromLong(NOT_BEGUN);
+    }
     Py_DECREF(request);
     return outcome;
 }

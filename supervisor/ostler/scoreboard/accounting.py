@@ -134,7 +134,10 @@ class Accounting:
 
         A worker that goes on as a fork server calls it: libraries may keep what has served in it for ever.
         """
-        for slot in {*self.slots, *self._made, *self._made_hidden}:
+        known = {*self.slots, *self._made, *self._made_hidden}
+        for slot in known:
+            slot.unmap_memory()
+        for slot in known:
             slot.unmap()
         for slots in (self.slots, self._free, self._made, self._free_hidden, self._made_hidden):
             slots.clear()

@@ -302,10 +302,13 @@ class RequestSlot:
         assert native.module is not None
         self.memory = native.module.SlotMemory(self._words, self._text, self.counts)
 
-    def unmap(self) -> None:
+    def unmap_memory(self) -> None:
+        """Undo `map_memory`. Slots share `counts`, so this comes before `unmap` of any of them."""
         if self.memory is not None:
             self.memory.unmap()
             self.memory = None
+
+    def unmap(self) -> None:
         self._words.release()
         self._text.release()
         self.counts.release()
