@@ -68,8 +68,8 @@ def test_a_request_is_ended_alone(place: Place, path: str, threads: str) -> None
     options = ("--threads", threads, "--access-logfile", "access.log")
     daemon = place.start("-t", "1", "--timeout-grace", "30", *options, "stubborn:app")
     (pid,) = daemon.pids()
-    connection = daemon.connect().asked(f"{path}?secret=token")
     began = time.monotonic()
+    connection = daemon.connect().asked(f"{path}?secret=token")
     answer = connection.answer()
     assert 0.8 < time.monotonic() - began < 20
     assert (answer.status, answer.text) == (504, "Gateway Timeout\n")
@@ -253,8 +253,8 @@ def test_timeout(place: Place) -> None:
     """-t 1: the log names method, path and stack with the app's function; worker replaced, client cut off."""
     daemon = place.start("-t", "1", *GRACE, "plain:app")
     victim = Process(daemon.pids()[0])
-    connection = daemon.connect().asked("/gate/never?secret=token", "POST", body=b"x")
     began = time.monotonic()
+    connection = daemon.connect().asked("/gate/never?secret=token", "POST", body=b"x")
     event = daemon.event("request_overdue", level="error")
     assert 0.9 < time.monotonic() - began < 20
     assert (event["method"], event["path"], event["pid"]) == ("POST", "/gate/never", victim.pid)
