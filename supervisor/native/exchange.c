@@ -91,8 +91,6 @@ static PyTypeObject slot_memory_type = {
 /* -- the runner ----------------------------------------------------------------------------------------------- */
 
 #define QUICK 4096 /* durations below this many 1.024 us have their histogram's word in a table */
-#define MOST_IN_ONE_SEND 65536 /* bytes of a body; as _JOIN_LIMIT in wsgi/exchange.py */
-#define MOST_OF_AVERAGE 2000000 /* ns; as _CAP in workers/request_runner.py */
 
 /* What `run` returns. */
 enum { NOT_BEGUN, ANSWERED, UNFINISHED };
@@ -116,7 +114,9 @@ typedef struct {
 #define DECLARE_LAYOUT(name) Py_ssize_t name;
     LAYOUT(DECLARE_LAYOUT)
     uint16_t quick[QUICK];
-    long long long_request; /* ns; what takes longer may be interrupted */
+    long long long_request;    /* ns; what takes longer may be interrupted */
+    long long most_of_average; /* ns; what takes longer counts as this in the average */
+    Py_ssize_t join_limit;     /* bytes of a body that are sent together with the head */
     char logs, counts_down, averages, is_exact;
 } runner_object;
 
@@ -251,9 +251,9 @@ send_whole(runner_object *self, native_response *response, PyObject *connection,
 }
 
 static bool
-is_whole_body(native_response *response, PyObject *body)
+is_whole_body(runner_object *self, native_response *response, PyObject *body)
 {
-    return PyBytes_CheckExact(body) && PyBytes_GET_SIZE(body) <= MOST_IN_ONE_SEND &&
+    return PyBytes_CheckExact(body) && PyBytes_GET_SIZE(body) <= self->join_limit &&
            (response->length < 0 || response->length == PyBytes_GET_SIZE(body));
 }
 
@@ -269,7 +269,7 @@ answer(runner_object *self, native_response *response, PyObject *connection, nat
         if (response->status == NULL || PySequence_Fast_GET_SIZE(result) != 1)
             return false;
         PyObject *body = PySequence_Fast_GET_ITEM(result, 0);
-        if (!is_whole_body(response, body))
+        if (!is_whole_body(self, response, body))
             return false;
         Py_INCREF(body);
         int failed = send_whole(self, response, connection, body);
@@ -295,7 +295,7 @@ answer(runner_object *self, native_response *response, PyObject *connection, nat
         }
     } while (PyBytes_CheckExact(begun->part) && PyBytes_GET_SIZE(begun->part) == 0);
     if (response->status == NULL || response->exchange != NULL || is_forked || response->length <= 0 ||
-        !is_whole_body(response, begun->part))
+        !is_whole_body(self, response, begun->part))
         return false;
     if (send_whole(self, response, connection, begun->part) < 0) {
         begun->error = native_take_error();
@@ -320,7 +320,7 @@ answer(runner_object *self, native_response *response, PyObject *connection, nat
     return true;
 }
 
-/* Let Python go on: what `WsgiRunner._go_on` needs is in `slot.unfinished`. */
+/* Let Python go on: what `WsgiRunner._run` needs is in `slot.unfinished`. */
 static PyObject *
 unfinished(runner_object *self, PyObject *slot, native_response *response, PyObject *environ, native_begun *begun,
            int64_t started)
@@ -375,7 +375,7 @@ log_request(PyObject *runner, native_response *response, PyObject *environ, int6
 
 /* A moving average, as in workers/request_runner.py. */
 static bool
-take_into_average(PyObject *runner, int64_t took)
+take_into_average(runner_object *self, PyObject *runner, int64_t took)
 {
     PyObject *average = PyObject_GetAttr(runner, name_average);
     if (average == NULL)
@@ -384,7 +384,7 @@ take_into_average(PyObject *runner, int64_t took)
     Py_DECREF(average);
     if (before == -1 && PyErr_Occurred())
         return false;
-    int64_t counted = took < MOST_OF_AVERAGE ? took : MOST_OF_AVERAGE;
+    int64_t counted = took < self->most_of_average ? took : self->most_of_average;
     PyObject *after = PyLong_FromLongLong(before + ((counted - before) >> 3));
     if (after == NULL)
         return false;
@@ -406,7 +406,7 @@ finish(runner_object *self, PyObject *runner, PyObject *connection, slot_memory 
     count(self, memory, response, took);
     return (!self->logs || log_request(runner, response, environ, took)) &&
            (!self->counts_down || call(runner, name_count_down, NULL, 0)) &&
-           (!self->averages || take_into_average(runner, took));
+           (!self->averages || take_into_average(self, runner, took));
 }
 
 /* The app was called. Send its answer and count it, or let Python do what is left of that. */
@@ -420,9 +420,11 @@ end(runner_object *self, PyObject *runner, PyObject *connection, PyObject *slot,
         __atomic_store_n(word(&memory->words, self->STARTED), 0, __ATOMIC_SEQ_CST);
         int64_t ended = monotonic(), took = ended - started;
         PyObject *output = PLACE(connection, self->connection_output);
-        if (took >= 0 && took >> 10 < QUICK && took <= self->long_request && (output == Py_None || PyObject_Not(output) == 1))
-            return finish(self, runner, connection, memory, response, environ, took, ended) ? PyLong_FromLong(ANSWERED)
-                                                                                           : NULL;
+        if (took >= 0 && took >> 10 < QUICK && took <= self->long_request &&
+            (output == Py_None || PyObject_Not(output) == 1)) {
+            bool done = finish(self, runner, connection, memory, response, environ, took, ended);
+            return done ? PyLong_FromLong(ANSWERED) : NULL;
+        }
     }
     /* All is sent; the rest depends on how long it took, or on what the connection keeps. */
     Py_CLEAR(begun->iterator);
@@ -599,15 +601,18 @@ runner_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
 {
     static char *names[] = {"app",        "make_exchange", "date",  "no_fields", "connection_type", "parser_type",
                             "slot_type",  "file_wrapper",  "layout", "quick",    "logs",            "counts_down",
-                            "averages",   "is_exact",      "long_request", NULL};
+                            "averages",   "is_exact",      "long_request", "most_of_average",
+                            "join_limit", NULL};
     PyObject *app, *make_exchange, *date, *no_fields, *connection_type, *parser_type, *slot_type, *file_wrapper;
     PyObject *layout, *quick;
     int logs, counts_down, averages, is_exact;
-    long long long_request;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOOOO!O!O!O!OO!ppppL", names, &app, &make_exchange, &date,
+    long long long_request, most_of_average;
+    Py_ssize_t join_limit;
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOOOO!O!O!O!OO!ppppLLn", names, &app, &make_exchange, &date,
                                      &no_fields, &PyType_Type, &connection_type, &PyType_Type, &parser_type,
                                      &PyType_Type, &slot_type, &PyType_Type, &file_wrapper, &layout, &PyList_Type,
-                                     &quick, &logs, &counts_down, &averages, &is_exact, &long_request))
+                                     &quick, &logs, &counts_down, &averages, &is_exact, &long_request,
+                                     &most_of_average, &join_limit))
         return NULL;
     runner_object *self = (runner_object *)type->tp_alloc(type, 0);
     if (self == NULL)
@@ -625,6 +630,8 @@ runner_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
     self->averages = (char)averages;
     self->is_exact = (char)is_exact;
     self->long_request = long_request;
+    self->most_of_average = most_of_average;
+    self->join_limit = join_limit;
     if (!fill(self, layout, quick)) {
         Py_DECREF(self);
         return NULL;
@@ -650,22 +657,18 @@ static PyTypeObject runner_type = {
 int
 native_add_exchanges(PyObject *module)
 {
-    static const struct {
-        PyObject **object;
-        const char *text;
-    } names[] = {{&name_keep_connections, "keep_connections"},
-                 {&name_average, "average"},
-                 {&name_lines, "lines"},
-                 {&name_note_waiting, "_note_waiting"},
-                 {&name_log_request, "_log_request"},
-                 {&name_count_down, "_count_down"},
-                 {&name_send, "send"},
-                 {&name_map_memory, "map_memory"},
-                 {&name_make_template, "_make_template"},
-                 {&text_empty, ""}};
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-        if ((*names[i].object = PyUnicode_InternFromString(names[i].text)) == NULL)
-            return -1;
+    static const native_text names[] = {{&name_keep_connections, "keep_connections"},
+                                        {&name_average, "average"},
+                                        {&name_lines, "lines"},
+                                        {&name_note_waiting, "_note_waiting"},
+                                        {&name_log_request, "_log_request"},
+                                        {&name_count_down, "_count_down"},
+                                        {&name_send, "send"},
+                                        {&name_map_memory, "map_memory"},
+                                        {&name_make_template, "_make_template"},
+                                        {&text_empty, ""}};
+    if (native_intern(names, sizeof names / sizeof *names) < 0)
+        return -1;
     if ((bytes_empty = PyBytes_FromStringAndSize(NULL, 0)) == NULL)
         return -1;
     if (PyType_Ready(&slot_memory_type) < 0 || PyType_Ready(&runner_type) < 0)

@@ -2,6 +2,15 @@
 
 #include "native.h"
 
+int
+native_intern(const native_text *texts, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        if ((*texts[i].object = PyUnicode_InternFromString(texts[i].text)) == NULL)
+            return -1;
+    return 0;
+}
+
 static PyMethodDef functions[] = {
     {"fork_orphan", native_fork_orphan, METH_O, NULL},
     {"ordinary_request", (PyCFunction)(void (*)(void))native_ordinary_request, METH_FASTCALL, NULL},

@@ -11,6 +11,15 @@
 #include <stdint.h>
 #include <string.h>
 
+/* module.c */
+typedef struct {
+    PyObject **object;
+    const char *text;
+} native_text;
+
+/* Fill the objects with interned strings; -1 with an exception. */
+int native_intern(const native_text *texts, size_t count);
+
 /* orphan_fork.c */
 PyObject *native_fork_orphan(PyObject *module, PyObject *own_group);
 
@@ -47,7 +56,7 @@ int native_add_requests(PyObject *module);
 /* start_response of a request, and what the app has said by it. */
 typedef struct {
     PyObject_HEAD
-    PyObject *make_exchange; /* (request, connection, keep_alive): an ostler.wsgi.exchange.Exchange */
+    PyObject *make_exchange; /* (request, connection): an ostler.wsgi.exchange.Exchange */
     native_request *request;
     PyObject *connection; /* NULL: the answer has ended */
     PyObject *exchange;   /* goes on with the request in Python; or NULL */

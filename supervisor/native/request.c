@@ -9,7 +9,6 @@
 #include "native.h"
 
 #include <stddef.h>
-#include <string.h>
 
 /* -- characters ----------------------------------------------------------------------------------------------- */
 
@@ -697,10 +696,7 @@ PyTypeObject native_rules_type = {
 };
 
 /* The other interned texts. */
-static const struct {
-    PyObject **object;
-    const char *text;
-} constants[] = {
+static const native_text constants[] = {
     {&key_input, "wsgi.input"}, {&key_scheme, "wsgi.url_scheme"},
     {&text_https, "https"},     {&text_http11, "HTTP/1.1"},
     {&text_443, "443"},         {&text_80, "80"},
@@ -719,9 +715,8 @@ native_add_requests(PyObject *module)
     for (int i = 0; method_names[i] != NULL; i++)
         if ((methods[i] = PyUnicode_InternFromString(method_names[i])) == NULL)
             return -1;
-    for (size_t i = 0; i < sizeof constants / sizeof *constants; i++)
-        if ((*constants[i].object = PyUnicode_InternFromString(constants[i].text)) == NULL)
-            return -1;
+    if (native_intern(constants, sizeof constants / sizeof *constants) < 0)
+        return -1;
     PyObject *io = PyImport_ImportModule("io");
     if (io == NULL)
         return -1;

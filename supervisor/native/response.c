@@ -136,7 +136,7 @@ encode_head(native_response *self, PyObject *status, PyObject *headers)
 
 /* -- start_response ------------------------------------------------------------------------------------------- */
 
-static PyObject *name_start_response, *name_write, *name_close, *name_adopt;
+static PyObject *name_start_response, *name_write, *name_close;
 
 native_response *
 native_new_response(PyObject *make_exchange, native_request *request, PyObject *connection)
@@ -412,16 +412,11 @@ int
 native_add_responses(PyObject *module)
 {
     fill_kinds();
-    static const struct {
-        PyObject **object;
-        const char *text;
-    } names[] = {{&name_start_response, "start_response"},
-                 {&name_write, "write"},
-                 {&name_close, "close"},
-                 {&name_adopt, "adopt"}};
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-        if ((*names[i].object = PyUnicode_InternFromString(names[i].text)) == NULL)
-            return -1;
+    static const native_text names[] = {{&name_start_response, "start_response"},
+                                        {&name_write, "write"},
+                                        {&name_close, "close"}};
+    if (native_intern(names, sizeof names / sizeof *names) < 0)
+        return -1;
     if (PyType_Ready(&native_response_type) < 0 || PyType_Ready(&native_begun_type) < 0)
         return -1;
     return PyModule_AddObjectRef(module, "Response", (PyObject *)&native_response_type) < 0 ||

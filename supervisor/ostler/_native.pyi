@@ -117,7 +117,8 @@ class OrdinaryRunner:
     the module of this name. quick: `request_slot.QUICK`. logs, counts_down, averages: whether requests are
     logged, counted for the quota, and taken into the runner's average. is_exact: requests that may have
     waited are left to Python. long_request: one that takes longer (ns) may have been interrupted, so
-    Python ends it.
+    Python ends it. most_of_average: a longer one counts as this (ns) in the average. join_limit:
+    `exchange.JOIN_LIMIT`.
     """
 
     def __init__(
@@ -137,6 +138,8 @@ class OrdinaryRunner:
         averages: bool,
         is_exact: bool,
         long_request: int,
+        most_of_average: int,
+        join_limit: int,
     ) -> None: ...
     def run(self, runner: WsgiRunner, connection: Connection, slot: RequestSlot, prompt_until: int, /) -> int:
         """Serve the connection's only request.

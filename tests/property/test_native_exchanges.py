@@ -25,7 +25,7 @@ from ostler.wsgi.environ import Environ
 from ostler.wsgi.exchange import ClientGone
 from ostler.wsgi.interruption import DeadlineExceeded
 from tests.kit.tiers import thorough
-from tests.unit.workers.pieces import PEER, Pieces, hello, received
+from tests.unit.workers.pieces import Pieces, hello, received
 
 pytestmark = pytest.mark.skipif(native.module is None, reason="there is no C extension")
 
@@ -195,17 +195,9 @@ class Bench:
         if not by_c:
             self.runner._ordinary = None
 
-    def connect(self) -> tuple[Connection, socket.socket]:
-        """As that of Pieces, which keeps the client's end until it is closed itself."""
-        ours, client = socket.socketpair()
-        ours.setblocking(False)
-        connection = self.pieces.parts.factory.make(ours, "", PEER)
-        assert self.pieces.parts.table.add(connection, PEER[0], self.pieces.slot)
-        return connection, client
-
     def ask(self, data: bytes) -> dict[str, Any]:
         """All that is seen of one request on a new connection."""
-        connection, client = self.connect()
+        connection, client = self.pieces.open()
         with client:
             answer = self.serve(connection, client, data)
             counts = self.pieces.counts()
@@ -223,14 +215,14 @@ class Bench:
 
     def ask_often(self, number: int) -> None:
         """Requests on one connection, or on as many as are needed because answers end them."""
-        connection, client = self.connect()
+        connection, client = self.pieces.open()
         for _ in range(number):
             self.serve(connection, client, GET)
             if connection.phase is not OPEN:
                 if connection.phase is not CLOSED:
                     self.pieces.parts.table.close(connection, self.pieces.slot)
                 client.close()
-                connection, client = self.connect()
+                connection, client = self.pieces.open()
         self.pieces.parts.table.close(connection, self.pieces.slot)
         client.close()
 

@@ -34,7 +34,7 @@ from ostler.wsgi.environ import (
     request_environ,
     worker_environ,
 )
-from ostler.wsgi.exchange import App, ClientGone, Exchange
+from ostler.wsgi.exchange import JOIN_LIMIT, App, ClientGone, Exchange
 from ostler.wsgi.file_wrapper import FileWrapper
 from ostler.wsgi.interruption import DeadlineExceeded, QuitWorker, interruptible
 
@@ -202,6 +202,8 @@ class WsgiRunner:
                 averages=self._averages,
                 is_exact=self._queue_timeout > 0,
                 long_request=LONG_REQUEST_NS,
+                most_of_average=_CAP,
+                join_limit=JOIN_LIMIT,
             ).run
 
     def run(self, connection: Connection, slot: RequestSlot, prompt_until: int) -> None:
@@ -349,13 +351,7 @@ class WsgiRunner:
         self._count_down()
         if self._averages:
             self.average += (min(took, _CAP) - self.average) >> 3
-        if gone:
-            self._table.close(connection, slot)
-            return False
-        if not exchange.keep_alive:
-            self._table.end(connection, request.keep_alive, slot)
-            return False
-        return True
+        return self._goes_on(connection, slot, request, exchange, gone)
 
     def refuse_late(self, connection: Connection, slot: RequestSlot) -> None:
         """See RequestRunner."""
@@ -399,13 +395,19 @@ class WsgiRunner:
         self._responder.count_refused(connection, slot, exchange.code, exchange.sent, "queue_timeout", reason)
         if self._access is not None:
             self._log_request(request, exchange, environ, 0)
+        return self._goes_on(connection, slot, request, exchange, gone)
+
+    def _goes_on(
+        self, connection: Connection, slot: RequestSlot, request: Request, exchange: Exchange, gone: bool
+    ) -> bool:
+        """Whether the connection goes on behind an answer; if not, end it. gone: its client has left."""
         if gone:
             self._table.close(connection, slot)
-            return False
-        if not exchange.keep_alive:
+        elif not exchange.keep_alive:
             self._table.end(connection, request.keep_alive, slot)
-            return False
-        return True
+        else:
+            return True
+        return False
 
     def _offer(self, connection: Connection, request: Request, slot: RequestSlot) -> "Upgrade":
         """The upgrade that a request offers, for the app."""

@@ -21,8 +21,10 @@ from ostler.wsgi.interruption import DeadlineExceeded, QuitWorker, interruptible
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType]
 App = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
 
-# Joining head and body saves a system call; above this size copying costs more.
-_JOIN_LIMIT = 64 * 1024
+JOIN_LIMIT = 64 * 1024
+"""Head and a body of at most this many bytes are sent together. That saves a system call; above it copying
+costs more.
+"""
 
 _EVENT_STREAM = "text/event-stream"
 _NO_HEAD = "the app returned without calling start_response"
@@ -176,7 +178,7 @@ class Exchange:
                 and lines is not None
                 and type(body := result[0]) is bytes
                 and len(body) == length
-                and length <= _JOIN_LIMIT
+                and length <= JOIN_LIMIT
                 and self.keep_alive
                 and (line := self._request.line).ordinary
                 and line.method != "HEAD"
@@ -250,7 +252,7 @@ class Exchange:
             self._close_head(lines)
         else:
             lines += (self._date_server, b"\r\n")
-        if length <= _JOIN_LIMIT:
+        if length <= JOIN_LIMIT:
             lines.append(body)
             data = b"".join(lines)
             self._head_sent = True

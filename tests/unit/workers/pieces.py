@@ -95,9 +95,16 @@ class Pieces:
         self._stack.close()
 
     def connect(self, proxied: bool = False) -> tuple[Connection, socket.socket]:
-        """A connection in the table, which the reactor watches, and the client's end."""
-        ours, theirs = socket.socketpair()
+        """A connection in the table, which the reactor watches, and the client's end; that is closed with the
+        parts.
+        """
+        connection, theirs = self.open(proxied)
         self._stack.enter_context(theirs)
+        return connection, theirs
+
+    def open(self, proxied: bool = False) -> tuple[Connection, socket.socket]:
+        """As `connect`, but the caller closes the client's end."""
+        ours, theirs = socket.socketpair()
         theirs.settimeout(5.0)
         ours.setblocking(False)
         connection = self.parts.factory.make(ours, "", PEER, proxied)
