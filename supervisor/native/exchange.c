@@ -1,6 +1,6 @@
 /* Ordinary exchanges: from a request that is received to its answer that is sent, and their accounting.
  *
- * `OrdinaryRunner.run` does what `workers/request_runner.py` and `wsgi/exchange.py` do, which are the reference, for
+ * `OrdinaryRunner.run` does what `workers/wsgi_runner.py` and `wsgi/exchange.py` do, which are the reference, for
  * a request of request.c with an answer of response.c that goes out in one send. It has no code for anything else,
  * such as errors, slow clients and answers in parts: Python begins the request instead, or goes on with it.
  */
@@ -373,7 +373,7 @@ log_request(PyObject *runner, native_response *response, PyObject *environ, int6
     return done;
 }
 
-/* A moving average, as in workers/request_runner.py. */
+/* A moving average, as in workers/wsgi_runner.py. */
 static bool
 take_into_average(runner_object *self, PyObject *runner, int64_t took)
 {

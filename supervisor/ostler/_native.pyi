@@ -6,7 +6,7 @@ from typing import Any
 from ostler.http1.head import Head, Rules
 from ostler.scoreboard.request_slot import RequestSlot
 from ostler.workers.connection import Connection
-from ostler.workers.request_runner import WsgiRunner
+from ostler.workers.wsgi_runner import WsgiRunner
 
 def fork_orphan(own_group: bool, /) -> int:
     """Fork a process whose parent becomes the next subreaper (prctl(2)) and not this process.

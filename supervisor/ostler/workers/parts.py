@@ -29,7 +29,7 @@ from ostler.workers.late_requests import LateRequests
 from ostler.workers.queueing import QueueTimes
 from ostler.workers.reactor import Reactor
 from ostler.workers.receiver import Receiver
-from ostler.workers.request_runner import RequestRunner, WsgiRunner
+from ostler.workers.request_runner import RequestRunner
 from ostler.workers.responder import Responder
 from ostler.workers.server_date import ServerDate
 from ostler.workers.siblings import Siblings
@@ -37,6 +37,7 @@ from ostler.workers.soft_interrupt import SoftInterrupts
 from ostler.workers.sweeper import Sweeper
 from ostler.workers.system_calls import SystemCalls
 from ostler.workers.units import SECOND
+from ostler.workers.wsgi_runner import WsgiRunner
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,7 +78,7 @@ def test_the_client_of_a_request_that_came_too_late_has_gone(
     def gone(*_: Any) -> Iterable[bytes]:
         raise ClientGone
 
-    monkeypatch.setattr("ostler.workers.request_runner.queue_timeout_app", gone)
+    monkeypatch.setattr("ostler.workers.wsgi_runner.queue_timeout_app", gone)
     gate = Gate()
     rig = serve(gate, queue_timeout=0.05, access=True)
     client = rig.client()

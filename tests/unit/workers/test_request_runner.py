@@ -18,8 +18,9 @@ import pytest
 from ostler.scoreboard.request_slot import RequestSlot
 from ostler.workers.connection import CLOSED, LINGERING, OPEN
 from ostler.workers.queueing import QueueTimes
-from ostler.workers.request_runner import RequestRunner, WsgiRunner
+from ostler.workers.request_runner import RequestRunner
 from ostler.workers.soft_interrupt import LONG_REQUEST_NS
+from ostler.workers.wsgi_runner import WsgiRunner
 from ostler.wsgi.environ import Environ
 from ostler.wsgi.exchange import Exchange
 from ostler.wsgi.interruption import DeadlineExceeded, QuitWorker

@@ -556,7 +556,7 @@ def test_at_any_moment(
     if not by_c:
         monkeypatch.setattr("ostler.native.module", None)
     monkeypatch.setattr(module, "LONG_REQUEST_NS", 0)
-    monkeypatch.setattr("ostler.workers.request_runner.LONG_REQUEST_NS", 0)
+    monkeypatch.setattr("ostler.workers.wsgi_runner.LONG_REQUEST_NS", 0)
     marked: set[str] = set()
     hit: list[str] = []
 
