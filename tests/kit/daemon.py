@@ -50,6 +50,8 @@ OSTLER = (sys.executable, "-m", "ostler")
 _MARK = "OSTLER_TEST_PLACE"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _CLONE_NEWNS = 0x20000  # linux/sched.h
+# Seconds; a reload that is waited for takes more than ten on a slow and busy machine.
+_ANSWER_WITHIN = 60.0
 _MS_REC, _MS_PRIVATE = 1 << 14, 1 << 18  # linux/mount.h
 # Variables of the machine's own environment that would change what a daemon does.
 _UNWANTED = (
@@ -233,7 +235,7 @@ class Daemon:
     @property
     def client(self) -> Client:
         if self._client is None:
-            self._client = Client.unix(self.socket)
+            self._client = Client.unix(self.socket, _ANSWER_WITHIN)
         return self._client
 
     def status(self) -> StatusView:

@@ -52,9 +52,13 @@ class HarmedProcesses:
             note = json.loads(text)
             pid, blocks = note["pid"], note["kind"] == "block"
             harm = Harm(note["kind"], pid, note["at"], note["at"], frozenset(note["ports"]))
-            with contextlib.suppress(ProcessLookupError):
-                if blocks:
+            if blocks:
+                try:
                     process = Process(pid)
+                except ProcessLookupError:
+                    # The supervisor has ended it already, we don't know when.
+                    harm = replace(harm, until=time.monotonic())
+                else:
                     harm = replace(harm, until=math.inf)
                     self._stopped.append((process, harm, math.inf))
             self._account.harms.append(harm)
