@@ -19,7 +19,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from ostler import native
-from ostler.workers.connection import CLOSED, OPEN, Connection
+from ostler.workers.connection import Connection
+from ostler.workers.phase import CLOSED, OPEN
 from ostler.workers.soft_interrupt import LONG_REQUEST_NS
 from ostler.wsgi.environ import Environ
 from ostler.wsgi.exchange import ClientGone

@@ -36,6 +36,7 @@ from ostler.daemon.sensors.idle_cpus import IdleCpuSensor
 from ostler.daemon.sensors.implausible import ImplausibleWorkers
 from ostler.daemon.sensors.load import LoadSensor
 from ostler.daemon.shell import Callbacks, Shell
+from ostler.daemon.snapshots import Snapshots
 from ostler.daemon.start_request import RunRequest
 from ostler.daemon.upgrade_state import Carried
 from ostler.daemon.upgrader import Upgrader
@@ -137,7 +138,20 @@ class Daemon:
         before = carried.control if carried else ControlState()
         self._control_starter = ControlStarter(self._control, self._journal, request.any_control_port, before)
         self._control_started = asyncio.Event()
-        self._upgrader = Upgrader(shell, self._notifier, request.folder, self._carry, self._before_exec)
+        self._snapshots = Snapshots(
+            shell,
+            self._listeners,
+            self._scoreboard,
+            self._journal,
+            self._ledger,
+            self._observer,
+            self._control,
+            self._own_settings,
+            request.command,
+        )
+        self._upgrader = Upgrader(
+            shell, self._notifier, request.folder, self._snapshots.take, self._before_exec
+        )
         self._chores = self._make_chores()
         # What all cells of the scoreboard contain, and in which round of the chores they were read.
         self._readings: tuple[int, dict[int, Reading]] = 0, {}
@@ -332,46 +346,12 @@ class Daemon:
         self._forwarder.write_all()
         self._own_settings.flush_log()
 
-    def _carry(self) -> Carried:
-        shell, control, pidfile = (
-            self._shell.snapshot(),
-            self._control.snapshot(),
-            self._own_settings.snapshot(),
-        )
-        listeners, scoreboard = self._listeners.snapshot(), self._scoreboard.snapshot()
-        descriptors = [
-            *shell.descriptors(),
-            *(cell.fd for cell in scoreboard.cells),
-            *listeners.sockets.values(),
-            *control.descriptors(),
-            *([pidfile[1]] if pidfile else []),
-        ]
-        return Carried(
-            descriptors=descriptors,
-            shell=shell,
-            listeners=listeners,
-            scoreboard=scoreboard,
-            journal=self._journal.snapshot(),
-            ledger=self._ledger.snapshot(),
-            observer=self._observer.snapshot(),
-            control=control,
-            pidfile=pidfile,
-            command=self._request.command,
-        )
-
     def _take_over(self, carried: Carried) -> None:
         """Continue where the program before this one stopped, then replace all workers as a reload does."""
         shell = self._shell
         try:
-            self._journal.restore(carried.journal)
-            self._ledger.restore(carried.ledger)
-            self._listeners.restore(carried.listeners)
-            shell.restore(carried.shell)
-            self._observer.restore(carried.observer)
+            loaded = self._snapshots.restore(carried)
             self._deadlines.resume()
-            loaded = shell.configurations.in_effect
-            assert loaded is not None, "a daemon that serves has a configuration"
-            self._own_settings.restore(loaded, carried.pidfile)
             self._start_task(self._start_control(loaded))
             self._begin_supervising()
             self._notify_ready()

@@ -23,12 +23,13 @@ from ostler.scoreboard.request_slot import RequestSlot
 from ostler.workers import eviction
 from ostler.workers.accept_pause import AcceptPause, is_exhaustion
 from ostler.workers.addresses import host_of, listener_name
-from ostler.workers.connection import CLOSED, Connection
+from ostler.workers.connection import Connection
 from ostler.workers.connection_factory import ConnectionFactory
 from ostler.workers.connection_table import ConnectionTable
 from ostler.workers.drain import DrainState
 from ostler.workers.eviction import Evictor
 from ostler.workers.handoff import HandedOff
+from ostler.workers.phase import CLOSED
 from ostler.workers.reactor import Reactor
 from ostler.workers.siblings import Siblings
 from ostler.workers.units import SECOND

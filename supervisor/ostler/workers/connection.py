@@ -1,7 +1,7 @@
 """One client's connection: its state, its parser, and the bytes that the client has not taken yet.
 
-A connection is in one phase, and `TRANSITIONS` says which phase may follow. Independent of the phase are
-whether it speaks TLS, whether the reactor watches it, and what is being received and sent.
+A connection is in one phase (phase.py). Independent of the phase are whether it speaks TLS, whether the
+reactor watches it, and what is being received and sent.
 """
 
 import os
@@ -9,9 +9,8 @@ import select
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 from time import monotonic_ns
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from ostler.http1 import response
 from ostler.http1.errors import ProtocolViolation
@@ -21,6 +20,7 @@ from ostler.osapi.tcp_info import bytes_acked
 from ostler.scoreboard.request_slot import RequestSlot
 from ostler.settings.table import Settings
 from ostler.workers.output_buffer import OutputBuffer
+from ostler.workers.phase import LINGERING, OPEN, PROXY_HEADER, TRANSITIONS, IllegalPhaseChange, Phase
 from ostler.workers.system_calls import PLAIN, READ_SIZE, SystemCalls
 from ostler.workers.units import SECOND
 from ostler.wsgi.environ import Environ
@@ -36,41 +36,6 @@ STALL_LIMIT = 60 * SECOND
 """How long a client may take nothing at all of an answer (ns)."""
 # From this time on a body must have come at `body_min_rate`. One lost packet costs a client a second or two.
 _EARLY = 3 * SECOND
-
-
-class Phase(Enum):
-    """What a connection is for, from now on."""
-
-    PROXY_HEADER = "a PROXY header must come first"
-    OPEN = "requests are received and answered"
-    UPGRADED = "the app has taken it, e.g. for a websocket; nothing but its end is ours"
-    CLOSING = "the last answer was given; the connection ends when all of it is sent"
-    LINGERING = "all is sent; what still comes is discarded until the client closes"
-    """A plain close would answer what still comes with a reset, which takes the answer away from the client
-    (RFC 9112 section 9.6)."""
-    CLOSED = "its descriptor is closed, or was handed off to a sibling"
-
-
-PROXY_HEADER: Final = Phase.PROXY_HEADER
-OPEN: Final = Phase.OPEN
-UPGRADED: Final = Phase.UPGRADED
-CLOSING: Final = Phase.CLOSING
-LINGERING: Final = Phase.LINGERING
-CLOSED: Final = Phase.CLOSED
-
-TRANSITIONS: Final = {
-    PROXY_HEADER: {OPEN, CLOSING, CLOSED},
-    OPEN: {UPGRADED, CLOSING, CLOSED},
-    UPGRADED: {LINGERING, CLOSED},
-    CLOSING: {LINGERING, CLOSED},
-    LINGERING: {CLOSED},
-    CLOSED: set[Phase](),
-}
-"""Which phases may follow each one. A connection begins in PROXY_HEADER or in OPEN."""
-
-
-class IllegalPhaseChange(AssertionError):
-    """A defect of ours: a connection was to enter a phase that can't follow its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +200,7 @@ class Connection:
         """Change the phase.
 
         Raises:
-            IllegalPhaseChange: it can't follow the present one; see TRANSITIONS.
+            IllegalPhaseChange: it can't follow the present one.
         """
         if phase not in TRANSITIONS[self.phase]:
             raise IllegalPhaseChange(f"{self.phase.name} to {phase.name}")

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from ostler.logs.limiter import LimitedLog
 from ostler.scoreboard.request_slot import RequestSlot
 from ostler.settings.table import Settings
-from ostler.workers.connection import CLOSED, CLOSING, LINGERING, UPGRADED, Connection
+from ostler.workers.connection import Connection
 from ostler.workers.connection_limits import AddressCounts, most_connections, network_of
+from ostler.workers.phase import CLOSED, CLOSING, LINGERING, UPGRADED
 from ostler.workers.reactor import Reactor
 
 if TYPE_CHECKING:

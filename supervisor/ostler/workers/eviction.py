@@ -21,7 +21,7 @@ from ostler.http1.errors import RequestTimeout
 from ostler.logs.worker_log import Log
 from ostler.osapi.tcp_info import bytes_acked
 from ostler.scoreboard.request_slot import RequestSlot
-from ostler.workers import connection as phases
+from ostler.workers import phase as phases
 from ostler.workers.connection import Connection
 from ostler.workers.connection_table import ConnectionTable
 from ostler.workers.responder import Responder

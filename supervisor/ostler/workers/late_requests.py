@@ -28,8 +28,9 @@ from ostler.osapi import original
 from ostler.osapi.tcp_info import since_last_received
 from ostler.scoreboard.request_slot import RequestSlot
 from ostler.workers.acceptor import Acceptor
-from ostler.workers.connection import OPEN, Connection
+from ostler.workers.connection import Connection
 from ostler.workers.drain import DrainState
+from ostler.workers.phase import OPEN
 from ostler.workers.reactor import Reactor
 from ostler.workers.receiver import Receiver
 from ostler.workers.request_runner import RequestRunner

@@ -14,7 +14,8 @@ from time import monotonic_ns
 
 from ostler.osapi import original
 from ostler.osapi.wake import Wake
-from ostler.workers.connection import CLOSED, Connection
+from ostler.workers.connection import Connection
+from ostler.workers.phase import CLOSED
 from ostler.workers.system_calls import PLAIN, Events, SystemCalls
 
 IN, OUT = select.EPOLLIN, select.EPOLLOUT

@@ -7,8 +7,9 @@ from ostler.http1.errors import ProtocolViolation
 from ostler.http1.proxy import read_proxy_header
 from ostler.scoreboard.request_slot import RequestSlot
 from ostler.workers.addresses import host_of
-from ostler.workers.connection import LINGERING, OPEN, PROXY_HEADER, Connection
+from ostler.workers.connection import Connection
 from ostler.workers.connection_table import ConnectionTable
+from ostler.workers.phase import LINGERING, OPEN, PROXY_HEADER
 from ostler.workers.reactor import Reactor
 from ostler.workers.responder import Responder
 from ostler.workers.system_calls import READ_SIZE, SystemCalls

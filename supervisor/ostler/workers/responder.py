@@ -13,8 +13,9 @@ from ostler.logs.limiter import LimitedLog
 from ostler.logs.worker_log import Log
 from ostler.scoreboard.request_slot import RequestSlot
 from ostler.workers.addresses import host_of
-from ostler.workers.connection import CLOSING, OPEN, Connection
+from ostler.workers.connection import Connection
 from ostler.workers.connection_table import ConnectionTable
+from ostler.workers.phase import CLOSING, OPEN
 from ostler.workers.refusals import log_refused
 from ostler.workers.server_date import ServerDate
 from ostler.wsgi.exchange import ClientGone

@@ -8,10 +8,11 @@ from ostler.logs.worker_log import Log
 from ostler.scoreboard.request_slot import RequestSlot
 from ostler.settings.table import Settings
 from ostler.workers.acceptor import Acceptor
-from ostler.workers.connection import CLOSED, LINGERING, STALL_LIMIT, Connection
+from ostler.workers.connection import STALL_LIMIT, Connection
 from ostler.workers.connection_table import ConnectionTable
 from ostler.workers.drain import DrainState
 from ostler.workers.eviction import has_data
+from ostler.workers.phase import CLOSED, LINGERING
 from ostler.workers.reactor import Reactor
 from ostler.workers.responder import Responder
 from ostler.workers.siblings import Siblings

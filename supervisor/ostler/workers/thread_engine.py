@@ -22,9 +22,10 @@ from ostler.workers import readiness
 from ostler.workers.acceptor import FULL_CHECK_SECONDS
 from ostler.workers.base import BaseWorker, Context
 from ostler.workers.busy_polling import BusyPolling
-from ostler.workers.connection import OPEN, Connection
+from ostler.workers.connection import Connection
 from ostler.workers.leader_followers import LeaderFollowers
 from ostler.workers.parts import Parts
+from ostler.workers.phase import OPEN
 from ostler.workers.reactor import IN, Reactor
 from ostler.workers.serving_threads import ServingThreads
 from ostler.workers.soft_interrupt import SoftInterrupts

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from ostler.workers import eviction
-from ostler.workers.connection import CLOSED, PROXY_HEADER
 from ostler.workers.handoff import HandOff
+from ostler.workers.phase import CLOSED, PROXY_HEADER
 from tests.unit.workers.pieces import GET, PEER, SECOND, Pieces
 from tests.unit.workers.rig import Listener
 

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from ostler.workers.connection import (
+from ostler.workers.phase import (
     CLOSED,
     CLOSING,
     LINGERING,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ostler.workers.connection import CLOSED, LINGERING
+from ostler.workers.phase import CLOSED, LINGERING
 from tests.unit.workers.pieces import GET, Pieces, received
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ostler.http1.errors import BodyNotStored, RequestTimeout
-from ostler.workers.connection import CLOSED, LINGERING, OPEN, PROXY_HEADER
+from ostler.workers.phase import CLOSED, LINGERING, OPEN, PROXY_HEADER
 from tests.unit.workers.pieces import GET, Pieces, received
 
 

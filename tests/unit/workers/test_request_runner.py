@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from ostler.scoreboard.request_slot import RequestSlot
-from ostler.workers.connection import CLOSED, LINGERING, OPEN
+from ostler.workers.phase import CLOSED, LINGERING, OPEN
 from ostler.workers.queueing import QueueTimes
 from ostler.workers.request_runner import RequestRunner
 from ostler.workers.soft_interrupt import LONG_REQUEST_NS

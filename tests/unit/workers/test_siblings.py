@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ostler.workers.connection import CLOSED, OPEN
 from ostler.workers.handoff import HandOff
+from ostler.workers.phase import CLOSED, OPEN
 from tests.unit.workers.pieces import GET, SECOND, Pieces
 
 

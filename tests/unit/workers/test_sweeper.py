@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from ostler.workers.connection import CLOSED, CLOSING, LINGERING, OPEN, Connection
+from ostler.workers.connection import Connection
 from ostler.workers.drain import DrainState
 from ostler.workers.handoff import HandOff
+from ostler.workers.phase import CLOSED, CLOSING, LINGERING, OPEN
 from tests.unit.workers.pieces import GET, SECOND, Pieces, received
 
 Make = Callable[..., Pieces]

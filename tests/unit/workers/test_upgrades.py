@@ -15,7 +15,8 @@ import pytest
 
 from ostler.http1.frames import GOING_AWAY, SERVICE_RESTART, close_frame
 from ostler.workers.app_socket import AppSocket
-from ostler.workers.connection import CLOSED, LINGERING, OPEN, UPGRADED, Connection
+from ostler.workers.connection import Connection
+from ostler.workers.phase import CLOSED, LINGERING, OPEN, UPGRADED
 from ostler.workers.readiness import own_descriptors
 from ostler.workers.system_calls import wait_in_app
 from ostler.wsgi.environ import Environ

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 from greenlet import getcurrent, greenlet
 
 from ostler.scoreboard.accounting import Accounting
-from ostler.workers.connection import CLOSED, Connection
+from ostler.workers.connection import Connection
 from ostler.workers.greenlets.hubs import Callback, Hub
 from ostler.workers.parts import Parts
+from ostler.workers.phase import CLOSED
 from ostler.workers.reactor import IN
 from ostler.wsgi import forked
 from ostler.wsgi.interruption import QuitWorker
