@@ -39,6 +39,7 @@ typedef struct {
     PyObject *head;   /* ostler.http1.head.Head, made when it is asked for; or NULL */
     uint16_t target, target_end, path_end, block; /* where they begin and end; `block` is that of Head */
     uint16_t host;                                /* which field is Host */
+    uint16_t body;                                /* where it begins; it ends with the data */
     bool has_escapes;                             /* in the path */
     bool https;
     char keep_alive;

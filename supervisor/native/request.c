@@ -1,9 +1,10 @@
 /* Ordinary requests: recognizing them in what was received, and making their environ (PEP 3333).
  *
  * Only a conservative subset is recognized: a method of upper-case letters, a target in origin form, HTTP/1.1, one
- * Host, names of letters, digits and hyphens, visible ASCII characters, no body, and no field that means more to a
- * server than `Connection: keep-alive`. Nothing else is said about what is not recognized: Python's parser
- * (`http1/request.py`), which is the reference, decides about that. So nothing is accepted here that it refuses.
+ * Host, names of letters, digits and hyphens, visible ASCII characters, no field that means more to a server than
+ * `Connection: keep-alive`, and at most one Content-Length, with a body that is there as a whole. Nothing else is said
+ * about what is not recognized: Python's parser (`http1/request.py`), which is the reference, decides about that. So
+ * nothing is accepted here that it refuses.
  */
 
 #include "native.h"
@@ -34,7 +35,7 @@ fill_kinds(void)
 /* -- field names ---------------------------------------------------------------------------------------------- */
 
 /* What a field means to the server. */
-enum meaning { PLAIN, IS_HOST, IS_CONNECTION, IS_TYPE, IS_SCHEME, NOT_ORDINARY };
+enum meaning { PLAIN, IS_HOST, IS_CONNECTION, IS_TYPE, IS_LENGTH, IS_SCHEME, NOT_ORDINARY };
 
 #define LONGEST_NAME 255
 #define LONGEST_REMEMBERED 52
@@ -53,7 +54,7 @@ struct native_rules {
     PyObject *rules;      /* ostler.http1.head.Rules */
     PyObject *parse_head; /* ostler.http1.head.parse_head */
     PyObject *schemes;    /* Rules.secure_scheme_headers: a dict, bytes by lower-case bytes */
-    Py_ssize_t max_line, max_fields, max_field_size;
+    Py_ssize_t max_line, max_fields, max_field_size, max_body;
     int known; /* how many of `names` are filled */
     /* By the name as sent. Names repeat, also where values never do: a server sees some dozens of them. */
     name_entry names[NAMES];
@@ -62,16 +63,21 @@ struct native_rules {
 static enum meaning
 meaning_of(native_rules *self, const char *name, size_t size)
 {
-    static const char *const refused[] = {"content-length", "transfer-encoding", "expect", "upgrade"};
-    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++)
-        if (native_equals_lower(name, size, refused[i]))
-            return NOT_ORDINARY;
-    if (native_equals_lower(name, size, "host"))
-        return IS_HOST;
-    if (native_equals_lower(name, size, "connection"))
-        return IS_CONNECTION;
-    if (native_equals_lower(name, size, "content-type"))
-        return IS_TYPE;
+    static const struct {
+        const char *name;
+        enum meaning meaning;
+    } known[] = {
+        {"host", IS_HOST},
+        {"connection", IS_CONNECTION},
+        {"content-type", IS_TYPE},
+        {"content-length", IS_LENGTH},
+        {"transfer-encoding", NOT_ORDINARY},
+        {"expect", NOT_ORDINARY},
+        {"upgrade", NOT_ORDINARY},
+    };
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (native_equals_lower(name, size, known[i].name))
+            return known[i].meaning;
     PyObject *scheme, *value;
     Py_ssize_t position = 0;
     while (PyDict_Next(self->schemes, &position, &scheme, &value))
@@ -87,6 +93,8 @@ variable_of(const char *name, size_t size)
     char text[5 + LONGEST_NAME] = "HTTP_";
     if (native_equals_lower(name, size, "content-type"))
         return PyUnicode_InternFromString("CONTENT_TYPE");
+    if (native_equals_lower(name, size, "content-length"))
+        return PyUnicode_InternFromString("CONTENT_LENGTH");
     if (native_equals_lower(name, size, "proxy"))
         return NULL; /* httpoxy (CVE-2016-5385), as in wsgi/environ.py */
     for (size_t i = 0; i < size; i++) {
@@ -156,11 +164,12 @@ rules_dealloc(native_rules *self)
 static PyObject *
 rules_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
 {
-    static char *names[] = {"rules", "parse_head", "schemes", "max_line", "max_fields", "max_field_size", NULL};
+    static char *names[] = {"rules",          "parse_head", "schemes", "max_line", "max_fields",
+                            "max_field_size", "max_body",   NULL};
     PyObject *rules, *parse_head, *schemes;
-    Py_ssize_t max_line, max_fields, max_field_size;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOO!nnn", names, &rules, &parse_head, &PyDict_Type,
-                                     &schemes, &max_line, &max_fields, &max_field_size))
+    Py_ssize_t max_line, max_fields, max_field_size, max_body;
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOO!nnnn", names, &rules, &parse_head, &PyDict_Type,
+                                     &schemes, &max_line, &max_fields, &max_field_size, &max_body))
         return NULL;
     PyObject *scheme, *value;
     Py_ssize_t position = 0;
@@ -181,6 +190,7 @@ rules_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
     self->max_line = max_line;
     self->max_fields = max_fields;
     self->max_field_size = max_field_size;
+    self->max_body = max_body;
     return (PyObject *)self;
 }
 
@@ -190,6 +200,7 @@ rules_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
 #define MOST 65535
 #define MOST_FIELDS 128
 #define MOST_METHOD 20
+#define MOST_DIGITS 5 /* of MOST */
 
 static PyObject *methods[8];
 static const char *const method_names[8] = {"GET", "POST", "HEAD", "PUT", "DELETE", "PATCH", "OPTIONS", NULL};
@@ -237,7 +248,7 @@ is_plain_host(const char *text, size_t size)
 
 /* What a scan has found; `fields` has room for MOST_FIELDS. */
 typedef struct {
-    size_t method_end, target_end, path_end, block, host;
+    size_t method_end, target_end, path_end, block, host, body;
     Py_ssize_t count;
     bool has_escapes, https;
     native_field fields[MOST_FIELDS];
@@ -247,9 +258,9 @@ typedef struct {
 static bool
 scan_request(native_rules *rules, const char *data, size_t size, scan *found)
 {
-    if (size > MOST || size < 18 || memcmp(data + size - 4, "\r\n\r\n", 4) != 0)
+    if (size > MOST || size < 18)
         return false;
-    /* Every loop below ends at the CR of the end at the latest, which is in none of the classes. */
+    /* Every loop below ends at the NUL behind the last byte at the latest, which is in none of the classes. */
     size_t at = 0;
     while (kinds[(uint8_t)data[at]] & UPPER)
         at++;
@@ -281,7 +292,8 @@ scan_request(native_rules *rules, const char *data, size_t size, scan *found)
     found->count = 0;
     found->host = MOST_FIELDS;
     found->https = false;
-    bool insecure = false, has_type = false;
+    bool insecure = false, has_type = false, has_length = false;
+    size_t body_size = 0;
     while (data[at] != '\r') {
         if (found->count == MOST_FIELDS || found->count == rules->max_fields)
             return false;
@@ -331,6 +343,16 @@ scan_request(native_rules *rules, const char *data, size_t size, scan *found)
                 return false;
             has_type = true;
             break;
+        case IS_LENGTH:
+            if (has_length || length == 0 || length > MOST_DIGITS || (length > 1 && text[0] == '0'))
+                return false;
+            has_length = true;
+            for (size_t i = 0; i < length; i++) {
+                if (text[i] < '0' || text[i] > '9')
+                    return false;
+                body_size = body_size * 10 + (size_t)(text[i] - '0');
+            }
+            break;
         case IS_SCHEME: {
             PyObject *scheme, *wanted;
             Py_ssize_t position = 0;
@@ -349,7 +371,10 @@ scan_request(native_rules *rules, const char *data, size_t size, scan *found)
         }
         found->count++;
     }
-    return at == size - 2 && found->host != MOST_FIELDS && !(found->https && insecure);
+    at += 2;
+    found->body = at;
+    return at <= size && data[at - 1] == '\n' && size - at == body_size && (Py_ssize_t)body_size <= rules->max_body &&
+           found->host != MOST_FIELDS && !(found->https && insecure);
 }
 
 PyObject *
@@ -379,6 +404,7 @@ native_ordinary_request(PyObject *Py_UNUSED(module), PyObject *const *arguments,
     self->path_end = (uint16_t)found.path_end;
     self->block = (uint16_t)found.block;
     self->host = (uint16_t)found.host;
+    self->body = (uint16_t)found.body;
     self->has_escapes = found.has_escapes;
     self->https = found.https;
     self->keep_alive = 1;
@@ -447,6 +473,21 @@ path_of(native_request *self)
     PyObject *path = PyUnicode_DecodeLatin1(decoded, length, NULL);
     PyMem_Free(decoded);
     return path;
+}
+
+/* `wsgi.input`. */
+static PyObject *
+input_of(native_request *self)
+{
+    Py_ssize_t size = PyBytes_GET_SIZE(self->data) - self->body;
+    if (size == 0)
+        return PyObject_CallNoArgs(bytes_io);
+    PyObject *body = PyBytes_FromStringAndSize(text_at(self, self->body), size);
+    if (body == NULL)
+        return NULL;
+    PyObject *input = PyObject_CallOneArg(bytes_io, body);
+    Py_DECREF(body);
+    return input;
 }
 
 /* Set a variable; takes the value's reference over, which may be NULL with an exception. */
@@ -538,7 +579,7 @@ native_request_environ(native_request *self, PyObject *template)
           set(environ, key_PATH_INFO, path_of(self)) &&
           set(environ, key_QUERY_STRING, query_of(self)) &&
           set(environ, key_SERVER_PROTOCOL, Py_NewRef(text_http11)) &&
-          set(environ, key_input, PyObject_CallNoArgs(bytes_io)) &&
+          set(environ, key_input, input_of(self)) &&
           (!self->https || set(environ, key_scheme, Py_NewRef(text_https)))))
         goto failed;
     for (Py_ssize_t i = 0; i < Py_SIZE(self); i++)
@@ -578,9 +619,9 @@ get_constant(PyObject *Py_UNUSED(self), void *constant)
 }
 
 static PyObject *
-get_zero(PyObject *Py_UNUSED(self), void *Py_UNUSED(closure))
+get_length(native_request *self, void *Py_UNUSED(closure))
 {
-    return PyLong_FromLong(0);
+    return PyLong_FromSsize_t(PyBytes_GET_SIZE(self->data) - self->body);
 }
 
 static PyObject *
@@ -617,8 +658,7 @@ static PyObject *
 get_head(native_request *self, void *Py_UNUSED(closure))
 {
     if (self->head == NULL) {
-        Py_ssize_t size = PyBytes_GET_SIZE(self->data) - self->block;
-        PyObject *block = PyBytes_FromStringAndSize(text_at(self, self->block), size);
+        PyObject *block = PyBytes_FromStringAndSize(text_at(self, self->block), self->body - self->block);
         if (block == NULL)
             return NULL;
         native_rules *rules = self->rules;
@@ -655,7 +695,7 @@ static PyGetSetDef request_attributes[] = {
     {"protocol", get_protocol, NULL, NULL, NULL},
     {"body", get_constant, NULL, NULL, Py_None},
     {"authority", get_constant, NULL, NULL, Py_None},
-    {"length", get_zero, NULL, NULL, NULL},
+    {"length", (getter)get_length, NULL, NULL, NULL},
     {"complete", get_constant, NULL, NULL, Py_True},
     {"ordinary", get_constant, NULL, NULL, Py_True},
     {NULL, NULL, NULL, NULL, NULL},

@@ -34,11 +34,13 @@ class RequestRules:
         max_line: int,
         max_fields: int,
         max_field_size: int,
+        max_body: int,
     ) -> None: ...
 
 class Request:
-    """A request without a body; stands for `ostler.http1.request.Request` and for its `Line`.
+    """A request that is complete; stands for `ostler.http1.request.Request` and for its `Line`.
 
+    body: None; its bytes are in the environ, as `wsgi.input`.
     head: made by `parse_head` when it is asked for; nothing that serves ordinary requests does.
     """
 

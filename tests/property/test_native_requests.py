@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from ostler import native
 from ostler.http1.request import RequestParser, Rules
+from ostler.wsgi.body import BufferedBody
 from ostler.wsgi.environ import (
     head_environ,
     head_of_template,
@@ -26,12 +27,14 @@ from tests.unit.http1.test_malformed import MALFORMED
 pytestmark = pytest.mark.skipif(native.module is None, reason="there is no C extension")
 
 SCHEMES = {b"x-forwarded-proto": b"https", b"x-forwarded-ssl": b"on"}
+MEMORY = 128 * 1024
 ALL_RULES = [
-    Rules(),
-    Rules(secure_scheme_headers=SCHEMES),
-    Rules(header_map="dangerous", forwarder_headers=frozenset([b"script_name"])),
+    Rules(body_in_memory=MEMORY),
+    Rules(body_in_memory=MEMORY, secure_scheme_headers=SCHEMES),
+    Rules(body_in_memory=MEMORY, header_map="dangerous", forwarder_headers=frozenset([b"script_name"])),
     Rules(limit_request_line=40, limit_request_fields=4, limit_request_field_size=30),
-    Rules(limit_request_line=0, limit_request_fields=0, limit_request_field_size=0),
+    Rules(limit_request_line=0, limit_request_fields=0, limit_request_field_size=0, body_in_memory=2),
+    Rules(body_in_memory=MEMORY, limit_request_body=3),
 ]
 # As behind a proxy: see varied.lua of the benchmarks.
 VARIED = (
@@ -54,7 +57,7 @@ def recognized(data: bytes, rules: Rules = ALL_RULES[1]) -> Any:
 
 def request_by(data: bytes, rules: Rules) -> Any:
     """The only request in the bytes."""
-    parser = RequestParser(rules, io.BytesIO)
+    parser = RequestParser(rules, lambda: BufferedBody(MEMORY, None))
     parser.feed(data)
     (request,) = parser.requests
     assert not parser.receiving
@@ -67,7 +70,7 @@ def shown(request: Any) -> dict[str, Any]:
     line, head = request.line, request.head
     lines = [line.method, line.target, line.protocol, line.raw_uri, line.path, line.query, line.authority]
     found = [request.method, request.target, request.protocol, request.headers, request.keep_alive]
-    more = [request.body, request.length, request.complete, line.ordinary]
+    more = [request.length, request.complete, line.ordinary]
     heads = [head.block, head.headers, head.https, head.keep_alive, head.length, head.upgrade]
     return {"line": lines, "request": found, "more": more, "head": heads}
 
@@ -81,8 +84,7 @@ def environ_of(request: Any, address: Any, mount: str) -> dict[str, Any]:
     assert template == before
     body = environ.pop("wsgi.input")
     assert type(body) is io.BytesIO
-    assert body.read() == b""
-    return environ
+    return environ | {"body": body.read()}
 
 
 def check(data: bytes, rules: Rules, address: Any = ("127.0.0.1", 8000), mount: str = "") -> bool:
@@ -131,7 +133,10 @@ NAMES = st.one_of(
 )
 VALUES = st.one_of(
     st.sampled_from(
-        ["", "x", "keep-alive", "close", "Keep-Alive", "https", "on", "http", "0", "a=b; c=d", " x ", "\tx"]
+        [
+            *("", "x", "keep-alive", "close", "Keep-Alive", "https", "on", "http", "a=b; c=d", " x ", "\tx"),
+            *("0", "00", "1", "2", "+2", "02", "3", "4", "65536", "100000"),
+        ]
     ),
     st.text(st.characters(min_codepoint=0x09, max_codepoint=0xFF), max_size=60),
 )
@@ -157,6 +162,9 @@ TARGETS = st.one_of(
     ),
     st.text(st.characters(min_codepoint=0x20, max_codepoint=0xFF), max_size=40).map(lambda text: "/" + text),
 )
+BODIES = st.sampled_from(
+    [""] * 4 + ["x", "xy", "\r\n", "\r\n\r\n", "xyz", "GET / HTTP/1.1\r\nHost: x\r\n\r\n"]
+)
 METHODS = st.sampled_from(
     ["GET", "HEAD", "POST", "OPTIONS", "CONNECT", "PROPFIND", "A" * 20, "A" * 21, "get", "M-SEARCH"]
 )
@@ -168,8 +176,11 @@ def wires(draw: st.DrawFn) -> bytes:
     version = draw(st.sampled_from(["HTTP/1.1"] * 6 + ["HTTP/1.0", "HTTP/1.2", "HTTP/2.0"]))
     fields = draw(st.lists(st.tuples(NAMES, VALUES), max_size=6))
     fields.insert(draw(st.integers(0, 6)), ("Host", draw(HOSTS)))
+    body = draw(BODIES)
+    if draw(st.booleans()):
+        fields.append(("Content-Length", str(len(body))))
     lines = [f"{draw(METHODS)} {draw(TARGETS)} {version}", *(f"{name}: {value}" for name, value in fields)]
-    wire = "\r\n".join([*lines, "", ""]).encode("latin-1")
+    wire = "\r\n".join([*lines, "", body]).encode("latin-1")
     for _ in range(draw(st.integers(0, 2))):
         at = draw(st.integers(0, len(wire)))
         wire = wire[:at] + draw(st.binary(max_size=2)) + wire[at + draw(st.integers(0, 2)) :]
@@ -191,13 +202,51 @@ def test_all_is_as_in_python(wire: bytes, rules: Rules, address: Any, mount: str
     check(wire, rules, address, mount)
 
 
+def with_body(body: bytes, length: bytes | None = None) -> bytes:
+    """A POST request; length: the value of Content-Length, if it is not the right one."""
+    length = b"%d" % len(body) if length is None else length
+    return b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %b\r\n\r\n%b" % (length, body)
+
+
+def test_bodies() -> None:
+    """They are recognized if they are whole, within the limits, and nothing is behind them."""
+    for size in (0, 1, 3, 1000, 60_000):
+        assert check(with_body(b"x" * size), ALL_RULES[0])
+    bodies = [b"{}", b"\r\n", b"\r\n\r\n", b"\0\0", bytes(range(256)), GET]
+    assert all(check(with_body(body), ALL_RULES[0]) for body in bodies)
+    several = b"Content-Length: 2\r\nContent-Length: 2\r\n\r\n"
+    others = [
+        *(with_body(b"xy", length) for length in (b"1", b"3", b"02", b"+2", b"2,2", b"0x2", b"", b"2 2")),
+        with_body(b"xy", b"2" * 30),
+        with_body(b"xy") + GET,
+        with_body(b"xy").replace(b"Content-Length: 2\r\n\r\n", several),
+        with_body(b"xy").replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: chunked\r\n\r\n"),
+        with_body(b"xy").replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n"),
+        with_body(b"x" * 65_500),
+    ]
+    assert [recognized(data, ALL_RULES[0]) for data in others] == [None] * len(others)
+
+
+def test_limits_of_bodies() -> None:
+    """What does not stay in memory, is longer than permitted, or is streamed, is Python's."""
+    limited, none = ALL_RULES[5], Rules()
+    streamed = Rules(body_in_memory=MEMORY, stream=True)
+    assert recognized(with_body(b"xyz"), limited) is not None
+    assert recognized(with_body(b"wxyz"), limited) is None
+    assert recognized(with_body(b"xy"), ALL_RULES[4]) is not None
+    assert recognized(with_body(b"xyz"), ALL_RULES[4]) is None
+    for rules in (none, streamed):
+        assert recognized(with_body(b""), rules) is not None
+        assert recognized(with_body(b"x"), rules) is None
+
+
 @pytest.mark.parametrize("at", range(420))
 def test_any_byte_in_the_place_of_another(at: int) -> None:
     """Each byte of an ordinary request, replaced by any other one."""
-    data = varied(1)
-    if at < len(data):
-        for byte in range(256):
-            check(data[:at] + bytes([byte]) + data[at + 1 :], ALL_RULES[1])
+    for data in (varied(1), with_body(b"xy")):
+        if at < len(data):
+            for byte in range(256):
+                check(data[:at] + bytes([byte]) + data[at + 1 :], ALL_RULES[1])
 
 
 # -- memory ------------------------------------------------------------------------------------------------
@@ -222,6 +271,7 @@ def test_nothing_is_left() -> None:
             data = varied(number)
             found = recognized(data, rules)
             found.environ(template)
+            assert recognized(with_body(data), rules).environ(template)["wsgi.input"].read() == data
             assert found.target
             assert recognized(data[:-1], rules) is None
             with pytest.raises(ValueError, match="is missing"):

@@ -91,6 +91,8 @@ class Rules(msgspec.Struct, frozen=True):
         forwarder_headers: names with an underscore, in lower case, that are always kept.
         secure_scheme_headers: names in lower case, each with the value that stands for https.
         stream: yield a request as soon as its head is complete.
+        body_in_memory: bytes of a body that its sink keeps in memory, as far as that is known. Such bodies,
+            if not streamed, are for the C extension.
         permit_obsolete_folding: a field may continue in lines that begin with blanks (RFC 9112 section 5.2).
         strip_header_spaces: blanks between a name and its colon are ignored (RFC 9112 section 5.1).
         permit_unconventional_http_method, casefold_http_method, permit_unconventional_http_version: see
@@ -112,6 +114,7 @@ class Rules(msgspec.Struct, frozen=True):
     forwarder_headers: frozenset[bytes] = frozenset()
     secure_scheme_headers: Mapping[bytes, bytes] = msgspec.field(default_factory=dict)
     stream: bool = False
+    body_in_memory: int = 0
     permit_obsolete_folding: bool = False
     strip_header_spaces: bool = False
     permit_unconventional_http_method: bool = False
@@ -143,7 +146,8 @@ class Rules(msgspec.Struct, frozen=True):
         settle(self, "line_rules", None if lines == LineRules() else lines)
         settle(self, "meanings", FieldMeanings(self))
         if native.module is not None and not self.lenient_fields and self.line_rules is None:
-            limits = self.max_line, self.max_fields, self.max_field_size
+            body = min(self.body_in_memory, self.limit_request_body or self.body_in_memory)
+            limits = self.max_line, self.max_fields, self.max_field_size, 0 if self.stream else body
             schemes = dict(self.secure_scheme_headers)
             settle(self, "native", native.module.RequestRules(self, parse_head, schemes, *limits))
 

@@ -70,6 +70,7 @@ def request_rules(settings: Settings) -> tuple[Rules, Rules]:
             limit_request_body=settings.limit_request_body,
             header_map=settings.header_map,
             stream=settings.stream_request,
+            body_in_memory=settings.buffer_request,
             permit_obsolete_folding=settings.permit_obsolete_folding,
             strip_header_spaces=settings.strip_header_spaces,
             permit_unconventional_http_method=settings.permit_unconventional_http_method,
