@@ -101,7 +101,7 @@ def cut(wire: bytes, at: list[int]) -> list[bytes]:
     return [wire[a:b] for a, b in pairwise([0, *places, len(wire)])]
 
 
-@settings(deadline=None, max_examples=600)
+@settings(deadline=None, max_examples=200)
 @given(WIRES, st.lists(st.integers(0, 1000), max_size=8), RULES)
 @example(b"\r" + GET, [1], Rules())
 @example(b"GET / HTTP/1.1\r\nHost: x\r\n\n\r\n", [26], Rules())
@@ -113,7 +113,7 @@ def test_cuts_make_no_difference(wire: bytes, at: list[int], rules: Rules) -> No
     assert outcome(bytewise(wire), rules) == whole
 
 
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=200)
 @given(st.lists(st.one_of(st.just(GET), WIRES), max_size=6), RULES)
 def test_caches_make_no_difference(pieces: list[bytes], rules: Rules) -> None:
     """A parser with filled caches gives the same result as one whose caches are empty."""
@@ -179,7 +179,7 @@ def test_chunks_go_round(body: bytes, sizes: list[int], at: list[int], extension
     assert [got.body for got in parsed(*cut(wire, at))] == [body, None]
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.binary(max_size=60)), max_size=20), RULES)
 def test_noise_never_does_more_than_a_violation(pieces: list[bytes], rules: Rules) -> None:
     """Random bytes raise nothing but ProtocolViolation, and give no more requests than they can contain."""

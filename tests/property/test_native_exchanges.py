@@ -277,7 +277,7 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
         yield pair
 
 
-@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(behaviour=behaviours, method=st.sampled_from(METHODS))
 @example(behaviour=Behaviour(), method=b"GET")
 @example(behaviour=Behaviour(kind="closing", error=ValueError, error_at="close"), method=b"GET")
@@ -417,7 +417,7 @@ with Bench(Path({str(tmp_path)!r}), app, {by_c}) as it:
     assert (done.stdout, done.stderr) == ("1\n", "")
 
 
-@pytest.mark.parametrize("many", [2_000, *thorough(60_000)])
+@pytest.mark.parametrize("many", [1_000, *thorough(60_000)])
 def test_nothing_is_left(tmp_path: Path, many: int) -> None:
     """No objects and no memory of requests, errors included."""
     with Bench(tmp_path, lambda environ, start: behaviour.app(environ, start), True) as it:
@@ -432,10 +432,10 @@ def test_nothing_is_left(tmp_path: Path, many: int) -> None:
             ),
             *(Behaviour([("200 \r", [])]), Behaviour([("200 OK", [("X", "y" * 9000)])]), Behaviour([])),
         ]:
-            it.ask_often(20)  # what is made once
+            it.ask_often(many // 2)  # what is made once, e.g. of source lines for tracebacks
             gc.collect()
             objects, blocks = len(gc.get_objects()), sys.getallocatedblocks()
-            number = many if behaviour.error is None else many // 4
+            number = many if behaviour.error is None else many // 2
             it.ask_often(number)
             gc.collect()
             assert len(gc.get_objects()) - objects < 50

@@ -187,7 +187,7 @@ def wires(draw: st.DrawFn) -> bytes:
     return wire
 
 
-@settings(max_examples=2000)
+@settings(max_examples=500)
 @given(
     wires(),
     st.sampled_from(ALL_RULES),

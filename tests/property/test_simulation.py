@@ -60,6 +60,7 @@ def day() -> Simulator:
     return Simulator(scenario, seed=1).run(DAY + 20 * MINUTE)
 
 
+@pytest.mark.thorough
 def test_a_day_without_a_lost_request_or_process(day: Simulator) -> None:
     """Each request found a worker; each process that was started was reaped or is alive."""
     stats = day.stats
@@ -71,6 +72,7 @@ def test_a_day_without_a_lost_request_or_process(day: Simulator) -> None:
     assert health.sentence(day.fleet.state) == "Healthy: all 64 workers are ready."
 
 
+@pytest.mark.thorough
 def test_a_day_stays_within_its_budgets(day: Simulator) -> None:
     """Extra processes, boots and leaving workers at the same time reach, and do not exceed,
     the allowed numbers.
@@ -82,6 +84,7 @@ def test_a_day_stays_within_its_budgets(day: Simulator) -> None:
     assert {cause for _, cause in stats.recycles} == {"recycle", "memory", "age"}
 
 
+@pytest.mark.thorough
 def test_reloads_of_a_day(day: Simulator) -> None:
     """One reload has broken code and fails, one meets poisonous requests and is rolled back;
     the others succeed.
@@ -198,6 +201,7 @@ def test_a_fork_server_that_dies_each_minute_is_replaced_each_time() -> None:
     assert fleet.fleet.state.ready == WORKERS
 
 
+@pytest.mark.thorough
 def test_an_autoscaled_day() -> None:
     """The number of workers follows the load:
     enough at each hour, few at night, and it changes some dozens of times.

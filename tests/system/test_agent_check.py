@@ -83,6 +83,7 @@ def test_port_taken(place: Place) -> None:
         assert daemon.ctl("status").code == 0
 
 
+@pytest.mark.thorough
 def test_upgrade_and_reload(place: Place) -> None:
     """The listener stays over an upgrade in place; another address needs a restart."""
     place.add("conf.py", f"agent_check = '127.0.0.1:{free_port()}'\n")

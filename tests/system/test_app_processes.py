@@ -284,7 +284,7 @@ def test_a_manager_is_there_until_the_last_request(place: Place) -> None:
     assert daemon.stop() == 0
 
 
-@pytest.mark.parametrize("when", ["reload", "stop"])
+@pytest.mark.parametrize("when", ["reload", *thorough("stop")])
 def test_one_that_ignores_sigterm(place: Place, when: str) -> None:
     """It is killed after graceful_timeout."""
     daemon = busy(place, "-w", "1", "--graceful-timeout", "1")

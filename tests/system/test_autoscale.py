@@ -51,6 +51,7 @@ def test_the_load_decides_on_the_number(place: Place) -> None:
     assert daemon.status().totals.deaths == 0
 
 
+@pytest.mark.thorough
 def test_autoscaling_leaves_a_number_set_by_hand(place: Place) -> None:
     """After `ctl scale` busy workers are not increased; measurements since then decide nothing."""
     place.add("busy.py", BUSY)

@@ -14,6 +14,7 @@ import pytest
 from tests.kit.daemon import OSTLER, Done, Place
 from tests.kit.http_client import ask
 from tests.kit.processes import Process, children, descriptors, title
+from tests.kit.tiers import thorough
 from tests.kit.waiting import until
 
 pytestmark = pytest.mark.system
@@ -98,7 +99,7 @@ def test_log_that_gets_lost(place: Place, port: int) -> None:
         assert ask(f"http://127.0.0.1:{port}").text == "one"
 
 
-@pytest.mark.parametrize("how", ["flag", "file"])
+@pytest.mark.parametrize("how", ["flag", *thorough("file")])
 def test_failure(place: Place, how: str) -> None:
     """A start that fails ends with the error and exit code of the foreground, and leaves nothing behind."""
     place.add("broken.py", "raise RuntimeError('no luck')\n")

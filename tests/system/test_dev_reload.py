@@ -154,6 +154,7 @@ def test_late_import(place: Place) -> None:
     answers(daemon, "two")
 
 
+@pytest.mark.thorough
 def test_templates_and_extra_files(place: Place) -> None:
     """Templates in the app's packages and beside it, extra files, folders and patterns are watched;
     other files are not.
@@ -326,6 +327,7 @@ def test_broken_in_another_module(place: Place) -> None:
     answers(daemon, "ok")
 
 
+@pytest.mark.thorough
 def test_broken_configuration(place: Place) -> None:
     """A configuration file that can't be read any more:
     the old one stays in use, and the next edit fixes it.
@@ -365,6 +367,7 @@ def test_no_more_reload(place: Place) -> None:
     ]
 
 
+@pytest.mark.thorough
 def test_change_during_a_reload(place: Place) -> None:
     """Code that hangs while it is loaded, for instance at a breakpoint, does not block the next edit."""
     place.add("page.py", page("one"))

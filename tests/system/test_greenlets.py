@@ -463,7 +463,7 @@ DYNAMIC = "import os\nworker_class = os.environ.get('KIND', '{kind}')"
 
 
 @GEVENT_FIRST
-@pytest.mark.parametrize("where", ["flag", *thorough("file"), "variable"])
+@pytest.mark.parametrize("where", ["flag", *thorough("file", "variable")])
 def test_patched_before_the_file_is_evaluated(green: Place, kind: str, where: str) -> None:
     """Where the class is named by a flag, a variable with arguments, or one plain assignment of the file,
     what the file imports is patched: ssl, and the libraries that use it, work, and nothing is reported.

@@ -49,7 +49,7 @@ def app(environ, start_response):
 QUICK = ("--canary-time", "0", "--probation", "0")
 
 
-@pytest.mark.parametrize("how", ["reload", "restart", *thorough("refork", "upgrade")])
+@pytest.mark.parametrize("how", ["reload", *thorough("restart", "refork", "upgrade")])
 def test_state_is_there(place: Place, how: str) -> None:
     """Attributes of server, variables, filters of the access log; twice, and the log has no complaint."""
     place.add("conf.py", CONF)
@@ -121,6 +121,7 @@ def refuses(port: int) -> bool:
         return sock.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("failure", ["raise", *thorough("return")])
 def test_a_port_that_is_taken(place: Place, failure: str) -> None:
     """Whether the hook says so or not: what the first fork server has started goes on."""

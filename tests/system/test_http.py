@@ -10,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from ostler.control.routes import METRICS
 from ostler.logs.limiter import FIRST
 from tests.kit.daemon import Daemon, Place
+from tests.kit.tiers import thorough
 from tests.kit.waiting import PATIENCE
 
 pytestmark = pytest.mark.system
@@ -171,10 +172,12 @@ def test_error_in_the_app(place: Place) -> None:
 @pytest.mark.parametrize(
     ("worker_class", "request_", "rule", "reason"),
     [
-        ("sync", NO_HOST, "missing_host", "Host is missing (RFC 9112 section 3.2)"),
         ("gthread", NO_HOST, "missing_host", "Host is missing (RFC 9112 section 3.2)"),
-        ("gevent", NO_HOST, "missing_host", "Host is missing (RFC 9112 section 3.2)"),
-        ("eventlet", NO_HOST, "missing_host", "Host is missing (RFC 9112 section 3.2)"),
+        *thorough(
+            ("sync", NO_HOST, "missing_host", "Host is missing (RFC 9112 section 3.2)"),
+            ("gevent", NO_HOST, "missing_host", "Host is missing (RFC 9112 section 3.2)"),
+            ("eventlet", NO_HOST, "missing_host", "Host is missing (RFC 9112 section 3.2)"),
+        ),
         ("asgi", b"GET / HTTP/1.1\r\nA b: c\r\n\r\n", "fields", "Invalid header token (RFC 9112 section 5)"),
         ("meinheld", b"GET\r\n\r\n", "other", MEINHELD_REASON),
     ],

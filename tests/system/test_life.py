@@ -195,6 +195,7 @@ def test_refork(place: Place) -> None:
     assert len(daemon.events("refork_done")) == 3
 
 
+@pytest.mark.thorough
 def test_upgrade(place: Place) -> None:
     """The supervisor's program is replaced in place, twice: same pid, other workers, no request is lost."""
     daemon = fleet(place, *QUICK_CANARY)

@@ -218,6 +218,7 @@ def test_forwarded_scheme(place: Place) -> None:
     assert environ(daemon, **https)["wsgi.url_scheme"] == "http"
 
 
+@pytest.mark.thorough
 def test_forwarder_headers(place: Place) -> None:
     """Names with an underscore reach the app only from a trusted proxy, and only those that are listed."""
     sent = {"REMOTE_USER": "alice", "X_Other": "1"}

@@ -47,7 +47,8 @@ class Site:
 
 @pytest.mark.parametrize("preload", [[], *thorough(["--preload"])])
 @pytest.mark.parametrize(
-    ("kind", "name"), [("sync", "create_app"), ("gevent", "Site"), ("asgi", "create_web"), ("asgi", "web")]
+    ("kind", "name"),
+    [("sync", "create_app"), ("asgi", "web"), *thorough(("gevent", "Site"), ("asgi", "create_web"))],
 )
 def test_factories_serve(place: Place, kind: str, name: str, preload: list[str]) -> None:
     """A factory or a class without parentheses is called; every request is answered; one line in the log,

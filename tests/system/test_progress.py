@@ -202,7 +202,7 @@ def client_of(daemon: Daemon, *buffer: int) -> socket.socket:
 # -- the client's time ----------------------------------------------------------------------------------
 
 
-@NOT_MEINHELD
+@pytest.mark.parametrize("kind", ["gthread", "asgi", *thorough("gevent", "sync", "eventlet")])
 def test_a_slow_upload(start: Start, kind: str) -> None:
     """An app that reads the body while it comes may wait for it for longer than its time-out."""
     daemon = start(kind, *(["--stream-request"] if kind != "asgi" else []))

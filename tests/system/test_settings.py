@@ -20,7 +20,7 @@ CLASSES = {
 }
 
 
-@pytest.mark.parametrize("kind", ["gthread", "asgi", *thorough("sync", "gevent")])
+@pytest.mark.parametrize("kind", ["gthread", *thorough("asgi", "sync", "gevent")])
 def test_longer_graceful_timeout(place: Place, kind: str) -> None:
     """After a reload that makes graceful_timeout longer, the new time applies to requests of old workers."""
     place.add("conf.py", "graceful_timeout = 0.5\n")
@@ -39,7 +39,7 @@ def test_longer_graceful_timeout(place: Place, kind: str) -> None:
     assert not daemon.events("drain_timeout")
 
 
-@pytest.mark.parametrize("kind", ["gthread", "asgi", *thorough("sync", "gevent")])
+@pytest.mark.parametrize("kind", ["gthread", *thorough("asgi", "sync", "gevent")])
 def test_shorter_graceful_timeout(place: Place, kind: str) -> None:
     """After a reload that makes it shorter, old workers end requests before they would be killed."""
     place.add("conf.py", "graceful_timeout = 30\n")

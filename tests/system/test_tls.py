@@ -222,7 +222,7 @@ def ssl_context(conf, factory):
 
 
 @pytest.mark.parametrize(
-    ("worker_class", "app"), [("gthread", "plain"), ("gevent", "plain"), ("asgi", "waiter")]
+    ("worker_class", "app"), [("gthread", "plain"), *thorough(("gevent", "plain"), ("asgi", "waiter"))]
 )
 def test_hook_alone(
     place: Place, authority: Authority, server: Certificate, worker_class: str, app: str

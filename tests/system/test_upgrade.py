@@ -19,7 +19,7 @@ from tests.kit.daemon import Daemon, Place
 from tests.kit.http_client import ask
 from tests.kit.load import Load
 from tests.kit.processes import Process, children, descriptors, title, zombies
-from tests.kit.tiers import thorough
+from tests.kit.tiers import thorough, tiers
 from tests.kit.waiting import until
 
 pytestmark = pytest.mark.system
@@ -115,6 +115,7 @@ def test_descriptors_do_not_grow(place: Place) -> None:
     assert (place.app_folder / "up.pid").read_text() == f"{daemon.pid}\n"
 
 
+@pytest.mark.thorough
 def test_request_in_flight(place: Place) -> None:
     """A request that is in the app when the program is replaced gets its answer."""
     daemon = start(place)
@@ -133,6 +134,7 @@ def test_new_code_is_served(place: Place) -> None:
     assert daemon.get().text == "new"
 
 
+@pytest.mark.thorough
 def test_broken_app(place: Place) -> None:
     """The program is tried first: its failure is reported, and nothing has changed."""
     daemon = start(place)
@@ -178,6 +180,7 @@ def test_program_is_gone(place: Place) -> None:
     assert daemon.get().status == 200
 
 
+@pytest.mark.thorough
 def test_scale_and_wishes_go_on(place: Place) -> None:
     """A number set by hand survives, and the new program handles signals and the API as the old one did."""
     daemon = start(place)
@@ -341,12 +344,14 @@ def test_few_descriptors(place: Place) -> None:
 
 @pytest.mark.parametrize(
     "broken",
-    [
-        "import ostler.daemon.upgrade_state as module; module._format = bytes",
-        "import ostler.daemon.main as module; module.Observer = None",
-        "import ostler.daemon.own_settings as module; module.PidFile = None",
-    ],
-    ids=["reading", "building", "taking over"],
+    tiers(
+        [
+            ("reading", "import ostler.daemon.upgrade_state as module; module._format = bytes"),
+            ("building", "import ostler.daemon.main as module; module.Observer = None"),
+            ("taking over", "import ostler.daemon.own_settings as module; module.PidFile = None"),
+        ],
+        ["taking over"],
+    ),
 )
 def test_new_program_fails(place: Place, broken: str) -> None:
     """At whatever point it fails, workers continue to serve;
@@ -362,6 +367,7 @@ def test_new_program_fails(place: Place, broken: str) -> None:
     until(lambda: place.leftovers() == [], "all processes have ended")
 
 
+@pytest.mark.thorough
 def test_new_program_fails_and_workers_end(place: Place) -> None:
     """Without workers it ends, so that a service manager can start a new one."""
     broken = "import ostler.daemon.upgrade_state as module; module._format = bytes"

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.kit.tiers import tiers
+
 ROOT = Path(__file__).parents[2]
 GUIDE = ROOT / "CONTRIBUTING.md"
 MOST_FILES = 4
@@ -374,7 +376,7 @@ def test_four_files_at_most(example: Example) -> None:
             assert path.removeprefix("supervisor/ostler/") in section
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.heading)
+@pytest.mark.parametrize("example", tiers([(each.heading, each) for each in EXAMPLES], [SETTING.heading]))
 def test_the_example_works(example: Example, tmp_path: Path) -> None:
     """What the recipe adds to a copy of the package works everywhere it should."""
     copy, folder = tmp_path / "copy", tmp_path / "folder"

@@ -17,6 +17,7 @@ from ostler.control import metrics, pages
 from ostler.control.control_state import ControlState
 from ostler.control.server import ControlServer
 from ostler.daemon import upgrade_state
+from ostler.daemon.carried_parts import CarriedParts
 from ostler.daemon.chores import Chores
 from ostler.daemon.control_server import ControlStarter
 from ostler.daemon.file_watching.file_watcher import FileWatcher
@@ -36,7 +37,6 @@ from ostler.daemon.sensors.idle_cpus import IdleCpuSensor
 from ostler.daemon.sensors.implausible import ImplausibleWorkers
 from ostler.daemon.sensors.load import LoadSensor
 from ostler.daemon.shell import Callbacks, Shell
-from ostler.daemon.snapshots import Snapshots
 from ostler.daemon.start_request import RunRequest
 from ostler.daemon.upgrade_state import Carried
 from ostler.daemon.upgrader import Upgrader
@@ -138,7 +138,7 @@ class Daemon:
         before = carried.control if carried else ControlState()
         self._control_starter = ControlStarter(self._control, self._journal, request.any_control_port, before)
         self._control_started = asyncio.Event()
-        self._snapshots = Snapshots(
+        self._carried_parts = CarriedParts(
             shell,
             self._listeners,
             self._scoreboard,
@@ -150,7 +150,7 @@ class Daemon:
             request.command,
         )
         self._upgrader = Upgrader(
-            shell, self._notifier, request.folder, self._snapshots.take, self._before_exec
+            shell, self._notifier, request.folder, self._carried_parts.take, self._before_exec
         )
         self._chores = self._make_chores()
         # What all cells of the scoreboard contain, and in which round of the chores they were read.
@@ -350,7 +350,7 @@ class Daemon:
         """Continue where the program before this one stopped, then replace all workers as a reload does."""
         shell = self._shell
         try:
-            loaded = self._snapshots.restore(carried)
+            loaded = self._carried_parts.restore(carried)
             self._deadlines.resume()
             self._start_task(self._start_control(loaded))
             self._begin_supervising()

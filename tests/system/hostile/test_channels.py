@@ -240,8 +240,7 @@ def leave(place: Place, name: str) -> None:
     ("name", "words"),
     [
         ("garbage", "no message"),
-        ("descriptors", "descriptors"),
-        ("hook_done", "which is not the next"),
+        *thorough(("descriptors", "descriptors"), ("hook_done", "which is not the next")),
         *thorough(("lingering", "descriptors"), ("flood", "no message")),
         *thorough(("forked_other", "never asked for"), ("configured", "LoadFailed while it is forking")),
     ],

@@ -172,6 +172,7 @@ def test_killed_fork_server(field: Field) -> None:
     assert daemon.stop() == 0
 
 
+@pytest.mark.thorough
 def test_all_that_the_administrator_does(field: Field) -> None:
     """Reload, refork, log rotation and an upgrade in place: planted files run as the app's user only."""
     daemon = field.start("--preload")

@@ -210,7 +210,7 @@ def assert_open(daemon: Daemon, first: bytes, context: ssl.SSLContext | None = N
 
 
 @each_class
-@pytest.mark.parametrize("attack", [*thorough("nothing", "chunks"), "heads", "bodies"])
+@pytest.mark.parametrize("attack", [*thorough("nothing", "chunks", "heads"), "bodies"])
 def test_new_clients_are_answered(hostile_place: Place, words: tuple[str, ...], attack: str) -> None:
     """Six times as many slow connections as the worker keeps: the slowest are closed."""
     daemon = hostile_place.start(*LIMITS, *reading(words))

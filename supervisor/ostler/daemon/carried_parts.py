@@ -13,7 +13,7 @@ from ostler.scoreboard.reader import Scoreboard
 from ostler.settings.load import Loaded
 
 
-class Snapshots:
+class CarriedParts:
     """Called only by the event loop's thread.
 
     Args:
