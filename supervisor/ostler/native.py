@@ -5,7 +5,7 @@ Python code, too, if it is missing; who uses it says what is different then. OST
 """
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -18,3 +18,6 @@ try:
     from ostler import _native as module
 except ImportError:
     module = None
+
+CORE: Literal["c", "python"] = "python" if module is None else "c"
+"""What serves ordinary requests in workers of this process; see `settings.classes.Core`."""

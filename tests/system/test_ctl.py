@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from ostler import __version__
+from ostler import __version__, native
 from ostler.control.views import ConfigView, RequestView, StatusView, WorkerView
 from tests.kit.daemon import Daemon, Done, Place
 from tests.kit.http_client import ask
@@ -45,6 +45,8 @@ def test_status(daemon: Daemon) -> None:
         __version__,
     )
     assert (status.wanted, status.ready, status.worker_class) == (2, 2, "sync")
+    assert status.core == native.CORE
+    assert f"requests in {'C' if native.module is not None else 'Python'}" in out
 
 
 def test_workers_json(daemon: Daemon) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import signal
 import socket
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ostler import __version__
+from ostler import __version__, native
 from tests.kit.daemon import Place
 from tests.kit.http_client import ask
 from tests.kit.processes import Process, children, title
@@ -180,7 +181,11 @@ def test_relative_paths_with_chdir(place: Place) -> None:
 
 def test_version(place: Place) -> None:
     """One line on stdout."""
-    assert place.run("--version") == (0, f"ostler {__version__}\n", "")
+    python = f"Python {platform.python_version()}"
+    with_it = "with" if native.module is not None else "without"
+    assert place.run("--version") == (0, f"ostler {__version__} ({python}, {with_it} the C extension)\n", "")
+    without = place.run("--version", OSTLER_NATIVE="0").out
+    assert without == f"ostler {__version__} ({python}, without the C extension)\n"
 
 
 def test_check_config(place: Place) -> None:

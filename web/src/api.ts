@@ -93,6 +93,7 @@ export interface StatusView {
   override: number | null;
   workers_range: [number, number] | null;
   program_since: number;
+  core: string;
   upgraded: number;
 }
 

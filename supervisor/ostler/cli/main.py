@@ -2,6 +2,7 @@
 
 import gc
 import os
+import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import NoReturn
 
 import click
 
-from ostler import __version__
+from ostler import __version__, native
 from ostler.cli.arguments import CommandLine, command
 from ostler.errors import ExitCode, OstlerError
 from ostler.osapi.needed import LIMITS
@@ -18,6 +19,8 @@ from ostler.osapi.process import fill_standard_descriptors
 from ostler.terminal import encode_anything, one_line
 from ostler.text import name_and_text
 
+_CORE = "with" if native.CORE == "c" else "without"
+_VERSION = f"ostler %(version)s (Python {platform.python_version()}, {_CORE} the C extension)"
 # Variables that libraries read when they are imported.
 _OF_LIBRARIES = ("SSLKEYLOGFILE", "OPENSSL_CONF")
 # Where OpenSSL looks for certificates of authorities (SSL_CTX_set_default_verify_paths(3)).
@@ -25,7 +28,7 @@ _CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 
 
 def _command() -> click.Command:
-    version = click.version_option(__version__, "-v", "--version", message="ostler %(version)s")
+    version = click.version_option(__version__, "-v", "--version", message=_VERSION)
     return version(command(_run))
 
 

@@ -143,7 +143,7 @@ def print_status(status: StatusView) -> None:
         ("supervisor", f"pid {status.pid}, up {age(status.uptime)}, generation {status.generation}"),
         ("requests", f"{totals.requests} answered, {totals.errors} errors, {_in_flight(status)}"),
         ("processes", f"{totals.spawned} started, {totals.deaths} died unasked"),
-        ("version", f"Ostler {status.version}, Python {status.python}{_upgraded(status)}"),
+        ("version", f"Ostler {status.version}, Python {status.python}{_core(status)}{_upgraded(status)}"),
     ]
     if reload := status.reload:
         reason = f": {reload.reason}" if reload.reason else ""
@@ -327,6 +327,10 @@ def moment(at: float) -> str:
 
 def _process(view: ExitView) -> str:
     return view.kind if view.slot is None else f"{view.kind} {view.slot}"
+
+
+def _core(status: StatusView) -> str:
+    return {"c": ", requests in C", "python": ", requests in Python"}.get(status.core, "")
 
 
 def _upgraded(status: StatusView) -> str:

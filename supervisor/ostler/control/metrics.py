@@ -92,8 +92,14 @@ def _fleet(figures: Figures) -> Iterable["Metric"]:
     from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
 
     status = figures.status
-    build = {"version": status.version, "python": status.python, "worker_class": status.worker_class}
-    yield InfoMetricFamily("ostler_build", "Versions and worker class.", value=build)
+    build = {
+        "version": status.version,
+        "python": status.python,
+        "worker_class": status.worker_class,
+        "core": status.core,
+    }
+    about = "Versions, worker class, and what serves ordinary requests: c, python, or own (of the class)."
+    yield InfoMetricFamily("ostler_build", about, value=build)
     yield _gauge("start_time_seconds", "When the supervisor was started, in unix time.", status.started_at)
     yield _gauge(
         "generation", "Number of the current generation of configuration and app.", status.generation

@@ -172,6 +172,8 @@ class StatusView(msgspec.Struct, frozen=True):
     """The older generation that is kept, so that it can serve again; None: none is."""
     program_since: float = 0.0
     """When this version of the supervisor took over: `started_at`, unless it was upgraded in place."""
+    core: str = "own"
+    """What serves ordinary requests: `c` (the C extension), `python`, or `own` (code of the worker class)."""
     upgraded: int = 0
     """How many of the requests in flight have taken their connections, e.g. for websockets."""
 

@@ -142,7 +142,10 @@ class Preparation:
                 if kind is not None and (unused := without_effect(loaded.settings, kind)):
                     remarks.append(f"without effect in {kind} workers: {', '.join(unused)}")
             loaded = msgspec.structs.replace(
-                loaded, one_loop=self._worker_class.one_loop, tls=self._tls is not None
+                loaded,
+                one_loop=self._worker_class.one_loop,
+                core=self._worker_class.core,
+                tls=self._tls is not None,
             )
             remarks += self._set_up_hooks(loaded.settings, functions, ask)
             if ask.known is None:

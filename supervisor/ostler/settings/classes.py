@@ -1,9 +1,12 @@
 """Names of worker classes: ours, gunicorn's, and those of packages that bring worker classes for gunicorn."""
 
-from typing import Any
+from typing import Any, Literal
 
 # What runs in a worker, by name; other names are looked up in the entry-point group `ostler.workers`.
 BUILT_IN = ("sync", "gthread", "gevent", "eventlet", "meinheld", "asgi")
+
+Core = Literal["c", "python", "own"]
+"""What serves the ordinary requests of a worker: the C extension, Python, or code of the worker class."""
 
 # Those that replace what waits in the standard library.
 PATCHING = frozenset({"gevent", "eventlet"})

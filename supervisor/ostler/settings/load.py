@@ -13,7 +13,7 @@ import msgspec
 
 from ostler.errors import InvalidValue, SettingError
 from ostler.settings import ignored
-from ostler.settings.classes import MOST_THREADS
+from ostler.settings.classes import MOST_THREADS, Core
 from ostler.settings.configfile import ConfigFile
 from ostler.settings.kinds.kind import shown
 from ostler.settings.kinds.tls import TLS_VERSION
@@ -30,11 +30,11 @@ class Loaded(msgspec.Struct, frozen=True):
     """Settings and, by name, where each value came from.
 
     ignored: what was given without effect here, with its value as text; warnings: lines for the log; hooks:
-    where each of the file's is defined, by name; one_loop: as `BaseWorker` of the worker class, once that was
-    found; tls: clients are served TLS, by `certfile` or by the file's `ssl_context`; config: the file's name,
-    as in `messages.Configure`, None if there is none; confined: of the settings that name what the supervisor
-    or a fork server opens (`confine.OPENED`), those that count with the rights of the workers' account alone,
-    because others than root can write where they are from.
+    where each of the file's is defined, by name; one_loop, core: as `BaseWorker` of the worker class, once
+    that was found; tls: clients are served TLS, by `certfile` or by the file's `ssl_context`; config: the
+    file's name, as in `messages.Configure`, None if there is none; confined: of the settings that name what
+    the supervisor or a fork server opens (`confine.OPENED`), those that count with the rights of the workers'
+    account alone, because others than root can write where they are from.
     """
 
     settings: Settings
@@ -43,6 +43,7 @@ class Loaded(msgspec.Struct, frozen=True):
     warnings: list[str] = []
     hooks: dict[str, str] = {}
     one_loop: bool = False
+    core: Core = "own"
     tls: bool = False
     config: str | None = None
     confined: list[str] = []

@@ -50,6 +50,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from ostler.logs.access import AccessLog
 from ostler.logs.worker_log import Log
 from ostler.scoreboard.accounting import Accounting
+from ostler.settings.classes import Core
 from ostler.settings.table import Settings
 from ostler.workers.handoff import HandOff
 from ostler.wsgi.exchange import Exchange
@@ -103,6 +104,7 @@ class BaseWorker(ABC):
         one_loop: all requests of a worker take turns in one thread, so that a loop without passes hangs,
             also while requests are in the app. It must call `heartbeat` twice a second. It may show as many
             requests at once as `worker_connections` says, and `threads` is without meaning.
+        core: what serves its ordinary requests, for `ctl status`.
         calls_request_hooks: it serves by `context.exchange`, and so calls pre_request and post_request.
         serves_tls: it serves TLS with `context.tls`. Other classes are refused where TLS is configured.
         draining: `drain` was called.
@@ -110,6 +112,7 @@ class BaseWorker(ABC):
 
     interface: ClassVar[str] = "wsgi"
     one_loop: ClassVar[bool] = False
+    core: ClassVar[Core] = "own"
     calls_request_hooks: ClassVar[bool] = False
     serves_tls: ClassVar[bool] = False
     draining: bool = False

@@ -14,10 +14,12 @@ from time import monotonic_ns
 from types import FrameType
 from typing import ClassVar, Self
 
+from ostler import native
 from ostler.osapi import original
 from ostler.osapi.wake import Wake
 from ostler.scoreboard.layout import LEAST_QUEUED
 from ostler.scoreboard.request_slot import RequestSlot
+from ostler.settings.classes import Core
 from ostler.workers import readiness
 from ostler.workers.acceptor import FULL_CHECK_SECONDS
 from ostler.workers.base import BaseWorker, Context
@@ -62,6 +64,7 @@ class Engine(BaseWorker):
         parts: what the engine is made of.
     """
 
+    core: ClassVar[Core] = native.CORE
     calls_request_hooks: ClassVar[bool] = True
     serves_tls: ClassVar[bool] = True
 

@@ -33,7 +33,7 @@ def samples(text: str) -> dict[str, float]:
 def test_one_metric_of_each_kind(figures: Figures) -> None:
     """One figure of each kind, under the name that dashboards and alerts use."""
     seen = samples(render(figures))
-    assert seen["ostler_build_info{python=3.11.2,version=0.1.0,worker_class=sync}"] == 1
+    assert seen["ostler_build_info{core=own,python=3.11.2,version=0.1.0,worker_class=sync}"] == 1
     assert seen["ostler_workers_wanted"] == seen["ostler_workers_ready"] == 3
     assert seen["ostler_workers{state=ready}"] == 3
     assert seen["ostler_workers{state=booting}"] == 0

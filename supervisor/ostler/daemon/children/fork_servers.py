@@ -275,7 +275,8 @@ class ForkServerManager:
                 "config", "the fork server has not reported which file it is; this is a defect"
             )
         if decision.loaded is not None:
-            return msgspec.structs.replace(decision.loaded, one_loop=reported.one_loop, tls=reported.tls), []
+            found = {"one_loop": reported.one_loop, "core": reported.core, "tls": reported.tls}
+            return msgspec.structs.replace(decision.loaded, **found), []
         settings = msgspec.structs.replace(
             reported.settings, user=decision.user, group=decision.group, initgroups=decision.initgroups
         )

@@ -147,6 +147,7 @@ class Observer:
             draining=state.count(WorkerState.DRAINING) + state.count(WorkerState.STOPPING),
             generation=generation,
             worker_class=settings.worker_class if settings else "",
+            core=loaded.core if loaded else "own",
             threads=capacity.threads(loaded.settings, loaded.one_loop) if loaded else 0,
             timeout=settings.timeout if settings else 0.0,
             listeners=self._listeners.urls(

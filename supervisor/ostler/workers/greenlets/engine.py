@@ -19,8 +19,10 @@ from typing import ClassVar, Self
 
 import msgspec
 
+from ostler import native
 from ostler.osapi.wake import Wake
 from ostler.scoreboard.layout import LEAST_QUEUED
+from ostler.settings.classes import Core
 from ostler.workers import readiness, stacks
 from ostler.workers.acceptor import FULL_CHECK_SECONDS
 from ostler.workers.base import BaseWorker, Context
@@ -56,6 +58,7 @@ class GreenletEngine(BaseWorker):
     """
 
     one_loop: ClassVar[bool] = True
+    core: ClassVar[Core] = native.CORE
     calls_request_hooks: ClassVar[bool] = True
     serves_tls: ClassVar[bool] = True
 
