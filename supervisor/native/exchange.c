@@ -125,8 +125,6 @@ static PyObject *name_count_down, *name_send, *name_map_memory, *name_make_templ
 /* This process was forked by the app, so it is no worker, and must not send. */
 static bool is_forked;
 
-#define PLACE(object, place) (*(PyObject **)((char *)(object) + (place)))
-
 PyObject *
 native_note_fork(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
 {
@@ -146,13 +144,13 @@ monotonic(void)
 static native_request *
 ordinary_request_of(runner_object *self, PyObject *connection)
 {
-    PyObject *parser = PLACE(connection, self->connection_parser);
-    PyObject *output = PLACE(connection, self->connection_output);
+    PyObject *parser = NATIVE_AT(connection, self->connection_parser);
+    PyObject *output = NATIVE_AT(connection, self->connection_output);
     if (parser == NULL || !PyObject_TypeCheck(parser, self->parser_type) || output == NULL ||
-        PLACE(connection, self->connection_direct) != Py_True ||
-        PLACE(connection, self->connection_violation) != Py_None)
+        NATIVE_AT(connection, self->connection_direct) != Py_True ||
+        NATIVE_AT(connection, self->connection_violation) != Py_None)
         return NULL;
-    PyObject *requests = PLACE(parser, self->parser_requests);
+    PyObject *requests = NATIVE_AT(parser, self->parser_requests);
     if (requests == NULL || !PyList_CheckExact(requests) || PyList_GET_SIZE(requests) != 1)
         return NULL;
     PyObject *request = PyList_GET_ITEM(requests, 0);
@@ -189,8 +187,8 @@ begin(runner_object *self, PyObject *slot, slot_memory *memory, native_request *
     memcpy(text + self->METHOD_SIZE, PyBytes_AS_STRING(request->data) + request->target, (size_t)size);
     *word(&memory->words, self->PATH_LENGTH) = (uint64_t)size;
     /* RequestSlot.begin will not take the text for that of the request that it has shown last. */
-    Py_XSETREF(PLACE(slot, self->slot_method), Py_NewRef(text_empty));
-    Py_XSETREF(PLACE(slot, self->slot_target), Py_NewRef(bytes_empty));
+    Py_XSETREF(NATIVE_AT(slot, self->slot_method), Py_NewRef(text_empty));
+    Py_XSETREF(NATIVE_AT(slot, self->slot_target), Py_NewRef(bytes_empty));
     __atomic_store_n(word(&memory->words, self->STARTED), (uint64_t)now, __ATOMIC_SEQ_CST);
 }
 
@@ -200,7 +198,7 @@ static int
 send_whole(runner_object *self, native_response *response, PyObject *connection, PyObject *body)
 {
     PyObject *lines = PyObject_GetAttr(self->date, name_lines);
-    long fd = PyLong_AsLong(PLACE(connection, self->connection_fd));
+    long fd = PyLong_AsLong(NATIVE_AT(connection, self->connection_fd));
     if (lines == NULL || fd < 0 || !PyBytes_Check(lines)) {
         Py_XDECREF(lines);
         if (!PyErr_Occurred())
@@ -337,7 +335,7 @@ unfinished(runner_object *self, PyObject *slot, native_response *response, PyObj
     if (rest == NULL)
         return NULL;
     PyObject_GC_Track(begun); /* only now others see it */
-    Py_XSETREF(PLACE(slot, self->slot_unfinished), rest);
+    Py_XSETREF(NATIVE_AT(slot, self->slot_unfinished), rest);
     return PyLong_FromLong(UNFINISHED);
 }
 
@@ -401,8 +399,8 @@ finish(runner_object *self, PyObject *runner, PyObject *connection, slot_memory 
     PyObject *now = PyLong_FromLongLong(ended);
     if (now == NULL)
         return false;
-    Py_XSETREF(PLACE(connection, self->connection_idle_since), Py_NewRef(now));
-    Py_XSETREF(PLACE(connection, self->connection_answered_at), now);
+    Py_XSETREF(NATIVE_AT(connection, self->connection_idle_since), Py_NewRef(now));
+    Py_XSETREF(NATIVE_AT(connection, self->connection_answered_at), now);
     count(self, memory, response, took);
     return (!self->logs || log_request(runner, response, environ, took)) &&
            (!self->counts_down || call(runner, name_count_down, NULL, 0)) &&
@@ -419,7 +417,7 @@ end(runner_object *self, PyObject *runner, PyObject *connection, PyObject *slot,
     if (memory->is_mapped) {
         __atomic_store_n(word(&memory->words, self->STARTED), 0, __ATOMIC_SEQ_CST);
         int64_t ended = monotonic(), took = ended - started;
-        PyObject *output = PLACE(connection, self->connection_output);
+        PyObject *output = NATIVE_AT(connection, self->connection_output);
         if (took >= 0 && took >> 10 < QUICK && took <= self->long_request &&
             (output == Py_None || PyObject_Not(output) == 1)) {
             bool done = finish(self, runner, connection, memory, response, environ, took, ended);
@@ -463,7 +461,7 @@ take(runner_object *self, PyObject *runner, PyObject *connection, PyObject *slot
     int64_t prompt = PyLong_AsLongLong(prompt_until);
     if (prompt == -1 && PyErr_Occurred())
         return NULL;
-    PyObject *template = PLACE(connection, self->connection_template);
+    PyObject *template = NATIVE_AT(connection, self->connection_template);
     if (template == NULL || !PyDict_CheckExact(template))
         return PyLong_FromLong(NOT_BEGUN);
     PyObject *environ = native_request_environ(request, template);
@@ -482,7 +480,7 @@ take(runner_object *self, PyObject *runner, PyObject *connection, PyObject *slot
         if (!call(runner, name_note_waiting, each, 4))
             goto done;
     }
-    PyObject *requests = PLACE(PLACE(connection, self->connection_parser), self->parser_requests);
+    PyObject *requests = NATIVE_AT(NATIVE_AT(connection, self->connection_parser), self->parser_requests);
     if (PyList_SetSlice(requests, 0, 1, NULL) == 0)
         outcome = serve(self, runner, connection, slot, memory, request, environ, started);
 done:
@@ -513,10 +511,10 @@ run(runner_object *self, PyObject *const *arguments, Py_ssize_t number)
     PyObject *outcome = NULL;
     Py_INCREF(request);
     PyObject *each[] = {connection, self->no_fields};
-    if ((PLACE(connection, self->connection_template_head) == self->no_fields ||
+    if ((NATIVE_AT(connection, self->connection_template_head) == self->no_fields ||
          call(runner, name_make_template, each, 2)) &&
-        (PLACE(slot, self->slot_memory) != Py_None || call(slot, name_map_memory, NULL, 0))) {
-        PyObject *memory = PLACE(slot, self->slot_memory);
+        (NATIVE_AT(slot, self->slot_memory) != Py_None || call(slot, name_map_memory, NULL, 0))) {
+        PyObject *memory = NATIVE_AT(slot, self->slot_memory);
         if (memory != NULL && Py_IS_TYPE(memory, &slot_memory_type) && ((slot_memory *)memory)->is_mapped) {
             Py_INCREF(memory);
             outcome = take(self, runner, connection, slot, (slot_memory *)memory, request, arguments[3]);
@@ -530,22 +528,6 @@ run(runner_object *self, PyObject *const *arguments, Py_ssize_t number)
 }
 
 /* -- making one ----------------------------------------------------------------------------------------------- */
-
-/* Where the attribute of a slot (`__slots__`) is in objects of a class; -1 with an exception. */
-static Py_ssize_t
-place_of(PyTypeObject *type, const char *name)
-{
-    PyObject *descriptor = PyObject_GetAttrString((PyObject *)type, name);
-    if (descriptor == NULL)
-        return -1;
-    Py_ssize_t place = -1;
-    if (Py_IS_TYPE(descriptor, &PyMemberDescr_Type))
-        place = ((PyMemberDescrObject *)descriptor)->d_member->offset;
-    else
-        PyErr_Format(PyExc_TypeError, "%s.%s is not in __slots__", type->tp_name, name);
-    Py_DECREF(descriptor);
-    return place;
-}
 
 static Py_ssize_t
 number_of(PyObject *object, const char *name)
@@ -576,7 +558,7 @@ static bool
 fill(runner_object *self, PyObject *layout, PyObject *quick)
 {
 #define FIND_PLACE(type, name)                                                                                      \
-    if ((self->type##_##name = place_of(self->type##_type, #name)) < 0)                                             \
+    if ((self->type##_##name = native_place_of(self->type##_type, #name)) < 0)                                             \
         return false;
     PLACES(FIND_PLACE)
 #define FIND_LAYOUT(name)                                                                                           \

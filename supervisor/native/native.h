@@ -20,6 +20,12 @@ typedef struct {
 /* Fill the objects with interned strings; -1 with an exception. */
 int native_intern(const native_text *texts, size_t count);
 
+/* Where the attribute of a slot (`__slots__`) is in objects of a class; -1 with an exception. */
+Py_ssize_t native_place_of(PyTypeObject *type, const char *name);
+
+/* The object that is there, or NULL. */
+#define NATIVE_AT(object, place) (*(PyObject **)((char *)(object) + (place)))
+
 /* orphan_fork.c */
 PyObject *native_fork_orphan(PyObject *module, PyObject *own_group);
 
@@ -48,9 +54,14 @@ typedef struct {
 
 extern PyTypeObject native_request_type;
 extern PyTypeObject native_rules_type;
+/* The request that the bytes are, or None; NULL with an exception. A new reference. */
+PyObject *native_request_of(PyObject *data, native_rules *rules);
 PyObject *native_ordinary_request(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 PyObject *native_request_environ(native_request *self, PyObject *template);
 int native_add_requests(PyObject *module);
+
+/* receive.c */
+int native_add_receiving(PyObject *module);
 
 /* response.c */
 

@@ -378,14 +378,8 @@ scan_request(native_rules *rules, const char *data, size_t size, scan *found)
 }
 
 PyObject *
-native_ordinary_request(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
+native_request_of(PyObject *data, native_rules *rules)
 {
-    if (count != 2 || !PyBytes_CheckExact(arguments[0]) || !PyObject_TypeCheck(arguments[1], &native_rules_type)) {
-        PyErr_SetString(PyExc_TypeError, "ordinary_request(data: bytes, rules: RequestRules)");
-        return NULL;
-    }
-    PyObject *data = arguments[0];
-    native_rules *rules = (native_rules *)arguments[1];
     const char *text = PyBytes_AS_STRING(data);
     scan found;
     if (!scan_request(rules, text, (size_t)PyBytes_GET_SIZE(data), &found)) {
@@ -414,6 +408,16 @@ native_ordinary_request(PyObject *Py_UNUSED(module), PyObject *const *arguments,
         return NULL;
     }
     return (PyObject *)self;
+}
+
+PyObject *
+native_ordinary_request(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
+{
+    if (count != 2 || !PyBytes_CheckExact(arguments[0]) || !PyObject_TypeCheck(arguments[1], &native_rules_type)) {
+        PyErr_SetString(PyExc_TypeError, "ordinary_request(data: bytes, rules: RequestRules)");
+        return NULL;
+    }
+    return native_request_of(arguments[0], (native_rules *)arguments[1]);
 }
 
 /* -- the environ ---------------------------------------------------------------------------------------------- */

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ostler.http1.head import Head, Rules
+from ostler.http1.request import RequestParser
 from ostler.scoreboard.request_slot import RequestSlot
 from ostler.workers.connection import Connection
 from ostler.workers.wsgi_runner import WsgiRunner
@@ -72,6 +73,24 @@ def ordinary_request(data: bytes, rules: RequestRules, /) -> Request | None:
 
     What it does not recognize may be valid, incomplete, malformed, or several requests.
     """
+
+class OrdinaryReceiver:
+    """Reads from connections. Called only by the thread that polls.
+
+    size: bytes of one read.
+    """
+
+    def __init__(
+        self, *, connection_type: type[Connection], parser_type: type[RequestParser], size: int
+    ) -> None: ...
+    def receive(self, connection: Connection, /) -> bytes | None:
+        """Read once from a connection without TLS and without output that waits.
+
+        Returns what has come, which the parser has not got; or None if that is one ordinary request, which
+        was put into `parser.requests`, and no other one is being received.
+
+        Raises OSError, e.g. BlockingIOError.
+        """
 
 def note_fork() -> None:
     """This process was forked by the app, so nothing is sent by `OrdinaryRunner` any more."""

@@ -1,10 +1,13 @@
 """Receiving: what an event of a connection means, from bytes to whole requests."""
 
 import socket
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from ostler import native
 from ostler.http1.errors import ProtocolViolation
 from ostler.http1.proxy import read_proxy_header
+from ostler.http1.request import RequestParser
 from ostler.scoreboard.request_slot import RequestSlot
 from ostler.workers.addresses import host_of
 from ostler.workers.connection import Connection
@@ -41,6 +44,11 @@ class Receiver:
         self._read = calls.read
         self._proxy_mode = proxy_mode
         self._tls = tls
+        self._receive_ordinary: Callable[[Connection], bytes | None] | None = None
+        if native.module is not None:
+            self._receive_ordinary = native.module.OrdinaryReceiver(
+                connection_type=Connection, parser_type=RequestParser, size=READ_SIZE
+            ).receive
 
     def receive(self, connection: Connection, slot: RequestSlot, now: int) -> bool:
         """Do the I/O that an event is about.
@@ -59,13 +67,18 @@ class Receiver:
                     connection, slot, now
                 )
             else:
+                if self._receive_ordinary is None:
+                    data = self._read(connection.fd, READ_SIZE)
+                elif (received := self._receive_ordinary(connection)) is None:
+                    return True  # nearly always: one read, one request, and nothing behind it
+                else:
+                    data = received
                 parser = connection.parser
-                data = self._read(connection.fd, READ_SIZE)
                 try:
                     parser.feed(data)
                 except ProtocolViolation as violation:
                     connection.violation = violation.without_traceback()
-                # Nearly always this is all: one read, one request, and nothing behind it.
+                # The same without the C extension.
                 if parser.requests and not (parser.receiving or connection.receiving_since):
                     return True
                 ready = self._act_on_parsed(connection, slot, now, data)
