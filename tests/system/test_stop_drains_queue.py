@@ -2,15 +2,19 @@
 
 import signal
 import socket
+import ssl
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
+from tests.kit.certificates import Authority
 from tests.kit.daemon import Daemon, Place
 from tests.kit.ports import free_port
 from tests.kit.tiers import thorough
-from tests.kit.waiting import until
+from tests.kit.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.system
 
@@ -31,14 +35,13 @@ async def app(scope, receive, send):
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
     await send({"type": "http.response.body", "body": b"ok"})
 """
-CLASSES = [
-    ("gthread", 2),
-    ("asgi", 1),
-    *thorough(("sync", 1), ("gevent", 1), ("eventlet", 1), ("meinheld", 1)),
-]
+TLS_CLASSES = [("gthread", 2), ("asgi", 1), *thorough(("sync", 1), ("gevent", 1), ("eventlet", 1))]
+CLASSES = [*TLS_CLASSES, *thorough(("meinheld", 1))]
 
 
-def begin(place: Place, kind: str, threads: int, workers: int, bind: str | None = "127.0.0.1:0") -> Daemon:
+def begin(
+    place: Place, kind: str, threads: int, workers: int, *args: str, bind: str | None = "127.0.0.1:0"
+) -> Daemon:
     if kind in ("gevent", "eventlet", "meinheld") and find_spec(kind) is None:
         pytest.skip(f"{kind} is not installed")
     source = ASGI if kind == "asgi" else WSGI
@@ -49,7 +52,7 @@ def begin(place: Place, kind: str, threads: int, workers: int, bind: str | None 
         source = f"from ostler.osapi.original import sleep as SLEEP\n{source}"
     place.add("slow.py", source)
     extra = ("--threads", str(threads)) if threads > 1 else ()
-    return place.start("-w", str(workers), "-k", kind, *extra, "slow:app", bind=bind)
+    return place.start("-w", str(workers), "-k", kind, *extra, *args, "slow:app", bind=bind)
 
 
 def ask(family: int, address: object) -> socket.socket:
@@ -96,6 +99,46 @@ def test_all_that_wait_are_answered(place: Place, kind: str, threads: int, worke
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that ended are no listeners
         sock.bind(address)
+
+
+@pytest.mark.parametrize(("kind", "threads"), TLS_CLASSES)
+def test_tls_clients_that_wait(place: Place, tmp_path: Path, kind: str, threads: int) -> None:
+    """The same over TLS: those in the queue whose handshake no worker has seen, and one that has only
+    connected.
+    """
+    authority = Authority(tmp_path)
+    server, context = authority.issue("localhost"), authority.client_context()
+    tls = ("--certfile", server.cert, "--keyfile", server.key)
+    daemon = begin(place, kind, threads, 1, *tls)
+
+    def connected() -> ssl.SSLSocket:
+        plain = socket.create_connection(daemon.address, PATIENCE)
+        return context.wrap_socket(plain, server_hostname="localhost", do_handshake_on_connect=False)
+
+    def asked(client: ssl.SSLSocket) -> bytes:
+        try:
+            client.do_handshake()
+            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        except OSError as error:
+            client.close()
+            return repr(error).encode()
+        return answer(client)
+
+    with ThreadPoolExecutor(9) as pool:
+        answers = [pool.submit(asked, connected()) for _ in range(threads)]
+        daemon.in_app("/")
+        waiting = [connected() for _ in range(8)]
+        for client in waiting[1:]:
+            client.setblocking(False)
+            with pytest.raises(ssl.SSLWantReadError):
+                client.do_handshake()  # it has sent its first message
+            client.settimeout(PATIENCE)
+        daemon.send(signal.SIGTERM)
+        daemon.event("stop")
+        answers += [pool.submit(asked, client) for client in waiting]
+        (place.app_folder / "go").touch()
+        assert [each.result() for each in answers] == [b"200"] * len(answers)
+    assert daemon.wait() == 0
 
 
 def test_a_unix_socket(place: Place) -> None:
