@@ -4,6 +4,7 @@ import signal
 import socket
 import ssl
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,12 +36,24 @@ async def app(scope, receive, send):
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
     await send({"type": "http.response.body", "body": b"ok"})
 """
+# The app's handler is called as soon as its worker drains.
+TOLD = """
+import asyncio, signal
+from pathlib import Path
+signal.signal(signal.SIGTERM, lambda signum, frame: Path("told").touch())
+"""
 TLS_CLASSES = [("gthread", 2), ("asgi", 1), *thorough(("sync", 1), ("gevent", 1), ("eventlet", 1))]
 CLASSES = [*TLS_CLASSES, *thorough(("meinheld", 1))]
 
 
 def begin(
-    place: Place, kind: str, threads: int, workers: int, *args: str, bind: str | None = "127.0.0.1:0"
+    place: Place,
+    kind: str,
+    threads: int,
+    workers: int,
+    *args: str,
+    bind: str | None = "127.0.0.1:0",
+    pass_fds: Sequence[int] = (),
 ) -> Daemon:
     if kind in ("gevent", "eventlet", "meinheld") and find_spec(kind) is None:
         pytest.skip(f"{kind} is not installed")
@@ -52,7 +65,9 @@ def begin(
         source = f"from ostler.osapi.original import sleep as SLEEP\n{source}"
     place.add("slow.py", source)
     extra = ("--threads", str(threads)) if threads > 1 else ()
-    return place.start("-w", str(workers), "-k", kind, *extra, *args, "slow:app", bind=bind)
+    return place.start(
+        "-w", str(workers), "-k", kind, *extra, *args, "slow:app", bind=bind, popen={"pass_fds": pass_fds}
+    )
 
 
 def ask(family: int, address: object) -> socket.socket:
@@ -152,6 +167,50 @@ def test_a_unix_socket(place: Place) -> None:
     (place.app_folder / "go").touch()
     assert [answer(client) for client in clients] == [b"200"] * len(clients)
     assert daemon.wait() == 0
+
+
+@pytest.mark.parametrize(("kind", "threads"), CLASSES)
+def test_beside_a_listener_of_another_program(place: Place, kind: str, threads: int) -> None:
+    """What waits at the daemon's own address is answered, although a listener that was handed over stays
+    open.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as outer:
+        fd = outer.fileno()
+        daemon = begin(place, kind, threads, 1, "-b", f"fd://{fd}", pass_fds=[fd])
+        clients = [ask(socket.AF_INET, daemon.address) for _ in range(8)]
+        daemon.in_app("/")
+        daemon.send(signal.SIGTERM)
+        daemon.event("stop")
+        (place.app_folder / "go").touch()
+        assert [answer(client) for client in clients] == [b"200"] * len(clients)
+        assert daemon.wait() == 0
+
+
+@pytest.mark.parametrize("kind", ["gthread", "asgi", *thorough("gevent", "eventlet")])
+def test_what_waits_for_another_program(place: Place, kind: str) -> None:
+    """At a stop a worker accepts no more from a listener that was handed over: the program that accepts from
+    it next has what waits.
+    """
+    if kind in ("gevent", "eventlet") and find_spec(kind) is None:
+        pytest.skip(f"{kind} is not installed")
+    wait = ("time.sleep(0.01)", "await asyncio.sleep(0.01)")
+    place.add("slow.py", (ASGI.replace(*wait) if kind == "asgi" else WSGI) + TOLD)
+    threads = ("--threads", "2") if kind == "gthread" else ()
+    with socket.create_server(("127.0.0.1", 0)) as outer:
+        fd = outer.fileno()
+        args = ("-k", kind, *threads, "-b", f"fd://{fd}", "slow:app")
+        daemon = place.start(*args, popen={"pass_fds": [fd]})
+        client = ask(socket.AF_INET, daemon.address)
+        daemon.in_app("/")
+        daemon.send(signal.SIGTERM)
+        until((place.app_folder / "told").exists, "the worker drains")
+        with ask(socket.AF_INET, outer.getsockname()):
+            (place.app_folder / "go").touch()
+            assert answer(client) == b"200"
+            assert daemon.wait() == 0
+            accepted, _ = outer.accept()
+            with accepted:
+                assert accepted.recv(100).startswith(b"GET / ")
 
 
 def test_the_time_is_limited(place: Place) -> None:
