@@ -12,7 +12,7 @@ import pytest_asyncio
 from playwright.async_api import Browser, Page, async_playwright, expect
 
 from ostler.control.pages import STATIC
-from ostler.control.views import ErrorView, EventView
+from ostler.control.views import ChangeView, ErrorView, EventView
 from tests.browser.fake_api import (
     CODE,
     TRACEBACK,
@@ -199,6 +199,21 @@ async def test_failed_reload_shows_its_traceback(page: Page, api: FakeApi) -> No
     await expect(panel.locator("pre")).to_have_text(TRACEBACK.strip())
     await expect(page.get_by_role("button", name="Reload", exact=True)).to_have_attribute(
         "aria-disabled", "false"
+    )
+
+
+async def test_reload_shows_its_environment(page: Page, api: FakeApi) -> None:
+    """A reload that has changed the environment says from what to what."""
+    await expect(page.locator(".reload")).to_contain_text("generation 7")
+    await expect(page.locator(".reload .environment")).to_have_count(0)
+    folders = ("/srv/shop/1/.venv", "/srv/shop/2/.venv")
+    changes = [
+        ChangeView("environment", *folders, "generation"),
+        ChangeView("Python", "3.12.1", "3.13.0", "generation"),
+    ]
+    api.send("status", a_status(reload=a_reload("done", replaced=4, environment=changes)))
+    await expect(page.locator(".reload .environment")).to_have_text(
+        "environment /srv/shop/1/.venv → /srv/shop/2/.venv, Python 3.12.1 → 3.13.0"
     )
 
 

@@ -59,6 +59,7 @@ async def app(scope, receive, send):
     await send({{"type": "http.response.body", "body": answer.encode()}})
 """
 CLASSES = ["gthread", "asgi", *thorough("sync", "gevent", "eventlet", "meinheld")]
+AT_EXIT = "atexit.register(lambda: note('exit'))"
 HANDLER = """
 def on_term(signum, frame):
     note("term")
@@ -159,16 +160,37 @@ def is_gone(pid: int) -> bool:
     return process.ended(1)
 
 
-@pytest.mark.thorough
-def test_atexit_of_a_zygote(place: Place) -> None:
-    """A worker that becomes the fork server runs its atexit functions, too, when that ends."""
-    daemon = begin(place, "sync", more="atexit.register(lambda: note('exit'))")
+@pytest.mark.parametrize("preload", [(), *thorough((("--preload",),))])
+@pytest.mark.parametrize("kind", CLASSES)
+def test_atexit(place: Place, kind: str, preload: tuple[str, ...]) -> None:
+    """A worker runs the app's atexit functions once at its end, at a reload and at a stop; a fork server that
+    only preloaded the app does not.
+    """
+    daemon = begin(place, kind, *preload, more=AT_EXIT)
+    (first,) = daemon.pids()
+    assert daemon.ctl("reload").code == 0
+    (second,) = [worker.pid for worker in daemon.settled(1)]
+    assert first != second
+    assert daemon.stop() == 0
+    assert notes(place) == [f"exit {first}", f"exit {second}"]
+
+
+@pytest.mark.parametrize("probation", ["0", *thorough("600")])
+@pytest.mark.parametrize("kind", thorough("sync", "gthread", "asgi", "gevent", "eventlet", "meinheld"))
+def test_atexit_of_a_zygote(place: Place, kind: str, probation: str) -> None:
+    """A worker that becomes the fork server runs its atexit functions, too, when that ends: at a reload, or
+    after it was the spare until the stop.
+    """
+    daemon = begin(place, kind, "--probation", probation, more=AT_EXIT)
     (first,) = daemon.pids()
     assert daemon.ctl("refork").code == 0
     daemon.until(lambda: daemon.pids() != [first], "another worker")
     assert fork_server(daemon).pid == first
     assert daemon.ctl("reload").code == 0
-    until(lambda: f"exit {first}" in notes(place), "its atexit functions were called")
+    if probation == "0":
+        until(lambda: f"exit {first}" in notes(place), "its atexit functions were called")
+    else:
+        assert f"exit {first}" not in notes(place)
     assert daemon.stop() == 0
-    ended = [line.split()[1] for line in notes(place) if line.startswith("exit")]
-    assert len(ended) == len(set(ended)) >= 3
+    workers = [event["pid"] for event in daemon.events("worker_ready")]
+    assert sorted(notes(place)) == sorted(f"exit {pid}" for pid in workers)

@@ -1,6 +1,10 @@
 """`[::]` and IPv4: a real daemon over its starts, reloads and upgrades."""
 
+import http.client
+import json
 import signal
+from importlib.util import find_spec
+from typing import Any
 
 import pytest
 
@@ -8,7 +12,7 @@ from tests.kit.daemon import Daemon, Place
 from tests.kit.http_client import ask
 from tests.kit.ports import free_port
 from tests.kit.tiers import thorough
-from tests.kit.waiting import until
+from tests.kit.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.system
 
@@ -39,6 +43,39 @@ def test_every_worker_class_answers_both(place: Place, worker_class: str) -> Non
     assert daemon.url.startswith("http://[::]:")
     assert daemon.status().listeners == daemon.urls
     served(daemon.port)
+
+
+def seen(port: int, path: str, proxy: str, forwarded: str) -> dict[str, Any]:
+    """What the app sees of a request that a proxy with this IPv4 address forwards."""
+    headers = {"X-Forwarded-Proto": "https", "X-Forwarded-For": forwarded}
+    connection = http.client.HTTPConnection("127.0.0.1", port, PATIENCE, source_address=(proxy, 0))
+    try:
+        connection.request("GET", path, headers=headers)
+        found: dict[str, Any] = json.loads(connection.getresponse().read())
+        return found
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("kind", ["gthread", "asgi", *thorough("sync", "gevent", "eventlet")])
+def test_an_ipv4_proxy_is_trusted(place: Place, kind: str) -> None:
+    """forwarded_allow_ips names IPv4 networks; the kernel shows their proxies as ::ffff:a.b.c.d at [::]."""
+    if kind in ("gevent", "eventlet") and find_spec(kind) is None:
+        pytest.skip(f"{kind} is not installed")
+    trusted = ("--forwarded-allow-ips", "127.0.1.0/24")
+    path, app, scheme = "/environ", "plain:app", "wsgi.url_scheme"
+    if kind == "asgi":
+        path, app, scheme = "/scope", "waiter:app", "scheme"
+    daemon = place.start("-k", kind, *trusted, app, bind="[::]:0")
+    forwarded = "192.0.2.7, ::ffff:127.0.1.9, 127.0.1.8"
+    from_proxy = seen(daemon.port, path, "127.0.1.1", forwarded)
+    assert from_proxy[scheme] == "https"
+    assert seen(daemon.port, path, "127.0.2.1", forwarded)[scheme] == "http"
+    if kind == "asgi":
+        assert from_proxy["client"] == ["192.0.2.7", 0]
+        assert seen(daemon.port, path, "127.0.2.1", forwarded)["client"][0] == "::ffff:127.0.2.1"
+    else:
+        assert from_proxy["REMOTE_ADDR"] == "::ffff:127.0.1.1"
 
 
 @pytest.mark.thorough

@@ -158,7 +158,6 @@ class Shell:
             self.inbox,
             self.stacks,
             self.reaper,
-            listeners,
             callbacks.on_files,
         )
         self.fork_servers = ForkServerManager(

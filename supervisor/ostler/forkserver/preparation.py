@@ -44,6 +44,7 @@ from ostler.osapi.account import Account, find_account
 from ostler.osapi.priority import keep_way_forward
 from ostler.osapi.process import set_title
 from ostler.settings import configfile
+from ostler.settings.address import parse_address
 from ostler.settings.classes import PATCHING
 from ostler.settings.load import Loaded
 from ostler.settings.opening_rights import others_logs, rights_for
@@ -402,6 +403,8 @@ class Preparation:
             )
             return None
         assert self.sinks is not None
+        named = zip(listeners, ask.addresses, strict=False)
+        foreign = {sock for sock, address in named if parse_address(address).kind == "fd"}
         if issubclass(self._worker_class, Engine):
             prime(settings, self.sinks.log, FORK_SERVER_REQUESTS)
         return WorkerGeneration(
@@ -414,6 +417,7 @@ class Preparation:
             tls=self._tls,
             handoff=handoff,
             listeners=listeners,
+            own_listeners=[sock for sock in listeners if sock not in foreign],
             hooks=self._hooks,
         )
 

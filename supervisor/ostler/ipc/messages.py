@@ -273,7 +273,8 @@ class Drain(_Message, frozen=True):
     hand_over: idle connections go to other workers; zygote: do not end, but answer `ZygoteReady` and be a
     fork server from then on, with the same channel; seconds: graceful_timeout as it is now, which a reload
     may have changed since the worker was started; None: the worker's own setting; empty_queue: the listeners
-    take no new connections: accept those that wait, until the supervisor has shut the listeners.
+    that the daemon has bound take no new connections: accept those that wait, until the supervisor has shut
+    these listeners.
     """
 
     hand_over: bool = False

@@ -121,11 +121,21 @@ class Acceptor:
     def may_accept(self) -> bool:
         """False while draining, unless connections in the listeners' queues would be lost otherwise."""
         drain = self._drain
-        return not drain.asked or (drain.empties_queue and not drain.abandoned and not self._are_shut)
+        return not drain.asked or (not drain.abandoned and not all(map(refusing.is_shut, drain.empties)))
 
-    @property
-    def _are_shut(self) -> bool:
-        return all(refusing.is_shut(fd) for fd in self._listeners)
+    def leave_others(self) -> None:
+        """Stop for good to accept from listeners that are not to be emptied; the worker drains."""
+        others = self._listeners.keys() - self._drain.empties
+        if not others:
+            return
+        for fd in others:
+            self._backlog.unregister(fd)
+            if self.accepting:
+                self._reactor.remove(fd)
+        # A new dictionary: a signal handler may be closing those of the old one.
+        self._listeners = {fd: entry for fd, entry in self._listeners.items() if fd not in others}
+        self.sources = tuple(fd for fd in self.sources if fd not in others)
+        self._all_sources = tuple(fd for fd in self._all_sources if fd not in others)
 
     def try_resume_siblings(self, now: int) -> None:
         """Receive from siblings again, if that was paused for long enough."""

@@ -184,11 +184,15 @@ class BaseWorker(ABC):
                 the worker. None: as long as the worker's own setting says.
         """
 
-    def empty_queue(self) -> None:
-        """Called before `drain` if the daemon stops: go on accepting until the listeners are shut down.
+    def empty_queue(self, listeners: list[socket.socket]) -> None:
+        """Called before `drain` if the daemon stops: go on accepting from `listeners` until they are shut.
 
         They take no new connections. When none waits any more the supervisor shuts them down, and `accept`
         fails with EINVAL. A class that does not do this leaves waiting connections to be reset.
+
+        Args:
+            listeners: those of `context.listeners` that the daemon has bound, at least one. What waits in the
+                others (`fd://`) is for the program that accepts from them next.
         """
 
     @abstractmethod

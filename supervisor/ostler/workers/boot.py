@@ -243,8 +243,8 @@ class WorkerProcess:
             message = received[0]
             if isinstance(message, messages.Drain):
                 self._promotion.wanted = message.zygote  # of several messages the last one counts
-                if message.empty_queue:
-                    self._engine.empty_queue()
+                if message.empty_queue and self._generation.own_listeners:
+                    self._engine.empty_queue(self._generation.own_listeners)
                 self._drain(message.hand_over, message.seconds)
                 if not message.zygote:
                     self._app_term.call_soon(signal.SIGTERM)

@@ -26,14 +26,15 @@ class DrainState:
         asked: `ask` was called.
         hand_over: siblings go on serving: idle connections are handed off to them.
         abandoned: the listeners are closed at once.
-        empties_queue: connections are accepted until the listeners are shut; set by any thread.
+        empties: descriptors of the listeners from which connections are accepted until they are shut; set by
+            any thread.
         began: when the polling thread began to act on it (CLOCK_MONOTONIC, ns); deadline: when it is to end,
             None before it began.
     """
 
     __slots__ = (
         *("_can_hand_off", "_seconds", "abandoned", "asked", "began", "deadline"),
-        *("empties_queue", "hand_over"),
+        *("empties", "hand_over"),
     )
 
     def __init__(self, graceful_timeout: float, can_hand_off: bool) -> None:
@@ -42,7 +43,7 @@ class DrainState:
         self.asked = False
         self.hand_over = False
         self.abandoned = False
-        self.empties_queue = False
+        self.empties: frozenset[int] = frozenset()
         self.began = 0
         self.deadline: int | None = None
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 class WorkerGeneration:
     """What all workers of a generation have in common.
 
-    app: None if each worker loads it itself; handoff: both ends of the socket pair.
+    app: None if each worker loads it itself; handoff: both ends of the socket pair; own_listeners:
+    those of `listeners` that the daemon has bound.
     """
 
     number: int
@@ -30,6 +31,7 @@ class WorkerGeneration:
     tls: "SSLContext | None"
     handoff: tuple[socket.socket, socket.socket]
     listeners: list[socket.socket]
+    own_listeners: list[socket.socket]
     hooks: Hooks
 
 

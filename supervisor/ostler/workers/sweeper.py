@@ -101,7 +101,9 @@ class Sweeper:
         drain = self._drain
         if drain.abandoned:
             self._acceptor.close_listeners()
-        elif not self._acceptor.may_accept:
+        elif self._acceptor.may_accept:
+            self._acceptor.leave_others()
+        else:
             self._acceptor.stop()
         if drain.begin() and not drain.hand_over:
             # A worker that hands its connections off need not have clients close them.

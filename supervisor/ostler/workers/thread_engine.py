@@ -7,6 +7,7 @@ Slow clients cost no app time: the app is called when a request has been receive
 when its head has), and what a client does not take of an answer is kept and sent when it does.
 """
 
+import socket
 import traceback
 from collections import deque
 from collections.abc import Callable
@@ -171,8 +172,8 @@ class Engine(BaseWorker):
         self._drain.ask(hand_over, seconds)
         self._reactor.wake()
 
-    def empty_queue(self) -> None:
-        self._drain.empties_queue = True
+    def empty_queue(self, listeners: list[socket.socket]) -> None:
+        self._drain.empties = frozenset(listener.fileno() for listener in listeners)
 
     def abandon(self) -> None:
         """See BaseWorker; may be called from a signal handler of the main thread."""

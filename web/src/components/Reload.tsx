@@ -2,7 +2,7 @@
 
 import { useState } from "preact/hooks";
 import type { JSX } from "preact";
-import type { ReloadPhase, ReloadView } from "../api";
+import type { ChangeView, ReloadPhase, ReloadView } from "../api";
 import { elapsed } from "../format";
 import { dataNow, reloading, status, statusAt } from "../store";
 
@@ -33,10 +33,15 @@ export function Reload(): JSX.Element | null {
           {running ? elapsed(seconds) : `in ${elapsed(seconds)}`}, asked by {view.asked_by}
         </span>
       </p>
+      {view.environment.length > 0 && <p class="environment">{view.environment.map(change).join(", ")}</p>}
       {running && <Progress view={view} />}
       {failed && <Failure key={view.generation} view={view} />}
     </div>
   );
+}
+
+function change({ name, before, after }: ChangeView): string {
+  return `${name} ${String(before)} → ${String(after)}`;
 }
 
 function Progress({ view }: { view: ReloadView }): JSX.Element {

@@ -11,7 +11,6 @@ from ostler.daemon.children.reaper import Reaper
 from ostler.daemon.children.records import ChildPhase
 from ostler.daemon.children.stack_dumps import StackDumps
 from ostler.daemon.configurations import Configurations
-from ostler.daemon.listening.listeners import Listeners
 from ostler.fleet import actions, events
 from ostler.ipc import messages
 from ostler.ipc.channel import BadMessage
@@ -26,7 +25,7 @@ class WorkerManager:
     """Spawns, signals and gives up workers. Called only by the event loop's thread.
 
     Args:
-        ports, configurations, scoreboard, inbox, stacks, reaper, listeners: what it works with.
+        ports, configurations, scoreboard, inbox, stacks, reaper: what it works with.
         on_files: called with a generation and what a worker has reported about the app's files.
     """
 
@@ -38,7 +37,6 @@ class WorkerManager:
         inbox: Inbox,
         stacks: StackDumps,
         reaper: Reaper,
-        listeners: Listeners,
         on_files: Callable[[int, messages.Watch | messages.AppBroken], None],
     ) -> None:
         self._ports = ports
@@ -48,7 +46,6 @@ class WorkerManager:
         self._inbox = inbox
         self._stacks = stacks
         self._reaper = reaper
-        self._listeners = listeners
         self._on_files = on_files
 
     def watch(self, handle: WorkerHandle) -> None:
@@ -220,8 +217,7 @@ class WorkerManager:
     def drain(self, action: actions.Drain) -> None:
         handle = self._children.workers[action.worker_id]
         handle.record.zygote_asked |= action.zygote
-        empty_queue = action.empty_queue and self._listeners.are_own  # only those will be shut
-        message = messages.Drain(action.hand_over, action.zygote, action.seconds, empty_queue)
+        message = messages.Drain(action.hand_over, action.zygote, action.seconds, action.empty_queue)
         if not handle.send(message):
             # It has not read its channel for long, or has closed it: SIGTERM means the same.
             self._signal(handle, signal.SIGTERM)

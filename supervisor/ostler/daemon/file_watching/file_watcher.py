@@ -272,6 +272,12 @@ class FileWatcher:
             self._warn(f"{problem}; such changes are left out from now on")
         elif delay := self._repeated.delay(path):
             self._warn(f"{problem}; the next one waits until it has not changed for {delay:g} s")
+        elif self._repeated.pause(path):
+            self._warn(
+                f"reload: {path!r} changes again soon after each reload that it causes; the next ones wait "
+                "longer and longer. If a program writes it, let that write to a file that the app does not "
+                "load, or the same content again"
+            )
 
     def _warn_of_missing(self) -> None:
         for entry in self._extra:

@@ -8,6 +8,10 @@ An editor that saves by itself may do the same for a while. So the next reloads 
 left alone, and no edit is lost. A file that still changes during each reload is left out of account then, but
 only during reloads: after their end a change of it is no effect of theirs. It counts again as usual as soon
 as a reload has passed without changing it.
+
+A program may also write a little later, each time after the reload that it causes. It looks like a person who
+edits fast, so such reloads are never left out: they only wait longer and longer, until the file is left alone
+for a few seconds after one of them, or another file causes one.
 """
 
 from collections.abc import Iterable
@@ -18,6 +22,9 @@ from collections.abc import Set as AbstractSet
 TOLERATED, DELAYS = 10, (2.0, 4.0, 8.0)
 # Seconds after a reload that still count as part of it: what was written at its end is noticed later.
 _AFTER = 1.0
+# A change within so many seconds after a reload may be an effect of it: people look at what has changed. And
+# the seconds for which such a file must be left alone before it reloads, from time to time.
+_SOON, PAUSES = 3.0, (2.0, 4.0, 8.0, 16.0, 30.0)
 
 
 class RepeatedChanges:
@@ -29,6 +36,8 @@ class RepeatedChanges:
         self._during: set[str] = set()
         # How often each file has changed again during a reload that it had caused.
         self._times: dict[str, int] = {}
+        # How often each file has changed soon after a reload that it had caused, without another one between.
+        self._times_after: dict[str, int] = {}
         # Files whose reload is delayed, and until when.
         self._delayed: dict[str, float] = {}
         self._ended_at = -_AFTER
@@ -53,14 +62,27 @@ class RepeatedChanges:
             if path in self._caused:
                 self._times[path] = self._times.get(path, 0) + 1
         if self._times.get(path, 0) < TOLERATED:
-            if not during:
-                self._times.pop(path, None)
-            return True
+            if during:
+                return True
+            self._times.pop(path, None)
+            return not self._waits(path, now)
         if not during and path not in self._delayed:
             return True
         if not self.is_left_out(path):
             self._delayed[path] = now + self.delay(path)
         return False
+
+    def _waits(self, path: str, now: float) -> bool:
+        """Whether a file that has changed after a reload is to be left alone first, because it often does."""
+        if path not in self._delayed:
+            if now >= self._ended_at + _SOON:
+                self._times_after.pop(path, None)
+            elif path in self._caused:
+                self._times_after[path] = self._times_after.get(path, 0) + 1
+        pause = self.pause(path)
+        if pause:
+            self._delayed[path] = now + pause
+        return bool(pause)
 
     def is_left_out(self, path: str) -> bool:
         """Whether changes of the file during reloads have no effect."""
@@ -70,6 +92,11 @@ class RepeatedChanges:
         """The seconds for which a file must be left alone before it reloads; 0.0 for most files."""
         times = self._times.get(path, 0) - TOLERATED
         return DELAYS[min(times, len(DELAYS) - 1)] if times >= 0 else 0.0
+
+    def pause(self, path: str) -> float:
+        """As `delay`, for a file that changes after reloads."""
+        times = self._times_after.get(path, 0) - TOLERATED
+        return PAUSES[min(times, len(PAUSES) - 1)] if times >= 0 else 0.0
 
     @property
     def due(self) -> float | None:
@@ -88,6 +115,7 @@ class RepeatedChanges:
         if self._ended:
             # What has not changed during the last reload is written by no one who knows of reloads.
             self._times = {path: times for path, times in self._times.items() if path in self._during}
+        self._times_after = {path: times for path, times in self._times_after.items() if path in files}
         self._caused = frozenset(files)
         self._during.clear()
         self._delayed.clear()

@@ -196,11 +196,6 @@ class Listeners:
         parent: what waits there is for whatever accepts next, and it must stay open."""
         return ((key, sock) for key, sock in self._sockets.items() if parse_address(key).kind != "fd")
 
-    @property
-    def are_own(self) -> bool:
-        """All were bound here."""
-        return len(list(self._own())) == len(self._sockets)
-
     def refuse_new(self) -> None:
         """Take no new connections; workers accept those that wait."""
         for key, sock in self._own():

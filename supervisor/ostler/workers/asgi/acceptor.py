@@ -158,6 +158,15 @@ class AsgiAcceptor:
         self._wanted = False
         self._shut()
 
+    def keep_only(self, listeners: list[socket.socket]) -> None:
+        """Stop for good to accept from all others."""
+        for listener in self.listeners:
+            if listener not in listeners:
+                self._backlog.unregister(listener.fileno())
+                if self._open:
+                    self._loop.remove_reader(listener.fileno())
+        self.listeners = listeners
+
     def _open_if_room(self) -> None:
         if self._wanted and not self._open and self.count < self._most:
             self._open = True

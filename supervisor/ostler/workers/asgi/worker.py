@@ -179,8 +179,9 @@ class AsgiWorker(BaseWorker):
         self.draining = True
         self._call(self._drain_asked.set)
 
-    def empty_queue(self) -> None:
+    def empty_queue(self, listeners: list[socket.socket]) -> None:
         self._empties_queue = True
+        self._call(lambda: self._acceptor.keep_only(listeners))
 
     def stop(self) -> None:
         self._stopped = self.draining = True

@@ -9,6 +9,7 @@ callback goes on with the next event.
 A connection whose request is in a greenlet is not watched, so the callback leaves it alone.
 """
 
+import socket
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable
@@ -158,8 +159,8 @@ class GreenletEngine(BaseWorker):
         self.parts.drain.ask(hand_over, seconds)
         self._reactor.wake()
 
-    def empty_queue(self) -> None:
-        self.parts.drain.empties_queue = True
+    def empty_queue(self, listeners: list[socket.socket]) -> None:
+        self.parts.drain.empties = frozenset(listener.fileno() for listener in listeners)
 
     def abandon(self) -> None:
         """See BaseWorker; may be called from a signal handler of the main thread."""

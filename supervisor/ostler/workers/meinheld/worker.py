@@ -79,7 +79,8 @@ class MeinheldWorker(BaseWorker):
         # own timeout for that is set.
         self._drain_began = self._drain_until = 0
         self._loop_until = 0
-        self._accepting_stopped = self._empties_queue = False
+        self._accepting_stopped = False
+        self._empties: list[socket.socket] = []
         self._listeners: list[int] = []
         # The listener for our connections to our own server, and these connections; see above.
         self._wake_listener: socket.socket | None = None
@@ -137,8 +138,8 @@ class MeinheldWorker(BaseWorker):
             if self._running and not self._clients_wait():
                 self._stop_accepting()
 
-    def empty_queue(self) -> None:
-        self._empties_queue = True
+    def empty_queue(self, listeners: list[socket.socket]) -> None:
+        self._empties = listeners  # the server accepts from the others meanwhile
 
     def stop(self) -> None:
         self._stopping = self.draining = True
@@ -274,9 +275,9 @@ class MeinheldWorker(BaseWorker):
 
     def _clients_wait(self) -> bool:
         """Whether connections wait that are to be accepted, although this worker drains."""
-        if not self._empties_queue or monotonic_ns() >= self._drain_until:
+        if monotonic_ns() >= self._drain_until:
             return False
-        return any(refusing.has_waiting(listener) for listener in self._context.listeners)
+        return any(refusing.has_waiting(listener) for listener in self._empties)
 
     def _end_loop_in(self, now: int) -> None:
         """Have the server's loop end when the time for draining is over, or after `_LONGEST` seconds."""

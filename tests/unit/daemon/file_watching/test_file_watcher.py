@@ -334,6 +334,23 @@ async def test_written_by_a_program_of_the_app(rig: Rig, monkeypatch: pytest.Mon
     assert (await rig.looked())[-1] == "file made.py changed"
 
 
+async def test_written_after_each_reload(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that writes a file a little after each reload is named in one warning, and reloads pause."""
+    monkeypatch.setattr(repeated_changes, "PAUSES", (0.02, 0.03))
+    monkeypatch.setattr(repeated_changes, "_AFTER", 0.0)
+    monkeypatch.setattr(repeated_changes, "_SOON", 600.0)
+    write("made.py", "0")
+    configured(rig)
+    rig.report("made.py")
+    await rig.looked()
+    for number in range(1, 16):
+        write("made.py", str(number))
+        await rig.asks(number)
+        rig.watcher.reload_ended()
+    (problem,) = rig.problems()
+    assert problem.startswith(f"reload: {path('made.py')!r} changes again soon after each reload")
+
+
 async def test_loaded_again(rig: Rig) -> None:
     """A file that counts again after it did not for a while, and has the same content, has not changed."""
     write("late.py", "1")

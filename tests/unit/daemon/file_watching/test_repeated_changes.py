@@ -1,6 +1,6 @@
 """When files that change because of reloads cause further ones."""
 
-from ostler.daemon.file_watching.repeated_changes import DELAYS, TOLERATED, RepeatedChanges
+from ostler.daemon.file_watching.repeated_changes import DELAYS, PAUSES, TOLERATED, RepeatedChanges
 
 
 def caught(repeated: RepeatedChanges, *files: str) -> float:
@@ -79,3 +79,53 @@ def test_superseded_reload() -> None:
     for _ in range(3):
         assert repeated.changed(["page"], True, now)
     assert repeated.is_left_out("made")
+
+
+def written_after(repeated: RepeatedChanges, reloads: int, now: float = 100.0) -> tuple[float, list[float]]:
+    """A program writes a file 2 s after each of so many reloads, and reloads take 1 s; returns the time, and
+    for how long each reload was delayed.
+    """
+    delays = []
+    for _ in range(reloads):
+        now += 2
+        if repeated.changed(["made"], False, now):
+            delays.append(0.0)
+        else:
+            assert repeated.due is not None
+            assert not repeated.take_due(repeated.due - 0.1)
+            delays.append(repeated.due - now)
+            now = repeated.due
+            assert repeated.take_due(now) == {"made"}
+        now += 1
+        repeated.reload_ended(now)
+    return now, delays
+
+
+def test_written_after_each_reload() -> None:
+    """Reloads by a file that changes again after each of them wait longer and longer, and do not end."""
+    _, delays = written_after(RepeatedChanges(), 30)
+    first = [0.0] * TOLERATED
+    assert delays == [*first, *PAUSES, *[PAUSES[-1]] * (30 - TOLERATED - len(PAUSES))]
+
+
+def test_left_alone_after_a_reload() -> None:
+    """A pause begins again with each change; a file that was left alone, or another one, reloads at once."""
+    repeated = RepeatedChanges()
+    now, _ = written_after(repeated, TOLERATED + 3)
+    for _ in range(9):
+        now += 1.5
+        assert not repeated.changed(["made"], False, now)
+        assert repeated.due == now + PAUSES[3]
+    assert repeated.changed(["page"], False, now + 1), "an edit meanwhile takes it along"
+    assert repeated.due is None
+    repeated.reload_ended(now + 2)
+    assert not repeated.changed(["made"], False, now + 4)
+    assert repeated.take_due(now + 40) == {"made"}
+    repeated.reload_ended(now + 41)
+    assert repeated.changed(["made"], False, now + 50), "it was left alone"
+    repeated.reload_ended(now + 51)
+    assert written_after(repeated, 3, now + 51)[1] == [0.0] * 3
+    now, _ = written_after(repeated, TOLERATED, now + 80)
+    assert repeated.changed(["page"], False, now + 1)
+    repeated.reload_ended(now + 2)
+    assert written_after(repeated, 3, now + 2)[1] == [0.0] * 3
