@@ -1,12 +1,12 @@
 /* Receiving ordinary requests: `OrdinaryReceiver.receive` reads what has come on a connection, and puts it into the
  * parser's list if it is one request of request.c. Everything else it hands to Python, as bytes. The reference is
- * `RequestParser.feed` behind a read(2).
+ * `RequestParser.feed` behind a recv(2).
  */
 
 #include "native.h"
 
 #include <errno.h>
-#include <unistd.h>
+#include <sys/socket.h>
 
 /* Attributes that are read or written directly, by where they are in an object with __slots__. */
 #define PLACES(X)                                                                                                   \
@@ -33,7 +33,7 @@ read_some(receiver_object *self, PyObject *connection)
         return NULL;
     ssize_t size;
     /* The descriptor is non-blocking, so the GIL is not released. PEP 475. */
-    while ((size = read((int)fd, self->buffer, (size_t)self->size)) < 0 && errno == EINTR)
+    while ((size = recv((int)fd, self->buffer, (size_t)self->size, 0)) < 0 && errno == EINTR)
         if (PyErr_CheckSignals() < 0)
             return NULL;
     return size < 0 ? PyErr_SetFromErrno(PyExc_OSError) : PyBytes_FromStringAndSize(self->buffer, size);
