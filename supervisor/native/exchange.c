@@ -199,10 +199,10 @@ send_whole(runner_object *self, native_response *response, PyObject *connection,
 {
     PyObject *lines = PyObject_GetAttr(self->date, name_lines);
     long fd = PyLong_AsLong(NATIVE_AT(connection, self->connection_fd));
-    if (lines == NULL || fd < 0 || !PyBytes_Check(lines)) {
+    if (PyErr_Occurred() || !PyBytes_Check(lines)) {
         Py_XDECREF(lines);
         if (!PyErr_Occurred())
-            PyErr_SetString(PyExc_TypeError, "the descriptor must be a number, and the date's lines bytes");
+            PyErr_SetString(PyExc_TypeError, "the date's lines must be bytes");
         return -1;
     }
     Py_ssize_t size = PyBytes_GET_SIZE(body);
@@ -311,6 +311,7 @@ answer(runner_object *self, native_response *response, PyObject *connection, nat
     if (begun->part != NULL && !PyBytes_CheckExact(begun->part))
         return false;
     begun->closed = 1;
+    Py_CLEAR(response->connection); /* the answer has ended: write() in close() is an error */
     if (native_close(result) < 0) {
         begun->close_error = native_take_error();
         return false;

@@ -63,6 +63,11 @@ struct native_rules {
 static enum meaning
 meaning_of(native_rules *self, const char *name, size_t size)
 {
+    PyObject *scheme, *value;
+    Py_ssize_t position = 0;
+    while (PyDict_Next(self->schemes, &position, &scheme, &value))
+        if (native_equals_lower(name, size, PyBytes_AS_STRING(scheme)))
+            return IS_SCHEME;
     static const struct {
         const char *name;
         enum meaning meaning;
@@ -78,11 +83,6 @@ meaning_of(native_rules *self, const char *name, size_t size)
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (native_equals_lower(name, size, known[i].name))
             return known[i].meaning;
-    PyObject *scheme, *value;
-    Py_ssize_t position = 0;
-    while (PyDict_Next(self->schemes, &position, &scheme, &value))
-        if (native_equals_lower(name, size, PyBytes_AS_STRING(scheme)))
-            return IS_SCHEME;
     return PLAIN;
 }
 
@@ -671,8 +671,12 @@ get_head(native_request *self, void *Py_UNUSED(closure))
             Py_DECREF(block);
             return NULL;
         }
-        self->head = PyObject_CallFunctionObjArgs(rules->parse_head, block, text_http11, rules->rules, NULL);
+        PyObject *head = PyObject_CallFunctionObjArgs(rules->parse_head, block, text_http11, rules->rules, NULL);
         Py_DECREF(block);
+        if (self->head == NULL)
+            self->head = head;
+        else
+            Py_XDECREF(head); /* another thread has made one meanwhile */
     }
     return Py_XNewRef(self->head);
 }

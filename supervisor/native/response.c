@@ -136,7 +136,7 @@ encode_head(native_response *self, PyObject *status, PyObject *headers)
 
 /* -- start_response ------------------------------------------------------------------------------------------- */
 
-static PyObject *name_start_response, *name_write, *name_close;
+static PyObject *name_start_response, *name_write, *name_exchange_write, *name_close;
 
 native_response *
 native_new_response(PyObject *make_exchange, native_request *request, PyObject *connection)
@@ -194,8 +194,13 @@ native_exchange_of(native_response *self)
         if (done == NULL)
             Py_CLEAR(exchange);
     }
-    self->exchange = exchange;
-    return exchange;
+    if (exchange == NULL)
+        return NULL;
+    if (self->exchange == NULL)
+        self->exchange = exchange;
+    else
+        Py_DECREF(exchange); /* another thread, or a signal handler, has made one meanwhile */
+    return self->exchange;
 }
 
 static PyObject *
@@ -227,7 +232,7 @@ static PyObject *
 response_write(native_response *self, PyObject *data)
 {
     PyObject *exchange = native_exchange_of(self);
-    return exchange == NULL ? NULL : PyObject_CallMethod(exchange, "_write", "O", data);
+    return exchange == NULL ? NULL : PyObject_CallMethodOneArg(exchange, name_exchange_write, data);
 }
 
 static PyMethodDef response_methods[] = {
@@ -358,6 +363,14 @@ begun_call(native_begun *self, PyObject *Py_UNUSED(arguments), PyObject *Py_UNUS
 }
 
 static PyObject *
+begun_iter(native_begun *self)
+{
+    if (self->iterator == NULL && self->error != NULL)
+        return raise_again(self->error); /* not in begun_next, where a StopIteration would mean the end */
+    return Py_NewRef(self);
+}
+
+static PyObject *
 begun_next(native_begun *self)
 {
     if (self->part != NULL) {
@@ -402,7 +415,7 @@ PyTypeObject native_begun_type = {
     .tp_dealloc = (destructor)begun_dealloc,
     .tp_traverse = (traverseproc)begun_traverse,
     .tp_call = (ternaryfunc)begun_call,
-    .tp_iter = PyObject_SelfIter,
+    .tp_iter = (getiterfunc)begun_iter,
     .tp_iternext = (iternextfunc)begun_next,
     .tp_methods = begun_methods,
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION,
@@ -414,6 +427,7 @@ native_add_responses(PyObject *module)
     fill_kinds();
     static const native_text names[] = {{&name_start_response, "start_response"},
                                         {&name_write, "write"},
+                                        {&name_exchange_write, "_write"},
                                         {&name_close, "close"}};
     if (native_intern(names, sizeof names / sizeof *names) < 0)
         return -1;

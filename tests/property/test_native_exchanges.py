@@ -3,16 +3,19 @@
 import ctypes
 import functools
 import gc
+import json
 import re
 import socket
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -23,7 +26,7 @@ from ostler.workers.connection import Connection
 from ostler.workers.phase import CLOSED, OPEN
 from ostler.workers.soft_interrupt import LONG_REQUEST_NS
 from ostler.wsgi.environ import Environ
-from ostler.wsgi.exchange import ClientGone
+from ostler.wsgi.exchange import ClientGone, Exchange
 from ostler.wsgi.interruption import DeadlineExceeded
 from tests.kit.tiers import thorough
 from tests.unit.workers.pieces import Pieces, hello, received
@@ -31,11 +34,35 @@ from tests.unit.workers.pieces import Pieces, hello, received
 pytestmark = pytest.mark.skipif(native.module is None, reason="there is no C extension")
 
 Start = Callable[..., Any]
+
+
+class Text(str):
+    """A str that is none to code which takes its bytes."""
+
+    __slots__ = ()
+
+
+class Data(bytes):
+    """The same for bytes."""
+
+
+class Parts(list[Any]):
+    """The same for a list."""
+
+
+class Header(NamedTuple):
+    """The same for a tuple."""
+
+    name: Any
+    value: Any
+
+
 GET = b"GET /path?query HTTP/1.1\r\nHost: x\r\nAccept: */*\r\n\r\n"
 METHODS = [b"GET", b"HEAD", b"DELETE", b"OPTIONS"]
 STATUSES: list[Any] = [
     *("200 OK", "204 No Content", "304 Not Modified", "404 Not Found", "299 ", "999 x\ty", "600 \x7f", "200"),
     *("100 Continue", "2000 OK", "200 \xe9", "200 OK\r\nX: y", "\xb200 OK", "", 200, None),
+    *(Text("200 OK"), Text("204 No Content")),
 ]
 VALUES: list[Any] = [
     "1",
@@ -52,6 +79,8 @@ VALUES: list[Any] = [
     "",
     " 5",
     "5" * 19,
+    Text("5"),
+    5,
 ]
 NAMES: list[Any] = [
     *(
@@ -75,8 +104,16 @@ NAMES: list[Any] = [
         "Trailers",
         7,
     ),
+    Text("Content-Length"),
 ]
-BODIES: list[Any] = [b"", b"1", b"hello", b"x" * 70_000, "text", None, bytearray(b"bytes"), 3]
+BODIES: list[Any] = [
+    *(b"", b"1", b"hello", b"x" * 70_000, "text", None, bytearray(b"bytes"), 3),
+    *(Data(b"bytes"), Data(), (b"hello",), (), memoryview(b"bytes")),
+]
+KINDS = [
+    *("list", "tuple", "generator", "closing", "none", "bytes"),
+    *("parts", "iterator", "own", "no close", "no iterator", "bad close"),
+]
 ERRORS = [ValueError, SystemExit, ClientGone, DeadlineExceeded, StopIteration]
 
 
@@ -89,10 +126,11 @@ class Behaviour:
         late: they are made when the answer is iterated, not before.
         written: passed to write().
         parts: of the answer.
-        kind: how the parts are given.
+        kind: how the parts are given, one of KINDS.
         error: raised at `error_at`: in the app, while the parts are iterated, or by close().
         error_at: "app", "parts" or "close".
         handled: start_response is called once more, with exc_info.
+        closing: passed to write() in close().
     """
 
     start: list[tuple[Any, ...]] = field(default_factory=lambda: [("200 OK", [("Content-Length", "5")])])
@@ -103,24 +141,31 @@ class Behaviour:
     error: type[BaseException] | None = None
     error_at: str = "app"
     handled: bool = False
+    closing: list[Any] = field(default_factory=list)
     closed: int = 0
+    write: Any = None
 
     def app(self, _environ: Environ, start_response: Start) -> Any:
         if not self.late:
             self._start(start_response)
         if self.error is not None and self.error_at == "app":
             raise self.error
-        if self.kind == "list":
-            return list(self.parts)
-        if self.kind == "tuple":
-            return tuple(self.parts)
-        if self.kind == "generator":
-            return self.generate(start_response)
-        if self.kind == "none":
-            return None
-        if self.kind == "bytes":
-            return b"".join(part for part in self.parts if isinstance(part, bytes))
-        return Closing(self, start_response)
+        match self.kind:
+            case "list":
+                return list(self.parts)
+            case "tuple":
+                return tuple(self.parts)
+            case "generator":
+                return self.generate(start_response)
+            case "none":
+                return None
+            case "bytes":
+                return b"".join(part for part in self.parts if isinstance(part, bytes))
+            case "parts":
+                return Parts(self.parts)
+            case "iterator":
+                return iter(self.parts)
+        return ANSWERS[self.kind](self, start_response)
 
     def generate(self, start_response: Start) -> Iterator[Any]:
         if self.late:
@@ -131,9 +176,9 @@ class Behaviour:
 
     def _start(self, start_response: Start) -> None:
         for arguments in self.start:
-            write = start_response(*arguments)
+            self.write = start_response(*arguments)
             for data in self.written:
-                write(data)
+                self.write(data)
         if self.handled:
             try:
                 raise KeyError("handled")
@@ -147,21 +192,60 @@ class Closing:
     def __init__(self, behaviour: Behaviour, start_response: Start) -> None:
         self._behaviour = behaviour
         self._start_response = start_response
+        self._generator = behaviour.generate(start_response)
 
     def __iter__(self) -> Iterator[Any]:
-        return self._behaviour.generate(self._start_response)
+        return self._generator
 
     def close(self) -> None:
         self._behaviour.closed += 1
+        for data in self._behaviour.closing if self._behaviour.write is not None else []:
+            self._behaviour.write(data)
         if self._behaviour.error is not None and self._behaviour.error_at == "close":
             raise self._behaviour.error
+
+
+class Own(Closing):
+    """An iterator itself."""
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Any:
+        return next(self._generator)
+
+
+class NoClose(Closing):
+    close = None  # type: ignore[assignment]
+
+
+class NoIterator(Closing):
+    def __iter__(self) -> Any:
+        if self._behaviour.error is not None:
+            raise self._behaviour.error
+        return self
+
+
+class BadClose(Closing):
+    @property
+    def close(self) -> Any:  # type: ignore[override]
+        raise self._behaviour.error or AttributeError
+
+
+ANSWERS: dict[str, Callable[[Behaviour, Start], Closing]] = {
+    "closing": Closing,
+    "own": Own,
+    "no close": NoClose,
+    "no iterator": NoIterator,
+    "bad close": BadClose,
+}
 
 
 headers = st.lists(
     st.one_of(
         st.tuples(st.sampled_from(NAMES), st.sampled_from(VALUES)),
         st.just(("Content-Length", "5")),
-        st.just(["X-List", "y"]),
+        st.sampled_from([["X-List", "y"], Header("X-Tuple", "y"), Header("Content-Length", "5")]),
         st.sampled_from([(), ("a", "b", "c"), "ab", None]),
     ),
     max_size=4,
@@ -178,10 +262,11 @@ behaviours = st.builds(
     late=st.booleans(),
     written=st.lists(st.sampled_from(BODIES), max_size=1),
     parts=st.lists(st.sampled_from(BODIES), max_size=3),
-    kind=st.sampled_from(["list", "tuple", "generator", "closing", "none", "bytes"]),
+    kind=st.sampled_from(KINDS),
     error=st.one_of(st.none(), st.sampled_from(ERRORS)),
     error_at=st.sampled_from(["app", "parts", "close"]),
     handled=st.booleans(),
+    closing=st.lists(st.sampled_from(BODIES), max_size=1),
 )
 
 
@@ -192,6 +277,7 @@ class Bench:
         folder.mkdir(exist_ok=True)
         self.pieces = Pieces(folder, app, **options)
         self.runner: Any = self.pieces.parts.runner
+        self._logged = 0
         assert self.runner._ordinary is not None
         if not by_c:
             self.runner._ordinary = None
@@ -199,16 +285,16 @@ class Bench:
     def ask(self, data: bytes) -> dict[str, Any]:
         """All that is seen of one request on a new connection."""
         connection, client = self.pieces.open()
+        before = self._counted()
         with client:
             answer = self.serve(connection, client, data)
-            counts = self.pieces.counts()
             seen = {
                 "answer": re.sub(rb"Date: [^\r]*", b"Date: ", answer),
                 "phase": connection.phase,
                 "output": bool(connection.output),
                 "started": self.pieces.slot.started,
                 "unfinished": self.pieces.slot.unfinished,
-                "counts": (counts.statuses, counts.requests, counts.bytes_sent, counts.closed),
+                "counts": [after - number for after, number in zip(self._counted(), before, strict=True)],
             }
             if connection.phase is not CLOSED:
                 self.pieces.parts.table.close(connection, self.pieces.slot)
@@ -226,6 +312,17 @@ class Bench:
                 connection, client = self.pieces.open()
         self.pieces.parts.table.close(connection, self.pieces.slot)
         client.close()
+
+    def _counted(self) -> list[int]:
+        counts = self.pieces.counts()
+        return [*counts.statuses, counts.requests, counts.bytes_sent, counts.closed]
+
+    def logged(self) -> list[Any]:
+        """Events that were logged since this was last called, with the last lines of their tracebacks."""
+        lines = self.pieces.log().splitlines()
+        events = [json.loads(line) for line in lines[self._logged :]]
+        self._logged = len(lines)
+        return [(event["event"], event.get("traceback", "").splitlines()[-1:]) for event in events]
 
     def serve(self, connection: Connection, client: socket.socket, data: bytes) -> bytes:
         client.setblocking(True)
@@ -254,14 +351,19 @@ class Pair:
         ]
 
     def check(self, behaviour: Behaviour, method: bytes = b"GET") -> None:
-        data = GET.replace(b"GET", method, 1)
+        by_c, by_python = self.served(behaviour, GET.replace(b"GET", method, 1))
+        assert by_c == by_python
+
+    def served(self, behaviour: Behaviour, data: bytes) -> list[dict[str, Any]]:
+        """All that is seen of one request, by each of both."""
         seen = []
         for bench in self.both:
-            behaviour.closed = 0
+            behaviour.closed, behaviour.write = 0, None
             self.app = behaviour.app
             found = bench.ask(data)
-            seen.append(found | {"closed": behaviour.closed, "access": bench.pieces.access_log()[-1:]})
-        assert seen[0] == seen[1]
+            more = {"access": bench.pieces.access_log()[-1:], "log": bench.logged()}
+            seen.append(found | {"closed": behaviour.closed} | more)
+        return seen
 
     def __enter__(self) -> Self:
         return self
@@ -284,6 +386,11 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
 @example(behaviour=Behaviour(kind="closing", error=DeadlineExceeded, error_at="parts"), method=b"GET")
 @example(behaviour=Behaviour(kind="generator", late=True), method=b"GET")
 @example(behaviour=Behaviour(parts=[b"", b"hello", b"more"], kind="closing"), method=b"GET")
+@example(behaviour=Behaviour(written=[(b"hello",)]), method=b"GET")
+@example(behaviour=Behaviour(kind="closing", closing=[b""]), method=b"GET")
+@example(behaviour=Behaviour(kind="closing", closing=[b"more"]), method=b"GET")
+@example(behaviour=Behaviour(kind="no iterator", error=StopIteration, error_at="parts"), method=b"GET")
+@example(behaviour=Behaviour(kind="bad close", error=ValueError, error_at="close"), method=b"GET")
 def test_any_app(pair: Pair, behaviour: Behaviour, method: bytes) -> None:
     """Answer, counts, access log, calls of close(), and whether the connection goes on."""
     pair.check(behaviour, method)
@@ -387,6 +494,56 @@ def test_start_response_behind_the_end(tmp_path: Path, by_c: bool) -> None:
         with pytest.raises(KeyError, match="late"):
             start_response("500 Oops", [], (KeyError, error, None))
         assert received(client) == b""
+
+
+@pytest.mark.parametrize("by_c", [True, False])
+def test_a_connection_that_is_closed_meanwhile(tmp_path: Path, by_c: bool) -> None:
+    """Its answer goes nowhere, and not to what has the descriptor's number then."""
+    with Bench(tmp_path, lambda environ, start: app(environ, start), by_c) as it, ExitStack() as stack:
+        connection, client = it.pieces.connect()
+        others: list[socket.socket] = []
+
+        def app(_environ: Environ, start_response: Start) -> list[bytes]:
+            number = connection.fd
+            it.pieces.parts.table.close(connection, it.pieces.slot)
+            while number not in [other.fileno() for other in others]:
+                others.extend(map(stack.enter_context, socket.socketpair()))
+            start_response("200 OK", [("Content-Length", "5")])
+            return [b"hello"]
+
+        assert it.serve(connection, client, GET) == b""
+        assert [received(other) for other in others] == [b""] * len(others)
+        assert it.pieces.counts().statuses[4] == 1, "the client is gone"
+        assert it.pieces.log() == ""
+
+
+def test_an_exchange_that_is_made_twice_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By two threads of the app, or in a signal handler: one goes on, and the other is not left."""
+    made: list[Any] = []
+
+    class Late(Exchange):
+        def __init__(self, *arguments: Any) -> None:
+            made.append(weakref.ref(self))
+            if len(made) == 1:
+                kept[0]("200 OK", [("Server", "first"), ("Content-Length", "5")])
+            super().__init__(*arguments)
+
+    kept: list[Start] = []
+
+    def app(_environ: Environ, start_response: Start) -> list[bytes]:
+        kept.append(start_response)
+        with pytest.raises(AssertionError, match="called twice"):
+            start_response("200 OK", [("Server", "second")])
+        kept.clear()
+        return [b"hello"]
+
+    with Bench(tmp_path, app, True) as it:
+        monkeypatch.setattr("ostler.workers.wsgi_runner.Exchange", Late)
+        answer = it.ask(GET)["answer"]
+    assert b"Server: first" in answer
+    assert answer.endswith(b"hello")
+    gc.collect()
+    assert [exchange() for exchange in made] == [None, None]
 
 
 @pytest.mark.parametrize("by_c", [True, False])

@@ -5,6 +5,7 @@ import io
 import resource
 import string
 import sys
+import weakref
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from ostler.wsgi.environ import (
     request_environ,
     worker_environ,
 )
-from tests.unit.http1.parsing import GET, python_only
+from tests.unit.http1.parsing import GET, fed, python_only
 from tests.unit.http1.test_malformed import MALFORMED
 
 pytestmark = pytest.mark.skipif(native.module is None, reason="there is no C extension")
@@ -92,7 +93,12 @@ def check(data: bytes, rules: Rules, address: Any = ("127.0.0.1", 8000), mount: 
     request = recognized(data, rules)
     if request is None:
         return False
-    reference = request_by(data, python_only(rules))
+    compare(request, request_by(data, python_only(rules)), address, mount)
+    return True
+
+
+def compare(request: Any, reference: Any, address: Any, mount: str) -> None:
+    """Check that a request of the C extension is the same as one of the Python code."""
     assert shown(request) == shown(reference)
     ours, theirs = environ_of(request, address, mount), environ_of(reference, address, mount)
     assert ours == theirs
@@ -100,7 +106,6 @@ def check(data: bytes, rules: Rules, address: Any = ("127.0.0.1", 8000), mount: 
         key: type(value) for key, value in theirs.items()
     }
     assert all(type(key) is str for key in ours)
-    return True
 
 
 def test_ordinary_requests_are_recognized() -> None:
@@ -240,6 +245,17 @@ def test_limits_of_bodies() -> None:
         assert recognized(with_body(b"x"), rules) is None
 
 
+@pytest.mark.parametrize("name", [b"host", b"connection", b"content-type", b"content-length", b"expect"])
+def test_a_scheme_field_of_another_meaning(name: bytes) -> None:
+    """What the settings say of a field comes before what it means otherwise."""
+    rules = Rules(body_in_memory=MEMORY, secure_scheme_headers={name: b"x"})
+    for data in (varied(1), with_body(b"xy"), GET.replace(b"\r\n\r\n", b"\r\nContent-Type: x\r\n\r\n")):
+        ours, refused = fed([data], rules)
+        theirs, refused_by_python = fed([data], python_only(rules))
+        assert refused == refused_by_python
+        assert [*map(shown, ours.requests)] == [*map(shown, theirs.requests)]
+
+
 @pytest.mark.parametrize("at", range(420))
 def test_any_byte_in_the_place_of_another(at: int) -> None:
     """Each byte of an ordinary request, replaced by any other one."""
@@ -285,6 +301,28 @@ def test_nothing_is_left() -> None:
     gc.collect()
     assert sys.getallocatedblocks() - objects < 200
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 8000  # KiB
+
+
+def test_a_head_that_is_made_twice_at_once() -> None:
+    """By two threads, or in a signal handler: both get the same one in the end, and the other is not left."""
+    assert native.module is not None
+    made: list[Any] = []
+
+    class Made:
+        pass
+
+    def parse_head(*_: Any) -> Made:
+        head = Made()
+        made.append(weakref.ref(head))
+        if len(made) == 1:
+            assert request.head is made[1]()
+        return head
+
+    rules = native.module.RequestRules(Rules(), parse_head, {}, 100, 100, 100, 100)
+    request = native.module.ordinary_request(GET, rules)
+    assert request.head is request.head
+    del request
+    assert [head() for head in made] == [None, None]
 
 
 def environ_template() -> dict[str, Any]:

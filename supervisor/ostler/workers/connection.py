@@ -83,6 +83,7 @@ class Connection:
         sock: plain, or a TlsSocket, which has the same methods.
         phase: changed with `enter`; direct: derived from it: what comes goes to the parser as it is.
         tls: it speaks TLS.
+        fd: -1: it is closed.
         watched: the reactor watches it, so that it belongs to the thread that polls.
         mask: what the epoll watches it for; 0: the epoll does not know it.
         parser: turns bytes into requests; those that are whole and not answered are in `parser.requests`.
@@ -240,6 +241,11 @@ class Connection:
         """Requests can't come yet: before them there is a PROXY header or a TLS handshake."""
         return self.phase is PROXY_HEADER or (self.tls and not self.sock.handshaken)
 
+    def close(self) -> None:
+        """Close the descriptor."""
+        self.fd = -1  # first: other threads run as soon as it is closed, and may get its number
+        self.sock.close()
+
     # -- a transport for exchanges -----------------------------------------------------------------------
 
     def send(self, data: bytes) -> None:
@@ -299,9 +305,9 @@ class Connection:
         """
         assert self.event_stream is not None
         slot, started = self.event_stream
-        if slot.started == started:
+        if slot.started == started and (fd := self.fd) >= 0:
             poll = original.poll()
-            poll.register(self.fd, select.POLLRDHUP)
+            poll.register(fd, select.POLLRDHUP)
             if poll.poll(0):
                 slot.progressed(monotonic_ns())
                 self.event_stream = None

@@ -139,14 +139,14 @@ class ConnectionTable:
             connection.sock.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass  # the client has closed it already
-        connection.sock.close()
+        connection.close()
 
     def close_handed_off(self, connection: Connection, slot: RequestSlot) -> None:
         """Close our copy of a connection that was handed off to a sibling, where it goes on."""
         connection.enter(CLOSED)
         self._remove(connection)
         slot.connection_handed_off()
-        connection.sock.close()
+        connection.close()
 
     def close_all(self, slot: RequestSlot) -> None:
         for connection in list(self.open.values()):

@@ -128,7 +128,7 @@ class Reactor:
             connection.mask = _SILENT
             try:
                 self._modify(self._epoll, connection.fd, _SILENT)
-            except OSError:
+            except (OSError, ValueError):
                 pass  # it is closed already
 
     def watch_for(self, connection: Connection, event: int) -> None:
