@@ -217,11 +217,10 @@ class Exchange:
     def _close(self, result: Any) -> None:
         """PEP 3333: close() is called, whatever happened."""
         self._ended = True
-        close = getattr(result, "close", None)
-        if close is None:
-            return
         try:
-            close()
+            close = getattr(result, "close", None)
+            if close is not None:
+                close()
         except QuitWorker:
             raise
         except BaseException as error:  # noqa: BLE001 - the answer is sent; only the log is left

@@ -729,6 +729,20 @@ def test_an_error_in_close_is_logged() -> None:
     assert "in close" in (answer.exchange.error or "")
 
 
+def test_an_error_while_close_is_looked_for_is_logged() -> None:
+    """As one in close(): it is the app's."""
+
+    class NoResult(Result):
+        def __getattribute__(self, name: str) -> Any:
+            if name == "close":
+                raise ValueError("of a property")
+            return super().__getattribute__(name)
+
+    answer = ask(gives(lambda: NoResult(b"abc")))
+    assert answer.body == b"abc"
+    assert "of a property" in (answer.exchange.error or "")
+
+
 def test_generators_are_closed() -> None:
     """A generator that is not exhausted runs its finally clause when the client has disconnected."""
     ended: list[str] = []
