@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 with atheris.instrument_imports(include=["ostler.http1"]):
     from ostler.http1.request import Rules
+    from tests.fuzz.wires import SEEDS, WORDS
     from tests.unit.http1.parsing import fed
 
 RULES = (
@@ -35,52 +36,6 @@ RULES = (
     Rules(header_map="refuse", secure_scheme_headers={b"x-forwarded-proto": b"https"}),
     Rules(stream=True),
 )
-
-GET = b"GET /a?b HTTP/1.1\r\nHost: x\r\n\r\n"
-POST = b"POST / HTTP/1.1\r\nHost: x\r\n"
-SEEDS = (
-    GET,
-    GET + GET,
-    b"GET http://y:80/a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
-    b"OPTIONS * HTTP/1.0\r\nConnection: keep-alive\r\n\r\n" + GET,
-    b"GET / HTTP/1.1\r\nHost: [::1]:80\r\nX_Y: z\r\nX-Forwarded-Proto: https\r\nCookie: a=b \r\n\r\n",
-    POST + b"Content-Length: 5\r\nExpect: 100-continue\r\n\r\nhello" + GET,
-    POST
-    + b'Transfer-Encoding: chunked\r\n\r\n5;a="b"\r\nhello\r\n00A\r\n0123456789\r\n0\r\nX: y\r\n\r\n'
-    + GET,
-    POST + b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 0\r\n\r\n" + GET,
-)
-WORDS = (
-    *(
-        "GET ",
-        "POST ",
-        "CONNECT ",
-        "OPTIONS ",
-        "HTTP/1.1\\x0D\\x0A",
-        "HTTP/1.0\\x0D\\x0A",
-        "HTTP/2.0\\x0D\\x0A",
-    ),
-    *(
-        "Host: x\\x0D\\x0A",
-        "Content-Length: ",
-        "Transfer-Encoding: ",
-        "chunked",
-        "gzip",
-        "Connection: ",
-        "close",
-    ),
-    *(
-        "Upgrade: ",
-        "Expect: ",
-        "100-continue",
-        "keep-alive",
-        "Content-Type: ",
-        "http://",
-        "\\x0D\\x0A\\x0D\\x0A",
-    ),
-    *("\\x0D\\x0A", "0\\x0D\\x0A\\x0D\\x0A", ";a=b", "\\x0D", "\\x0A", "[::1]", "_", "%41"),
-)
-
 
 # Attributes of a Line; one of the C extension is no such object.
 LINE = "method target protocol raw_uri path query authority ordinary".split()
@@ -122,6 +77,11 @@ def fuzz_one(data: bytes) -> None:
     assert outcome(twice, rules) == outcome(twice, rules, remember=False), "memory makes a difference"
 
 
+def escaped(word: bytes) -> str:
+    """A word as libFuzzer's dictionaries have it."""
+    return "".join(f"\\x{byte:02X}" for byte in word)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seconds", type=int, default=60, help="default: %(default)s")
@@ -139,7 +99,7 @@ def main() -> None:
             for rules in range(len(RULES)):
                 (corpus / f"{number}-{rules}").write_bytes(bytes((rules, 2 + 5 * number)) + seed)
         words = folder / "words"
-        words.write_text("".join(f'"{word}"\n' for word in WORDS))
+        words.write_text("".join(f'"{escaped(word)}"\n' for word in WORDS))
         limits = [
             f"-max_total_time={options.seconds}",
             "-max_len=2048",

@@ -1,6 +1,7 @@
 """Helpers for tests of the parser: requests as plain values, and two ways to get them."""
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
@@ -9,7 +10,7 @@ import pytest
 from ostler.http1 import errors
 from ostler.http1 import line as lines
 from ostler.http1.errors import ProtocolViolation
-from ostler.http1.request import RequestParser, Rules
+from ostler.http1.request import BodySink, RequestParser, Rules
 
 RULES = Rules()
 RULE_NAMES = errors.RULES.keys()
@@ -79,12 +80,17 @@ def resume(parser: RequestParser) -> None:
         parser.resume()
 
 
-def fed(pieces: list[bytes], rules: Rules, remember: bool = True) -> tuple[RequestParser, str | None]:
+def fed(
+    pieces: list[bytes],
+    rules: Rules,
+    remember: bool = True,
+    new_body: Callable[[], BodySink] = io.BytesIO,
+) -> tuple[RequestParser, str | None]:
     """A parser that was fed the pieces, and with which status it refused them, if it did.
 
     No upgrade is taken. remember: with what earlier requests taught.
     """
-    parser = RequestParser(rules, io.BytesIO)
+    parser = RequestParser(rules, new_body)
     try:
         for piece in pieces:
             if not remember:
