@@ -307,6 +307,7 @@ def test_a_head_that_is_made_twice_at_once() -> None:
     """By two threads, or in a signal handler: both get the same one in the end, and the other is not left."""
     assert native.module is not None
     made: list[Any] = []
+    requests: list[Any] = []
 
     class Made:
         pass
@@ -315,13 +316,13 @@ def test_a_head_that_is_made_twice_at_once() -> None:
         head = Made()
         made.append(weakref.ref(head))
         if len(made) == 1:
-            assert request.head is made[1]()
+            assert requests[0].head is made[1]()
         return head
 
     rules = native.module.RequestRules(Rules(), parse_head, {}, 100, 100, 100, 100)
-    request = native.module.ordinary_request(GET, rules)
-    assert request.head is request.head
-    del request
+    requests.append(native.module.ordinary_request(GET, rules))
+    assert requests[0].head is requests[0].head
+    requests.clear()
     assert [head() for head in made] == [None, None]
 
 
