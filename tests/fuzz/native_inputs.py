@@ -7,18 +7,20 @@ an app does with a request.
 import random
 import re
 import reprlib
-from collections.abc import Sequence
+import socket
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from ostler import native
-from ostler.http1.request import Rules
+from ostler.http1.errors import ProtocolViolation
+from ostler.http1.request import BodySink, RequestParser, Rules
 from ostler.wsgi.body import BufferedBody
 from tests.fuzz.wires import GET, SEEDS, WORDS
 from tests.property import test_native_exchanges as exchanges
 from tests.property import test_native_requests as requests
-from tests.unit.http1.parsing import fed, python_only
+from tests.unit.http1.parsing import fed, python_only, resume
 from tests.unit.http1.test_malformed import MALFORMED
 
 T = TypeVar("T")
@@ -200,7 +202,7 @@ def check_request(data: bytes) -> bool:
         pieces = [wire[at : at + cut] for at in range(0, len(wire), cut)]
     else:
         pieces = re.split(rb"(?<=\r\n\r\n)", wire) if cut else [wire]
-    ours, refused = fed(pieces, rules, new_body=_body)
+    ours, refused = (received if data[0] % 2 else fed)(pieces, rules, new_body=_body)
     theirs, refused_by_python = fed(pieces, python_only(rules), new_body=_body)
     assert refused == refused_by_python, "only one of them refuses it"
     for name in (
@@ -223,6 +225,42 @@ def check_request(data: bytes) -> bool:
         else:
             assert requests.shown(request) == requests.shown(reference)
     return recognized
+
+
+class Stub:
+    """What the receiver of the C extension knows of a connection."""
+
+    __slots__ = ("fd", "parser", "receiving_since")
+
+    def __init__(self, fd: int, parser: RequestParser) -> None:
+        self.fd = fd
+        self.parser = parser
+        self.receiving_since = 0
+
+
+assert native.module is not None
+_receiver = native.module.OrdinaryReceiver(connection_type=Stub, parser_type=RequestParser, size=1 << 17)
+
+
+def received(
+    pieces: list[bytes], rules: Rules, new_body: Callable[[], BodySink]
+) -> tuple[RequestParser, str | None]:
+    """As `fed`, but by the receiver of the C extension, from a socket."""
+    parser = RequestParser(rules, new_body)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        connection = Stub(ours.fileno(), parser)
+        try:
+            for piece in filter(None, pieces):
+                theirs.sendall(piece)
+                if (data := _receiver.receive(connection)) is not None:
+                    assert data == piece
+                    parser.feed(data)
+                    resume(parser)
+                connection.receiving_since = int(parser.receiving)
+        except ProtocolViolation as violation:
+            return parser, violation.status
+    return parser, None
 
 
 def _body() -> BufferedBody:
