@@ -43,27 +43,15 @@ slot_memory_dealloc(slot_memory *self)
 static PyObject *
 slot_memory_new(PyTypeObject *type, PyObject *arguments, PyObject *Py_UNUSED(keywords))
 {
-    PyObject *words, *text, *counts;
-    if (!PyArg_ParseTuple(arguments, "OOO", &words, &text, &counts))
-        return NULL;
     slot_memory *self = (slot_memory *)type->tp_alloc(type, 0);
     if (self == NULL)
         return NULL;
-    if (PyObject_GetBuffer(words, &self->words, PyBUF_WRITABLE) < 0)
-        goto no_words;
-    if (PyObject_GetBuffer(text, &self->text, PyBUF_WRITABLE) < 0)
-        goto no_text;
-    if (PyObject_GetBuffer(counts, &self->counts, PyBUF_WRITABLE) < 0)
-        goto no_counts;
+    if (!PyArg_ParseTuple(arguments, "w*w*w*", &self->words, &self->text, &self->counts)) {
+        Py_DECREF(self);
+        return NULL;
+    }
     self->is_mapped = 1;
     return (PyObject *)self;
-no_counts:
-    PyBuffer_Release(&self->text);
-no_text:
-    PyBuffer_Release(&self->words);
-no_words:
-    Py_DECREF(self);
-    return NULL;
 }
 
 static PyObject *

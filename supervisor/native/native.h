@@ -109,6 +109,25 @@ int native_add_exchanges(PyObject *module);
 
 /* -- characters ----------------------------------------------------------------------------------------------- */
 
+/* Sets of characters, and those in which one is; filled by native_add_requests. */
+enum { NATIVE_UPPER = 1, NATIVE_NAME = 2, NATIVE_VALUE = 4, NATIVE_TARGET = 8, NATIVE_HOST = 16, NATIVE_TOKEN = 32 };
+extern uint8_t native_kinds[256] __attribute__((visibility("hidden")));
+
+/* A decimal number of at most so many digits, which must not be more than 18; -1: it is none. */
+static inline Py_ssize_t
+native_number(const char *text, size_t size, size_t most_digits)
+{
+    if (size == 0 || size > most_digits)
+        return -1;
+    Py_ssize_t number = 0;
+    for (size_t i = 0; i < size; i++) {
+        if (text[i] < '0' || text[i] > '9')
+            return -1;
+        number = number * 10 + (text[i] - '0');
+    }
+    return number;
+}
+
 static inline char
 native_lower(char c)
 {

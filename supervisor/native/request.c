@@ -13,23 +13,24 @@
 
 /* -- characters ----------------------------------------------------------------------------------------------- */
 
-enum { UPPER = 1, NAME = 2, VALUE = 4, TARGET = 8, HOST = 16 };
-static uint8_t kinds[256];
+uint8_t native_kinds[256];
 
 static void
 fill_kinds(void)
 {
     for (int c = 0x20; c < 0x7f; c++)
-        kinds[c] = VALUE | (c > 0x20 && c != '#' ? TARGET : 0);
-    kinds['\t'] = VALUE;
+        native_kinds[c] = NATIVE_VALUE | (c > 0x20 && c != '#' ? NATIVE_TARGET : 0);
+    native_kinds['\t'] = NATIVE_VALUE;
     for (int c = 'A'; c <= 'Z'; c++) {
-        kinds[c] |= UPPER | NAME | HOST;
-        kinds[c + 32] |= NAME | HOST;
+        native_kinds[c] |= NATIVE_UPPER | NATIVE_NAME | NATIVE_HOST | NATIVE_TOKEN;
+        native_kinds[c + 32] |= NATIVE_NAME | NATIVE_HOST | NATIVE_TOKEN;
     }
     for (int c = '0'; c <= '9'; c++)
-        kinds[c] |= NAME | HOST;
-    kinds['-'] |= NAME | HOST;
-    kinds['.'] |= HOST;
+        native_kinds[c] |= NATIVE_NAME | NATIVE_HOST | NATIVE_TOKEN;
+    native_kinds['-'] |= NATIVE_NAME | NATIVE_HOST;
+    native_kinds['.'] |= NATIVE_HOST;
+    for (const char *c = "!#$%&'*+-.^_`|~"; *c; c++)
+        native_kinds[(uint8_t)*c] |= NATIVE_TOKEN;
 }
 
 /* -- field names ---------------------------------------------------------------------------------------------- */
@@ -229,21 +230,14 @@ static bool
 is_plain_host(const char *text, size_t size)
 {
     size_t i = 0;
-    while (i < size && kinds[(uint8_t)text[i]] & HOST)
+    while (i < size && native_kinds[(uint8_t)text[i]] & NATIVE_HOST)
         i++;
     if (i == 0)
         return false;
     if (i == size)
         return true;
-    if (text[i++] != ':' || i == size || size - i > 5)
-        return false;
-    long port = 0;
-    for (; i < size; i++) {
-        if (text[i] < '0' || text[i] > '9')
-            return false;
-        port = port * 10 + (text[i] - '0');
-    }
-    return port <= 65535;
+    Py_ssize_t port = native_number(text + i + 1, size - i - 1, 5);
+    return text[i] == ':' && port >= 0 && port <= 65535;
 }
 
 /* What a scan has found; `fields` has room for MOST_FIELDS. */
@@ -262,7 +256,7 @@ scan_request(native_rules *rules, const char *data, size_t size, scan *found)
         return false;
     /* Every loop below ends at the NUL behind the last byte at the latest, which is in none of the classes. */
     size_t at = 0;
-    while (kinds[(uint8_t)data[at]] & UPPER)
+    while (native_kinds[(uint8_t)data[at]] & NATIVE_UPPER)
         at++;
     found->method_end = at;
     if (at == 0 || at > MOST_METHOD || data[at] != ' ' || data[at + 1] != '/')
@@ -272,7 +266,7 @@ scan_request(native_rules *rules, const char *data, size_t size, scan *found)
     at++;
     found->path_end = 0;
     found->has_escapes = false;
-    while (kinds[(uint8_t)data[at]] & TARGET) {
+    while (native_kinds[(uint8_t)data[at]] & NATIVE_TARGET) {
         if (data[at] == '?' && !found->path_end)
             found->path_end = at;
         else if (data[at] == '%' && !found->path_end)
@@ -293,14 +287,14 @@ scan_request(native_rules *rules, const char *data, size_t size, scan *found)
     found->host = MOST_FIELDS;
     found->https = false;
     bool insecure = false, has_type = false, has_length = false;
-    size_t body_size = 0;
+    Py_ssize_t body_size = 0;
     while (data[at] != '\r') {
         if (found->count == MOST_FIELDS || found->count == rules->max_fields)
             return false;
         native_field *one = &found->fields[found->count];
         size_t begin = at;
         uint32_t hash = 2166136261u; /* FNV-1a */
-        while (kinds[(uint8_t)data[at]] & NAME)
+        while (native_kinds[(uint8_t)data[at]] & NATIVE_NAME)
             hash = (hash ^ (uint8_t)data[at++]) * 16777619u;
         if (at == begin || at - begin > LONGEST_NAME || data[at] != ':')
             return false;
@@ -310,7 +304,7 @@ scan_request(native_rules *rules, const char *data, size_t size, scan *found)
         while (data[at] == ' ' || data[at] == '\t')
             at++;
         size_t value = at;
-        while (kinds[(uint8_t)data[at]] & VALUE)
+        while (native_kinds[(uint8_t)data[at]] & NATIVE_VALUE)
             at++;
         if (data[at] != '\r' || data[at + 1] != '\n' || (Py_ssize_t)(at - begin) > rules->max_field_size)
             return false;
@@ -344,14 +338,10 @@ scan_request(native_rules *rules, const char *data, size_t size, scan *found)
             has_type = true;
             break;
         case IS_LENGTH:
-            if (has_length || length == 0 || length > MOST_DIGITS || (length > 1 && text[0] == '0'))
+            if (has_length || (length > 1 && text[0] == '0') ||
+                (body_size = native_number(text, length, MOST_DIGITS)) < 0)
                 return false;
             has_length = true;
-            for (size_t i = 0; i < length; i++) {
-                if (text[i] < '0' || text[i] > '9')
-                    return false;
-                body_size = body_size * 10 + (size_t)(text[i] - '0');
-            }
             break;
         case IS_SCHEME: {
             PyObject *scheme, *wanted;
@@ -373,7 +363,7 @@ scan_request(native_rules *rules, const char *data, size_t size, scan *found)
     }
     at += 2;
     found->body = at;
-    return at <= size && data[at - 1] == '\n' && size - at == body_size && (Py_ssize_t)body_size <= rules->max_body &&
+    return at <= size && data[at - 1] == '\n' && (Py_ssize_t)(size - at) == body_size && body_size <= rules->max_body &&
            found->host != MOST_FIELDS && !(found->https && insecure);
 }
 
@@ -455,7 +445,7 @@ hex_value(char c)
 }
 
 static PyObject *
-path_of(native_request *self)
+get_path(native_request *self, void *Py_UNUSED(closure))
 {
     if (!self->has_escapes)
         return text_of(self, self->target, self->path_end);
@@ -562,7 +552,7 @@ strip_mount(PyObject *environ, PyObject *mount)
 }
 
 static PyObject *
-query_of(native_request *self)
+get_query(native_request *self, void *Py_UNUSED(closure))
 {
     size_t query = self->path_end == self->target_end ? self->target_end : (size_t)self->path_end + 1;
     return text_of(self, query, self->target_end);
@@ -580,8 +570,8 @@ native_request_environ(native_request *self, PyObject *template)
         return NULL;
     if (!(set(environ, key_REQUEST_METHOD, Py_NewRef(self->method)) &&
           set(environ, key_RAW_URI, text_of(self, self->target, self->target_end)) &&
-          set(environ, key_PATH_INFO, path_of(self)) &&
-          set(environ, key_QUERY_STRING, query_of(self)) &&
+          set(environ, key_PATH_INFO, get_path(self, NULL)) &&
+          set(environ, key_QUERY_STRING, get_query(self, NULL)) &&
           set(environ, key_SERVER_PROTOCOL, Py_NewRef(text_http11)) &&
           set(environ, key_input, input_of(self)) &&
           (!self->https || set(environ, key_scheme, Py_NewRef(text_https)))))
@@ -644,18 +634,6 @@ static PyObject *
 get_raw_uri(native_request *self, void *Py_UNUSED(closure))
 {
     return text_of(self, self->target, self->target_end);
-}
-
-static PyObject *
-get_path(native_request *self, void *Py_UNUSED(closure))
-{
-    return path_of(self);
-}
-
-static PyObject *
-get_query(native_request *self, void *Py_UNUSED(closure))
-{
-    return query_of(self);
 }
 
 static PyObject *

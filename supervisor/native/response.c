@@ -11,28 +11,12 @@
 
 /* -- the head ------------------------------------------------------------------------------------------------- */
 
-static uint8_t kinds[256];
-enum { TOKEN = 1, TEXT = 2 };
-
-static void
-fill_kinds(void)
-{
-    for (int c = 0x20; c < 0x7f; c++)
-        kinds[c] = TEXT;
-    kinds['\t'] = TEXT;
-    for (int c = '0'; c <= 'z'; c++)
-        if (c <= '9' || (c >= 'A' && c <= 'Z') || c >= 'a')
-            kinds[c] |= TOKEN;
-    for (const char *c = "!#$%&'*+-.^_`|~"; *c; c++)
-        kinds[(uint8_t)*c] |= TOKEN;
-}
-
 static bool
 are(const char *text, Py_ssize_t size, uint8_t kind)
 {
     uint8_t all = kind;
     for (Py_ssize_t i = 0; i < size; i++)
-        all &= kinds[(uint8_t)text[i]];
+        all &= native_kinds[(uint8_t)text[i]];
     return all != 0;
 }
 
@@ -92,18 +76,12 @@ encode_header(native_response *self, PyObject *header)
     Py_ssize_t name_size, size;
     const char *name = ascii_of(PyTuple_GET_ITEM(header, 0), &name_size);
     const char *value = ascii_of(PyTuple_GET_ITEM(header, 1), &size);
-    if (name == NULL || value == NULL || name_size == 0 || !are(name, name_size, TOKEN) || !are(value, size, TEXT))
+    if (name == NULL || value == NULL || name_size == 0 || !are(name, name_size, NATIVE_TOKEN) ||
+        !are(value, size, NATIVE_VALUE))
         return false;
     if (native_equals_lower(name, (size_t)name_size, "content-length")) {
-        if (self->length >= 0 || size == 0 || size > 18)
+        if (self->length >= 0 || (self->length = native_number(value, (size_t)size, 18)) < 0)
             return false;
-        Py_ssize_t length = 0;
-        for (Py_ssize_t i = 0; i < size; i++) {
-            if (value[i] < '0' || value[i] > '9')
-                return false;
-            length = length * 10 + (value[i] - '0');
-        }
-        self->length = length;
     }
     else if (is_servers(name, (size_t)name_size))
         return false;
@@ -117,11 +95,10 @@ encode_head(native_response *self, PyObject *status, PyObject *headers)
 {
     Py_ssize_t size;
     const char *text = ascii_of(status, &size);
-    if (text == NULL || size < 5 || text[0] < '2' || text[0] > '9' || text[1] < '0' || text[1] > '9' ||
-        text[2] < '0' || text[2] > '9' || text[3] != ' ' || !are(text, size, TEXT) || !PyList_CheckExact(headers))
+    if (text == NULL || size < 5 || text[3] != ' ' || !are(text, size, NATIVE_VALUE) || !PyList_CheckExact(headers))
         return false;
-    int code = (text[0] - '0') * 100 + (text[1] - '0') * 10 + (text[2] - '0');
-    if (code == 204 || code == 304)
+    int code = (int)native_number(text, 3, 3);
+    if (code < 200 || code == 204 || code == 304)
         return false;
     self->head_size = 0;
     self->length = -1;
@@ -244,18 +221,8 @@ static PyMemberDef response_members[] = {
     {"status", T_OBJECT, offsetof(native_response, status), READONLY, NULL},
     {"headers", T_OBJECT, offsetof(native_response, headers), READONLY, NULL},
     {"sent", T_PYSSIZET, offsetof(native_response, sent), READONLY, NULL},
+    {"error", T_NONE, 0, READONLY, NULL},
     {NULL, 0, 0, 0, NULL},
-};
-
-static PyObject *
-get_none(PyObject *Py_UNUSED(self), void *Py_UNUSED(closure))
-{
-    Py_RETURN_NONE;
-}
-
-static PyGetSetDef response_attributes[] = {
-    {"error", get_none, NULL, NULL, NULL},
-    {NULL, NULL, NULL, NULL, NULL},
 };
 
 PyTypeObject native_response_type = {
@@ -267,7 +234,6 @@ PyTypeObject native_response_type = {
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
     .tp_methods = response_methods,
     .tp_members = response_members,
-    .tp_getset = response_attributes,
 };
 
 /* -- what Python goes on with --------------------------------------------------------------------------------- */
@@ -424,7 +390,6 @@ PyTypeObject native_begun_type = {
 int
 native_add_responses(PyObject *module)
 {
-    fill_kinds();
     static const native_text names[] = {{&name_start_response, "start_response"},
                                         {&name_write, "write"},
                                         {&name_exchange_write, "_write"},
