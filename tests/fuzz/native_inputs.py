@@ -53,6 +53,7 @@ FIELDS = (
     *(b"n" * size + b": z" for size in (51, 52, 53, 255, 256)),
     *(b"X-Long: " + b"v" * size for size in (8181, 8182, 8183)),
 )
+PARTS_OF_TARGETS = (b"%", b"%4", b"%zz", b"%00", b"%c3%a9", b"?", b"//", b"/mount", b"/../", b"#", b"\xe9")
 BYTES = b"\0\t\n\r !#%*,-./:;?@AZ_az{}~\x7f\x80\xff0159"
 ORDINARY = [
     GET,
@@ -157,6 +158,11 @@ class Mutator:
         line, _, rest = wire.partition(b"\r\n")
         return b"%b\r\nX-%d: y\r\n%b" % (line, self._random.randrange(10_000), rest)
 
+    def _with_another_target(self, wire: bytes) -> bytes:
+        method, blank, rest = wire.partition(b" ")
+        at = self._random.randrange(max(rest.find(b" "), 0) + 1)
+        return method + blank + rest[:at] + self._random.choice(PARTS_OF_TARGETS) + rest[at:]
+
     def _padded(self, wire: bytes) -> bytes:
         """With about as many bytes as are recognized, in a line or in its body."""
         at, size = self._place(wire), MOST - len(wire) + self._random.randrange(-40, 3)
@@ -183,6 +189,7 @@ class Mutator:
         _with_other_lines,
         _in_other_case,
         _with_a_name,
+        _with_another_target,
         _with_its_length,
         _with_its_length,
         _padded,
