@@ -7,7 +7,6 @@ import msgspec
 import pytest
 
 from ostler.http1 import errors
-from ostler.http1 import line as lines
 from ostler.http1.errors import ProtocolViolation
 from ostler.http1.request import RequestParser, Rules
 
@@ -89,7 +88,6 @@ def fed(pieces: list[bytes], rules: Rules, remember: bool = True) -> tuple[Reque
         for piece in pieces:
             if not remember:
                 parser.forget()
-                lines.remembered.clear()
             parser.feed(piece)
             resume(parser)
     except ProtocolViolation as violation:
