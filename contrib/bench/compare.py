@@ -181,7 +181,7 @@ def report(
 
     Raises:
         NothingToCompareError: the base did not run in all rounds.
-        BenchError: the working tree did not.
+        BenchError: the working tree did not, or there is nothing to judge.
     """
     verdicts = []
     for name in [candidate.name for candidate in found if not candidate.name.endswith(suffix)]:
@@ -195,6 +195,8 @@ def report(
             f"{name}: {statistics.median(tree):.2f} us of CPU time per request, base "
             f"{statistics.median(base):.2f}: {verdicts[-1]}"
         )
+    if not verdicts:
+        raise servers.BenchError("there is no row to compare")
     passed = all(verdict.passed for verdict in verdicts)
     ratios = ", ".join(f"{verdict.median:.2f}" for verdict in verdicts)
     print(f"{'passed' if passed else 'FAILED'}: {ratios} x the CPU time of {revision} (limit {LIMIT})")

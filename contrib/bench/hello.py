@@ -105,20 +105,25 @@ def bare_call(options: argparse.Namespace, python: str, requests: Path) -> float
 
 
 def table(results: dict[str, list[drive.Sample]], bare: float | None) -> str:
-    """The medians, as text."""
+    """The medians, as text; ratios are those of samples of the same round, with their range."""
     cpu = {name: statistics.median(sample.cpu_us for sample in samples) for name, samples in results.items()}
+    floors = results.get(FLOOR, [])
     floor = cpu.get(FLOOR)
     lines = [
         (
-            f"{'':32}{'CPU us/req':>11}{'x floor':>9}{'- bare us' if bare else '':>10}"
+            f"{'':32}{'CPU us/req':>11}{'x floor':>9}{'range':>16}{'- bare us' if bare else '':>10}"
             f"{'req/s':>10}{'p99 ms':>9}{'errors':>8}"
         )
     ]
     for name, samples in results.items():
-        ratio = f"{cpu[name] / floor:.2f}" if floor else "-"
+        # A server that was left out after some rounds has fewer samples.
+        ratios = [mine.cpu_us / its.cpu_us for mine, its in zip(samples, floors, strict=False)]
+        ratio, between = "-", ""
+        if ratios:
+            ratio, between = f"{statistics.median(ratios):.2f}", f"{min(ratios):.2f}-{max(ratios):.2f}"
         over = f"{cpu[name] - bare:.1f}" if bare and name != FLOOR else ""
         lines.append(
-            f"{name:32}{cpu[name]:>11.2f}{ratio:>9}{over:>10}"
+            f"{name:32}{cpu[name]:>11.2f}{ratio:>9}{between:>16}{over:>10}"
             f"{statistics.median(sample.rate for sample in samples):>10.0f}"
             f"{statistics.median(sample.p99 for sample in samples) * 1000:>9.2f}"
             f"{sum(sample.errors for sample in samples):>8}"

@@ -105,7 +105,11 @@ def test_report(compare: ModuleType, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_a_side_that_fails(compare: ModuleType) -> None:
-    """A working tree that does not run fails the comparison; a base that does not run ends it."""
+    """A working tree that does not run fails the comparison, and so does an empty one; a base that does not run
+    ends it.
+    """
+    with pytest.raises(importlib.import_module("servers").BenchError, match="no row"):
+        compare.report([], {}, 2, " @base", "v1")
     found, results = rows(native=[10.0], native_base=[10.0, 11.0])
     with pytest.raises(importlib.import_module("servers").BenchError, match="native failed"):
         compare.report(found, results, 2, " @base", "v1")

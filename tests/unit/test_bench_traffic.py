@@ -1,7 +1,9 @@
 """contrib/bench: the requests that are sent, and the servers that are left out."""
 
+import asyncio
 import importlib
 import json
+import shutil
 import sys
 from argparse import Namespace
 from collections.abc import Callable
@@ -79,6 +81,58 @@ def test_the_file_for_wrk(bench: Import, tmp_path: Path) -> None:
     traffic.write(requests, tmp_path / "requests")
     assert traffic.read(tmp_path / "requests") == requests
     assert (tmp_path / "requests").read_bytes().startswith(b"18\nGET / HTTP/1.1\r\n")
+
+
+@pytest.mark.skipif(not shutil.which("wrk"), reason="wrk is not installed")
+async def test_wrk_sends_them(bench: Import, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them in turn, and then from the beginning again."""
+    traffic = bench("traffic")
+    monkeypatch.setattr(traffic, "COUNT", 5)
+    file = traffic.prepare("varied", tmp_path / "requests", post=True)
+    requests = traffic.read(file)
+    received: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                received.append(head + await reader.readexactly(traffic.BODY_BYTES))
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        except (asyncio.IncompleteReadError, ConnectionError):
+            writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        script = str(BENCH / "replay.lua")
+        wrk = await asyncio.create_subprocess_exec(
+            *("wrk", "-t1", "-c1", "-d1s", "-s", script, f"http://127.0.0.1:{port}/", "--", str(file)),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        output, _ = await wrk.communicate()
+    assert wrk.returncode == 0
+    assert b"Socket errors" not in output
+    assert len(received) > len(requests)
+    first = requests.index(received[0])
+    assert received == [requests[(first + number) % len(requests)] for number in range(len(received))]
+
+
+@pytest.mark.parametrize("bare", [None, 5.0])
+def test_the_table(bench: Import, bare: float | None) -> None:
+    """Ratios are those of the same round: here the machine becomes three times slower, the ratio stays."""
+    hello, drive = bench("hello"), bench("drive")
+
+    def samples(*costs: float) -> list[Any]:
+        return [drive.Sample(cpu_us=cost, rate=1.0, p99=0.001, errors=0, requests=1) for cost in costs]
+
+    found = {hello.FLOOR: samples(5.0, 15.0, 15.0), "a": samples(10.0, 30.0, 31.5), "b": samples(20.0)}
+    head, floor, *rows = hello.table(found, bare).splitlines()
+    assert head.split()[:5] == ["CPU", "us/req", "x", "floor", "range"]
+    assert floor.split()[:5] == ["C", "floor", "15.00", "1.00", "1.00-1.00"]
+    assert rows[0].split()[:4] == ["a", "30.00", "2.00", "2.00-2.10"]
+    assert rows[1].split()[:4] == ["b", "20.00", "4.00", "4.00-4.00"]
+    if bare:
+        assert rows[0].split()[4] == "25.0"
+        assert rows[2].split()[:3] == ["bare", "call", "5.00"]
 
 
 def test_the_bare_call(bench: Import, tmp_path: Path) -> None:
