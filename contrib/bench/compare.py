@@ -153,16 +153,12 @@ def compare(options: argparse.Namespace, folder: Path) -> bool:
         for candidate in field.pick(["ostler sync"], peers.Shape(native=native))
     ]
     requests = traffic.prepare(options.traffic, folder / "requests")
-
-    def measure(server: servers.Server) -> drive.Sample:
-        drive.warm_up(server, requests, CONNECTIONS)
-        sample = drive.wrk(server, options.seconds, CONNECTIONS, requests)
-        if sample.requests == 0:
-            raise servers.BenchError("no answers")
-        return sample
-
     results = drive.interleaved(
-        found, options.rounds, folder, measure, lambda sample: f"{sample.cpu_us:.2f} us"
+        found,
+        options.rounds,
+        folder,
+        lambda server: drive.warm_run(server, options.seconds, CONNECTIONS, requests),
+        lambda sample: f"{sample.cpu_us:.2f} us",
     )
     drive.write_json(
         options, {"samples": {name: [asdict(sample) for sample in of] for name, of in results.items()}}
@@ -184,7 +180,7 @@ def report(
         BenchError: the working tree did not, or there is nothing to judge.
     """
     verdicts = []
-    for name in [candidate.name for candidate in found if not candidate.name.endswith(suffix)]:
+    for name in [candidate.name for candidate in found if "@" not in candidate.name]:
         tree, base = ([sample.cpu_us for sample in results.get(label, ())] for label in (name, name + suffix))
         if len(tree) < rounds:
             raise servers.BenchError(f"{name} failed")

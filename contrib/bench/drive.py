@@ -107,6 +107,21 @@ def warm_up(server: servers.Server, requests: Path, connections: int = 8) -> Non
         raise servers.BenchError(f"no answer under load: {servers.last_line(server.log)}")
 
 
+def warm_run(
+    server: servers.Server, seconds: float, connections: int, requests: Path, *, threads: int = 1
+) -> Sample:
+    """`wrk` after a second of the same load.
+
+    Raises:
+        BenchError: wrk failed, or the server answered nothing.
+    """
+    warm_up(server, requests, connections)
+    sample = wrk(server, seconds, connections, requests, threads=threads)
+    if sample.requests == 0:
+        raise servers.BenchError("no answers")
+    return sample
+
+
 @contextlib.contextmanager
 def client(mode: str, server: servers.Server, **arguments: float | str) -> Iterator["Client"]:
     """Run clients.py for the length of a block; kill it at the end if it still runs."""

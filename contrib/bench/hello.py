@@ -177,13 +177,9 @@ def main() -> int:
             if options.pin:
                 for pid in servers.tree(server.pid):
                     os.sched_setaffinity(pid, {0})
-            drive.warm_up(server, requests, options.connections)
-            sample = drive.wrk(
+            return drive.warm_run(
                 server, options.seconds, options.connections, requests, threads=options.wrk_threads
             )
-            if sample.requests == 0:
-                raise servers.BenchError("no answers")
-            return sample
 
         field = peers.Field(options)
         if workload.framework:

@@ -105,17 +105,19 @@ def test_report(compare: ModuleType, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_a_side_that_fails(compare: ModuleType) -> None:
-    """A working tree that does not run fails the comparison, and so does an empty one; a base that does not run
-    ends it.
-    """
-    with pytest.raises(importlib.import_module("servers").BenchError, match="no row"):
-        compare.report([], {}, 2, " @base", "v1")
+    """A working tree that does not run fails the comparison; a base that does not run ends it."""
     found, results = rows(native=[10.0], native_base=[10.0, 11.0])
     with pytest.raises(importlib.import_module("servers").BenchError, match="native failed"):
         compare.report(found, results, 2, " @base", "v1")
     found, results = rows(native=[10.0, 11.0], native_base=[10.0])
     with pytest.raises(compare.NothingToCompareError, match="v1, does not run"):
         compare.report(found, results, 2, " @base", "v1")
+
+
+def test_no_rows(compare: ModuleType) -> None:
+    """`--only` may select nothing: that is no success."""
+    with pytest.raises(importlib.import_module("servers").BenchError, match="no row"):
+        compare.report([], {}, 2, " @base", "v1")
 
 
 def test_the_newest_tag_is_the_base(compare: ModuleType, repository: Repository) -> None:
