@@ -6,8 +6,9 @@ names. Both are measured on this machine, in turns, under varied traffic, with t
 What decides is the median of the rounds' ratios of CPU time per request. No ratio is recorded: that of Python
 to C differs between processors by a factor of two.
 
-The exit status is 1 if the working tree needs more than 25 % more CPU time for a request. If there is nothing
-to compare with (no git, no history, no wrk), one line says so and the exit status is 0.
+If the working tree needs more than 25 % more CPU time for a request, as many rounds are measured again,
+because other processes may be the reason; the exit status is 1 if that is still so in all of them together.
+If there is nothing to compare with (no git, no history, no wrk), one line says so and the exit status is 0.
 """
 
 import argparse
@@ -153,17 +154,29 @@ def compare(options: argparse.Namespace, folder: Path) -> bool:
         for candidate in field.pick(["ostler sync"], peers.Shape(native=native))
     ]
     requests = traffic.prepare(options.traffic, folder / "requests")
-    results = drive.interleaved(
-        found,
-        options.rounds,
-        folder,
-        lambda server: drive.warm_run(server, options.seconds, CONNECTIONS, requests),
-        lambda sample: f"{sample.cpu_us:.2f} us",
-    )
+    results: dict[str, list[drive.Sample]] = {}
+
+    def measure() -> None:
+        more = drive.interleaved(
+            found,
+            options.rounds,
+            folder,
+            lambda server: drive.warm_run(server, options.seconds, CONNECTIONS, requests),
+            lambda sample: f"{sample.cpu_us:.2f} us",
+        )
+        for name, samples in more.items():
+            results.setdefault(name, []).extend(samples)
+
+    measure()
+    passed = report(found, results, options.rounds, f" @{base.name}", revision)
+    if not passed:
+        print("measuring as many rounds again: all of them count")
+        measure()
+        passed = report(found, results, 2 * options.rounds, f" @{base.name}", revision)
     drive.write_json(
         options, {"samples": {name: [asdict(sample) for sample in of] for name, of in results.items()}}
     )
-    return report(found, results, options.rounds, f" @{base.name}", revision)
+    return passed
 
 
 def report(
