@@ -1,62 +1,66 @@
 #!/usr/bin/env python3
 """Measures what a call of the app costs without any server: CPU microseconds, on standard output.
 
-Header fields are read from standard input, one per line.
-
-The environ is prepared once and copied for each call, because no app may find what the call before has left
-in it.
+The environs are prepared once, from the requests that the servers get, and copied for each call, because no
+app may find what the call before has left in it. A body is a new BytesIO for each call.
 """
 
 import argparse
 import io
+import itertools
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import apps
+import traffic
+
+DISTINCT = 1000  # environs: each is some 5 KB
 
 
-def prepare(lines: list[str]) -> dict[str, Any]:
-    """The environ of a GET of / with these header fields."""
+def prepare(request: bytes) -> tuple[dict[str, Any], bytes]:
+    """The environ of a request, without its `wsgi.input`, and the body."""
+    method, target, fields, body = traffic.parse(request)
+    path, _, query = target.partition("?")
     environ = {
-        "REQUEST_METHOD": "GET",
+        "REQUEST_METHOD": method,
         "SCRIPT_NAME": "",
-        "PATH_INFO": "/",
-        "QUERY_STRING": "",
+        "PATH_INFO": path,
+        "QUERY_STRING": query,
         "SERVER_NAME": "127.0.0.1",
         "SERVER_PORT": "8000",
         "SERVER_PROTOCOL": "HTTP/1.1",
         "REMOTE_ADDR": "127.0.0.1",
-        "HTTP_HOST": "127.0.0.1:8000",
         "wsgi.version": (1, 0),
         "wsgi.url_scheme": "http",
-        "wsgi.input": io.BytesIO(),
         "wsgi.errors": sys.stderr,
         "wsgi.multithread": False,
         "wsgi.multiprocess": False,
         "wsgi.run_once": False,
     }
-    for line in lines:
-        name, colon, value = line.partition(": ")
-        if colon:
-            environ["HTTP_" + name.upper().replace("-", "_")] = value
-    return environ
+    for name, value in fields:
+        key = name.upper().replace("-", "_")
+        environ[key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else "HTTP_" + key] = value
+    return environ, body
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("app", help="a name in apps.py")
+    parser.add_argument("app", metavar="MODULE:APP")
+    parser.add_argument("requests", type=Path, help="a file of traffic.py")
     parser.add_argument("seconds", type=float, help="how long to measure")
     options = parser.parse_args()
-    app = getattr(apps, options.app)
-    environ = prepare(sys.stdin.read().splitlines())
+    app = apps.load(options.app)
+    prepared = [prepare(request) for request in traffic.read(options.requests)[:DISTINCT]]
+    following = itertools.cycle(prepared)
 
     def start_response(status: str, fields: list[tuple[str, str]], exc_info: object = None) -> None:
         pass
 
     def call(times: int) -> None:
-        for _ in range(times):
-            answer = app(environ.copy(), start_response)
+        for environ, body in itertools.islice(following, times):
+            answer = app({**environ, "wsgi.input": io.BytesIO(body)}, start_response)
             for _block in answer:
                 pass
             if hasattr(answer, "close"):

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import peers
 import servers
+import traffic
 
 UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}
 READY_WITHIN = 60.0  # seconds for a client's connections
@@ -45,30 +46,31 @@ class Sample:
 
 
 def wrk(
-    server: servers.Server,
-    seconds: float,
-    connections: int,
-    *,
-    threads: int = 1,
-    path: str = "/",
-    headers: Mapping[str, str] | None = None,
+    server: servers.Server, seconds: float, connections: int, requests: Path, *, threads: int = 1
 ) -> Sample:
     """Weigh one run of wrk; a server that answers nothing gives a rate of 0 and nan for the rest.
+
+    Args:
+        server: it is weighed.
+        seconds: length of the run.
+        connections: kept open all the time.
+        requests: a file of traffic.py.
+        threads: of wrk; two at most.
 
     Raises:
         BenchError: wrk failed.
     """
-    command = ["wrk", "--latency", f"-t{threads}", f"-c{connections}", f"-d{max(1, round(seconds))}s"]
-    for name, value in (headers or {}).items():
-        command += ["-H", f"{name}: {value}"]
     before = servers.cpu_seconds(server.pid)
     run = subprocess.run(
-        [*command, f"http://127.0.0.1:{server.port}{path}"],
+        [
+            "wrk", "--latency", f"-t{threads}", f"-c{connections}", f"-d{max(1, round(seconds))}s",
+            "-s", str(servers.HERE / "replay.lua"), f"http://127.0.0.1:{server.port}/", "--", str(requests),
+        ],
         capture_output=True,
         text=True,
         timeout=seconds + 60,
         check=False,
-    )
+    )  # fmt: skip
     cpu = servers.cpu_seconds(server.pid) - before
     if run.returncode:
         raise servers.BenchError(f"wrk failed: {(run.stderr or run.stdout).strip()}")
@@ -99,10 +101,25 @@ def parse_wrk(output: str, cpu_seconds: float) -> Sample:
     )
 
 
-def warm_up(server: servers.Server, connections: int = 8) -> None:
+def warm_up(server: servers.Server, requests: Path, connections: int = 8) -> None:
     """A second of load, so that nothing measured is done for the first time."""
-    if wrk(server, 1, connections).requests == 0:
+    if wrk(server, 1, connections, requests).requests == 0:
         raise servers.BenchError(f"no answer under load: {servers.last_line(server.log)}")
+
+
+def warm_run(
+    server: servers.Server, seconds: float, connections: int, requests: Path, *, threads: int = 1
+) -> Sample:
+    """`wrk` after a second of the same load.
+
+    Raises:
+        BenchError: wrk failed, or the server answered nothing.
+    """
+    warm_up(server, requests, connections)
+    sample = wrk(server, seconds, connections, requests, threads=threads)
+    if sample.requests == 0:
+        raise servers.BenchError("no answers")
+    return sample
 
 
 @contextlib.contextmanager
@@ -174,7 +191,8 @@ def interleaved(
     alive = list(candidates)
     others = measured = 0.0
     for number in range(1, rounds + 1):
-        for candidate in list(alive):
+        # Every other round in the opposite order, so that no server always comes after the same one.
+        for candidate in list(alive) if number % 2 else list(reversed(alive)):
             port = servers.free_port()
             busy, at = others_cpu_seconds(), time.monotonic()
             try:
@@ -216,9 +234,20 @@ def mean(numbers: Iterable[float]) -> float:
     return sum(found) / len(found) if found else math.nan
 
 
-def parse_arguments(parser: argparse.ArgumentParser, *, rounds: int, seconds: float) -> argparse.Namespace:
-    """The options of a benchmark that needs wrk; those that all of them have are added."""
+def add_options(parser: argparse.ArgumentParser, *, rounds: int, seconds: float) -> None:
+    """The options of a benchmark that uses wrk, with those that all benchmarks have."""
     peers.add_options(parser, rounds=rounds, seconds=seconds)
+    parser.add_argument(
+        "--traffic",
+        choices=traffic.KINDS,
+        default=traffic.KINDS[0],
+        help="whether the requests differ (default: %(default)s)",
+    )
+
+
+def parse_arguments(parser: argparse.ArgumentParser, *, rounds: int, seconds: float) -> argparse.Namespace:
+    """The options of a benchmark that can't do without wrk; those of `add_options` are added."""
+    add_options(parser, rounds=rounds, seconds=seconds)
     options = parser.parse_args()
     if servers.missing_command("wrk"):
         parser.exit(1, f"{parser.prog}: wrk is not installed (apt-get install wrk)\n")

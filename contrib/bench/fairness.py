@@ -147,7 +147,7 @@ def main() -> int:
     field = peers.Field(options)
     found = []
     for name, threads in SERVERS:
-        found += field.pick([name], peers.Shape(app="site", workers=WORKERS, threads=threads))
+        found += field.pick([name], peers.Shape(app="apps:site", workers=WORKERS, threads=threads))
     results = {}
 
     def measure(rate: float, server: servers.Server) -> Sample:

@@ -1,7 +1,8 @@
 /* The lower bound of hello.py: what an answer costs when nothing is computed.
  *
  * One thread, one epoll, one read and one write a request; it looks for the empty line that ends a request
- * and sends a constant. No parser, no timeouts, no error answers: it is a reference, not a server.
+ * and sends a constant. No parser, no timeouts, no error answers: it is a reference, not a server. A body must come
+ * with its head and contain no empty line.
  *
  * usage: floor PORT
  */

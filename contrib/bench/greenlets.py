@@ -14,18 +14,21 @@ from pathlib import Path
 import drive
 import peers
 import servers
+import traffic
 
 SERVERS = ("ostler gevent", "ostler eventlet", "gunicorn gevent")
 BASE = "gunicorn gevent"
-PARTS = {"an app that waits 10 ms": "/wait", "a trivial app": "/"}
+PARTS = {"an app that waits 10 ms": "/wait", "a trivial app": "/items"}
 
 
 def measure(options: argparse.Namespace, folder: Path, path: str) -> dict[str, list[drive.Sample]]:
-    def run(server: servers.Server) -> drive.Sample:
-        drive.wrk(server, 1, options.connections, threads=2, path=path)
-        return drive.wrk(server, options.seconds, options.connections, threads=2, path=path)
+    requests = traffic.prepare(options.traffic, folder / "requests", path)
 
-    shape = peers.Shape(app="site", connections=max(1000, 2 * options.connections))
+    def run(server: servers.Server) -> drive.Sample:
+        drive.wrk(server, 1, options.connections, requests, threads=2)
+        return drive.wrk(server, options.seconds, options.connections, requests, threads=2)
+
+    shape = peers.Shape(app="apps:site", connections=max(1000, 2 * options.connections))
     found = peers.Field(options).pick(SERVERS, shape)
     return drive.interleaved(
         found, options.rounds, folder, run, lambda sample: f"{sample.cpu_us:.1f} us, {sample.rate:.0f}/s"

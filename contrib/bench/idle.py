@@ -20,6 +20,7 @@ from pathlib import Path
 import drive
 import peers
 import servers
+import traffic
 
 ACTIVE = 10
 EMPTY_WITHIN = 10.0  # seconds
@@ -92,22 +93,22 @@ def resident(pid: int) -> int:
     raise servers.BenchError("the worker ended")
 
 
-def measure(server: servers.Server, connections: int, seconds: float) -> Sample:
+def measure(server: servers.Server, requests: Path, connections: int, seconds: float) -> Sample:
     """Measure one server."""
-    drive.warm_up(server, ACTIVE)
-    before = drive.wrk(server, seconds, ACTIVE)
+    drive.warm_up(server, requests, ACTIVE)
+    before = drive.wrk(server, seconds, ACTIVE, requests)
     # Before the client comes, it is not known which process will hold its connections.
     memory = {pid: resident(pid) for pid in servers.tree(server.pid)}
     with drive.client("idle", server, connections=connections) as client:
         client.wait_ready()
         worker = busiest(server.pid)
         full = resident(worker)
-        beside = drive.wrk(server, seconds, ACTIVE)
+        beside = drive.wrk(server, seconds, ACTIVE, requests)
         result = client.result()
     if worker not in memory:
         raise servers.BenchError("its worker was replaced")
     wait_empty(worker)
-    after = drive.wrk(server, seconds, ACTIVE)
+    after = drive.wrk(server, seconds, ACTIVE, requests)
     return Sample(before, beside, after, connections, result["made"], result["kept"], memory[worker], full)
 
 
@@ -157,12 +158,14 @@ def main() -> int:
     for name, threads in OURS + PEERS:
         shape = peers.Shape(threads=threads, keep_alive=KEEP_ALIVE, connections=2 * options.connections)
         found += field.pick([name], shape)
-    with tempfile.TemporaryDirectory(prefix="ostler-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="ostler-bench-") as name:
+        folder = Path(name)
+        requests = traffic.prepare(options.traffic, folder / "requests")
         results = drive.interleaved(
             found,
             options.rounds,
-            Path(folder),
-            lambda server: measure(server, options.connections, options.seconds),
+            folder,
+            lambda server: measure(server, requests, options.connections, options.seconds),
             str,
         )
     print(f"{options.connections} idle connections on one worker, {ACTIVE} active ones")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Serve one of apps.py with a server that has no command line, or whose command line lacks what is needed.
+"""Serve an app with a server that has no command line, or whose command line lacks what is needed.
 
 All other settings are the server's defaults. SIGTERM keeps its default action and ends it at once, because
 most of these run in C, where a handler in Python would never be called.
@@ -24,6 +24,13 @@ def fastwsgi(app: Any, port: int, *_: int) -> None:
     import fastwsgi as server
 
     server.server.backlog = 2048
+    server.run(app, "127.0.0.1", port)
+
+
+def fastpysgi(app: Any, port: int, *_: int) -> None:
+    """One thread; keep-alive is on by default and has no time-out."""
+    import fastpysgi as server
+
     server.run(app, "127.0.0.1", port)
 
 
@@ -59,6 +66,7 @@ def cheroot(app: Any, port: int, threads: int, connections: int, keep_alive: int
 SERVE: dict[str, Callable[..., None]] = {
     "bjoern": bjoern,
     "fastwsgi": fastwsgi,
+    "fastpysgi": fastpysgi,
     "meinheld": meinheld,
     "cheroot": cheroot,
 }
@@ -67,11 +75,11 @@ SERVE: dict[str, Callable[..., None]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("server", choices=SERVE)
-    parser.add_argument("app", help="a name in apps.py")
+    parser.add_argument("app", metavar="MODULE:APP")
     for name in ("port", "threads", "connections", "keep_alive"):
         parser.add_argument(name, type=int)
     options = parser.parse_args()
-    app = getattr(apps, options.app)
+    app = apps.load(options.app)
     SERVE[options.server](app, options.port, options.threads, options.connections, options.keep_alive)
 
 

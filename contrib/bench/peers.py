@@ -7,6 +7,8 @@ except logs (none per request) and limits that would end the measurement (listen
 
 import argparse
 import json
+import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -17,7 +19,7 @@ from pathlib import Path
 import servers
 
 FIND = """\
-import importlib.util, json, sys
+import importlib.metadata, importlib.util, json, platform, sys, sysconfig
 
 def present(name):
     try:
@@ -25,16 +27,31 @@ def present(name):
     except ModuleNotFoundError:  # the package that it is in
         return False
 
-print(json.dumps([sys.prefix, [name for name in sys.argv[1:] if present(name)]]))
+def version(name):
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+names = [name for name in sys.argv[1:] if present(name)]
+print(json.dumps({
+    "prefix": sys.prefix,
+    "modules": names,
+    "versions": {name: version(name) for name in [*names, "uwsgi"] if version(name)},
+    "implementation": platform.python_implementation() + " " + platform.python_version(),
+    "suffix": sysconfig.get_config_var("EXT_SUFFIX"),
+}))
 """
+FRAMEWORKS = ("flask", "django")
+PACKAGE = Path("supervisor/ostler")  # in a checkout
 
 
 @dataclass(frozen=True)
 class Shape:
     """What a benchmark asks of a server."""
 
-    app: str = "hello"
-    """A name in apps.py."""
+    app: str = "apps:hello"
+    """MODULE:APP."""
     workers: int = 1
     threads: int = 1
     keep_alive: int = 75
@@ -43,12 +60,14 @@ class Shape:
     """How many a worker must be able to hold."""
     access_log: bool = False
     """To a file; Ostler only."""
+    native: bool = True
+    """With the C extension; Ostler only."""
 
     @property
     def suffix(self) -> str:
         """What distinguishes rows of one server."""
         size = f" {self.workers}x{self.threads}" if self.workers > 1 or self.threads > 1 else ""
-        return size + " +log" * self.access_log
+        return size + " +log" * self.access_log + " Python only" * (not self.native)
 
 
 @dataclass(frozen=True)
@@ -72,50 +91,90 @@ class Python:
     path: str
     prefix: str
     modules: frozenset[str]
+    versions: Mapping[str, str]
+    """Of the distributions of these names."""
+    implementation: str
+    suffix: str
+    """Of the file of an extension module."""
 
     @classmethod
     def at(cls, path: str) -> "Python":
         """Ask an interpreter; `BenchError` if it can't be started."""
-        # Only versions with the control package have the flag that turns it off.
-        wanted = {peer.module for peer in PEERS.values()} | {"flask", "gunicorn.ctl"}
+        wanted = {module for peer in PEERS.values() for module in peer.modules}
         try:
-            run = subprocess.run([path, "-c", FIND, *sorted(wanted)], capture_output=True, check=True)
+            run = subprocess.run(
+                [path, "-c", FIND, *sorted({*wanted, *FRAMEWORKS, GUNICORN_25})],
+                capture_output=True,
+                check=True,
+            )
         except (OSError, subprocess.CalledProcessError) as error:
             raise servers.BenchError(f"{path}: {error}") from None
-        prefix, found = json.loads(run.stdout)
-        return cls(path, prefix, frozenset(found))
+        found = json.loads(run.stdout)
+        return cls(path, **{**found, "modules": frozenset(found["modules"])})
+
+    def describe(self) -> str:
+        """The machine and the versions, which belong to any figure that is quoted."""
+        models = [
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ]
+        parts = [
+            models[0] if models else platform.machine(),
+            f"{os.cpu_count()} CPUs",
+            f"Linux {platform.release()}",
+            self.implementation,
+            *(f"{name} {version}" for name, version in sorted(self.versions.items())),
+        ]
+        return ", ".join(parts)
 
     def script(self, name: str) -> str | None:
         """A command that was installed beside it."""
         return shutil.which(name, path=str(Path(self.path).parent))
 
     def has(self, peer: "Peer") -> bool:
-        return bool(self.script("uwsgi")) if peer.module == "uwsgidecorators" else peer.module in self.modules
+        return peer.modules <= self.modules and (peer.script is None or bool(self.script(peer.script)))
 
 
 @dataclass(frozen=True)
 class Peer:
     """A server other than Ostler."""
 
-    module: str
+    modules: frozenset[str]
     """What must be importable."""
     build: Callable[[Python, Shape], list[str]]
+    script: str | None = None
+    """A command that must be installed beside the interpreter."""
 
 
-def _gunicorn(worker_class: str) -> Peer:
+# A module of gunicorn that has the options --no-control-socket and --http-parser.
+GUNICORN_25 = "gunicorn.ctl"
+
+
+def _gunicorn(worker_class: str, *, native: bool = False) -> Peer:
+    """native: with the C parser of gunicorn_h1c, which its documentation recommends."""
+
     def build(python: Python, shape: Shape) -> list[str]:
         threads = ["--threads", str(shape.threads)] if worker_class == "gthread" else []
-        # A control thread and a socket in $HOME are not part of serving.
-        quiet = ["--no-control-socket"] if "gunicorn.ctl" in python.modules else []
+        recent = []
+        if GUNICORN_25 in python.modules:
+            # A control thread and a socket in $HOME are not part of serving. Without --http-parser gunicorn
+            # uses the C parser if that is installed.
+            recent = ["--no-control-socket", "--http-parser", "fast" if native else "python"]
         return [
-            python.path, "-m", "gunicorn", "--log-level", "warning", *quiet,
+            python.path, "-m", "gunicorn", "--log-level", "warning", *recent,
             "-k", worker_class, "-w", str(shape.workers), *threads,
             "--keep-alive", str(shape.keep_alive),
             "--worker-connections", str(shape.connections),
-            "-b", "127.0.0.1:PORT", f"apps:{shape.app}",
+            "-b", "127.0.0.1:PORT", shape.app,
         ]  # fmt: skip
 
-    return Peer("gunicorn" if worker_class != "gevent" else "gevent", build)
+    modules = {"gunicorn"}
+    if worker_class == "gevent":
+        modules.add("gevent")
+    if native:
+        modules |= {"gunicorn_h1c", GUNICORN_25}
+    return Peer(frozenset(modules), build)
 
 
 def _uwsgi(option: str) -> Peer:
@@ -126,12 +185,12 @@ def _uwsgi(option: str) -> Peer:
         return [
             python.script("uwsgi") or "uwsgi",
             option, "127.0.0.1:PORT", "--listen", "1024", "--home", python.prefix,
-            "--pythonpath", str(servers.HERE), "--wsgi", f"apps:{shape.app}",
+            "--pythonpath", str(servers.HERE), "--wsgi", shape.app,
             "--master", "--processes", str(shape.workers), *threads,
             "--need-app", "--die-on-term", "--disable-logging", *closing,
         ]  # fmt: skip
 
-    return Peer("uwsgidecorators", build)
+    return Peer(frozenset({"uwsgidecorators"}), build, "uwsgi")
 
 
 def _granian(python: Python, shape: Shape) -> list[str]:
@@ -142,7 +201,7 @@ def _granian(python: Python, shape: Shape) -> list[str]:
         # It also closes idle connections after this time; a minute is its maximum.
         "--http1-header-read-timeout", "60000",
         "--backlog", "2048", "--backpressure", str(max(1024, shape.connections)),
-        f"apps:{shape.app}",
+        shape.app,
     ]  # fmt: skip
 
 
@@ -153,7 +212,7 @@ def _waitress(python: Python, shape: Shape) -> list[str]:
         python.path, "-m", "waitress", "--listen", "127.0.0.1:PORT", "--threads", str(shape.threads),
         "--channel-timeout", str(max(120, shape.keep_alive)), "--backlog", "2048",
         "--connection-limit", str(shape.connections if poll else min(shape.connections, 900)), *poll,
-        f"apps:{shape.app}",
+        shape.app,
     ]  # fmt: skip
 
 
@@ -162,18 +221,22 @@ def _launched(name: str) -> Peer:
         numbers = map(str, (shape.threads, shape.connections, shape.keep_alive))
         return [python.path, str(servers.HERE / "launch.py"), name, shape.app, "PORT", *numbers]
 
-    return Peer(name, build)
+    return Peer(frozenset({name}), build)
 
 
 PEERS = {
     "gunicorn sync": _gunicorn("sync"),
+    "gunicorn sync h1c": _gunicorn("sync", native=True),
     "gunicorn gthread": _gunicorn("gthread"),
+    "gunicorn gthread h1c": _gunicorn("gthread", native=True),
     "gunicorn gevent": _gunicorn("gevent"),
+    "gunicorn gevent h1c": _gunicorn("gevent", native=True),
     "uwsgi http-socket": _uwsgi("--http-socket"),
     "uwsgi http11-socket": _uwsgi("--http11-socket"),
-    "granian": Peer("granian", _granian),
-    "waitress": Peer("waitress", _waitress),
+    "granian": Peer(frozenset({"granian"}), _granian),
+    "waitress": Peer(frozenset({"waitress"}), _waitress),
     "bjoern": _launched("bjoern"),
+    "fastpysgi": _launched("fastpysgi"),
     "fastwsgi": _launched("fastwsgi"),
     "meinheld": _launched("meinheld"),
     "cheroot": _launched("cheroot"),
@@ -184,7 +247,7 @@ class Field:
     """The servers that take part: Ostler from one or more checkouts, and the peers that are installed.
 
     Raises:
-        BenchError: the interpreter can't be started.
+        BenchError: the interpreter can't be started, or a folder of `--also` is no checkout.
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
@@ -192,9 +255,21 @@ class Field:
         self.python = Python.at(options.python)
         self._checkouts = {"": servers.ROOT}
         for checkout in options.also:
+            # Without it there, the installed package would be measured.
+            if not (checkout / PACKAGE).is_dir():
+                raise servers.BenchError(f"{checkout} is no checkout of Ostler: it has no {PACKAGE}")
             self._checkouts[f" @{checkout.resolve().name}"] = checkout.resolve()
         self._said: set[str] = set()
-        self._help: dict[Path, str] = {}
+
+    def cores(self) -> tuple[bool, ...]:
+        """The values of `Shape.native` that can be measured. If the C extension is not built for this
+        interpreter in all checkouts, a line says so.
+        """
+        for checkout in self._checkouts.values():
+            if not (checkout / PACKAGE / f"_native{self.python.suffix}").exists():
+                print(f"{checkout}: the C extension is not built: Python only", file=sys.stderr)
+                return (False,)
+        return (True, False)
 
     def pick(self, names: Sequence[str], shape: Shape) -> list[Candidate]:
         """The named servers that are installed; "ostler sync" and the like are the rows of Ostler."""
@@ -216,42 +291,34 @@ class Field:
             self.python.path, "-m", "ostler", "--no-control-socket", "--log-level", "warning",
             "-k", name.removeprefix("ostler "), "-w", str(shape.workers),
             "--threads", str(shape.threads), "--keep-alive", str(shape.keep_alive),
+            "--worker-connections", str(shape.connections),
             *["--access-logfile", "LOG"] * shape.access_log,
-            "-b", "127.0.0.1:PORT", f"apps:{shape.app}",
+            "-b", "127.0.0.1:PORT", shape.app,
         ]  # fmt: skip
         found = []
         for suffix, checkout in self._checkouts.items():
             label = name + shape.suffix + suffix
             if self._wanted(label):
-                limit = ["--worker-connections", str(shape.connections)] if self._has_limit(checkout) else []
                 # The checkout comes before the installed package on the path; the app's folder is needed as
                 # well.
-                path = {"PYTHONPATH": f"{checkout}:{servers.HERE}"}
-                found.append(Candidate(label, [*arguments[:4], *limit, *arguments[4:]], path))
+                environment = {
+                    "PYTHONPATH": f"{(checkout / PACKAGE).parent}:{servers.HERE}",
+                    "OSTLER_NATIVE": "1" if shape.native else "0",
+                }
+                found.append(Candidate(label, arguments, environment))
         return found
 
-    def _has_limit(self, checkout: Path) -> bool:
-        """Whether Ostler limits the connections of a worker; older revisions may not."""
-        if checkout not in self._help:
-            run = subprocess.run(
-                [self.python.path, "-m", "ostler", "--help"],
-                cwd=checkout,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            self._help[checkout] = run.stdout
-        return "--worker-connections" in self._help[checkout]
-
     def _wanted(self, name: str) -> bool:
-        return not self._only or self._only in name
+        return not self._only or any(word in name for word in self._only.split(","))
 
 
 def add_options(parser: argparse.ArgumentParser, *, rounds: int, seconds: float) -> None:
     """The options that all of these benchmarks have."""
     parser.add_argument("--rounds", type=int, default=rounds, help="default: %(default)s")
     parser.add_argument("--seconds", type=float, default=seconds, help="of each run (default: %(default)s)")
-    parser.add_argument("--only", metavar="WORD", help="only servers with WORD in their names")
+    parser.add_argument(
+        "--only", metavar="WORD[,WORD]", help="only servers with one of these words in their names"
+    )
     parser.add_argument(
         "--python", default=sys.executable, metavar="PATH", help="the interpreter that runs the servers"
     )

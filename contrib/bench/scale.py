@@ -89,7 +89,7 @@ def scale_ostler(folder: Path, more: int, *, preload: bool) -> float:
     port = servers.free_port()
     control = folder / f"control-{port}.sock"
     flags = ["-w", "1", "-b", f"127.0.0.1:{port}", "--control-socket", str(control)]
-    command = servers.ostler(*flags, *["--preload"] * preload, "apps:flask_json")
+    command = servers.ostler(*flags, *["--preload"] * preload, "apps_flask:app")
     with (
         servers.running(command, port, folder) as server,
         contextlib.closing(ControlConnection(control)) as api,
@@ -119,7 +119,7 @@ def scale_gunicorn(folder: Path, more: int, *, preload: bool) -> float:
     hook = folder / f"hook-{port}.py"
     hook.write_text(HOOK.format(descriptor=writing))
     flags = ["-w", "1", "-b", f"127.0.0.1:{port}", "-c", str(hook), *["--preload"] * preload]
-    command = servers.gunicorn(*flags, "apps:flask_json")
+    command = servers.gunicorn(*flags, "apps_flask:app")
     with (
         os.fdopen(reading, "rb", buffering=0) as pipe,
         os.fdopen(writing, "wb", buffering=0),

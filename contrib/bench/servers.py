@@ -107,14 +107,16 @@ def running(
     Raises:
         BenchError: it ended or did not answer in time; the message has the end of its log.
     """
+    # With it each start would compile all modules: more CPU time, and other memory than code that is loaded.
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     path = folder / f"server-{port}.log"
-    paths = [str(folder), str(HERE), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    paths = [str(folder), str(HERE), str(ROOT / "supervisor"), os.environ.get("PYTHONPATH", "")]
     with path.open("wb") as log:
         process = subprocess.Popen(
             command,
             cwd=folder,
             env={
-                **os.environ,
+                **inherited,
                 "PYTHONPATH": os.pathsep.join(filter(None, paths)),
                 **(environment or {}),
             },

@@ -19,6 +19,7 @@ from pathlib import Path
 import drive
 import peers
 import servers
+import traffic
 
 FAST = 10
 MODES = {"drip": (1, 0), "read": (0, 1), "both": (1, 1)}
@@ -78,18 +79,20 @@ class Sample:
         return f"{self.throughput:.0%}, p99 x {self.p99_ratio:.2f}"
 
 
-def measure(server: servers.Server, modes: Sequence[str], clients: int, seconds: float) -> dict[str, Sample]:
+def measure(
+    server: servers.Server, requests: Path, modes: Sequence[str], clients: int, seconds: float
+) -> dict[str, Sample]:
     """Measure one server in all modes."""
-    drive.warm_up(server, FAST)
-    before = drive.wrk(server, seconds, FAST)
+    drive.warm_up(server, requests, FAST)
+    before = drive.wrk(server, seconds, FAST, requests)
     found = {}
     for mode in modes:
         drip, read = (clients * part for part in MODES[mode])
         with drive.client("slow", server, drip=drip, read=read) as client:
             client.wait_ready()
-            beside = drive.wrk(server, seconds, FAST)
+            beside = drive.wrk(server, seconds, FAST, requests)
             result = client.result()
-        after = drive.wrk(server, seconds, FAST)
+        after = drive.wrk(server, seconds, FAST, requests)
         found[mode] = Sample(before, beside, after, **result)
         before = after if after.requests else before
     return found
@@ -135,14 +138,16 @@ def main() -> int:
     found = []
     for name, threads in OURS + PEERS:
         workers = 1 if name in ONE_PROCESS else options.workers
-        found += field.pick([name], peers.Shape(app="site", workers=workers, threads=threads))
+        found += field.pick([name], peers.Shape(app="apps:site", workers=workers, threads=threads))
     modes = options.mode or list(MODES)
-    with tempfile.TemporaryDirectory(prefix="ostler-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="ostler-bench-") as name:
+        folder = Path(name)
+        requests = traffic.prepare(options.traffic, folder / "requests")
         results = drive.interleaved(
             found,
             options.rounds,
-            Path(folder),
-            lambda server: measure(server, modes, options.clients, options.seconds),
+            folder,
+            lambda server: measure(server, requests, modes, options.clients, options.seconds),
             lambda sample: "; ".join(f"{mode} {found}" for mode, found in sample.items()),
         )
     print(f"{options.clients} slow clients of each kind, {FAST} fast ones")

@@ -22,6 +22,7 @@ from typing import Any
 import drive
 import peers
 import servers
+import traffic
 from drive import percentile
 
 PARTS = ("trivial", "sleep", "burn")
@@ -73,15 +74,19 @@ class Run:
         ]
         return drive.interleaved(found, self._options.rounds, self._folder, measure, show)
 
+    def _requests(self, path: str = "/items") -> Path:
+        return traffic.prepare(self._options.traffic, self._folder / "requests", path)
+
     def trivial(self) -> dict[str, list[drive.Sample]]:
         """CPU time and p99 with more and more threads."""
+        requests = self._requests()
 
         def measure(server: servers.Server) -> drive.Sample:
-            drive.warm_up(server, TRIVIAL_CONNECTIONS)
-            return drive.wrk(server, self._options.seconds, TRIVIAL_CONNECTIONS)
+            drive.warm_up(server, requests, TRIVIAL_CONNECTIONS)
+            return drive.wrk(server, self._options.seconds, TRIVIAL_CONNECTIONS, requests)
 
         results = self._interleaved(
-            "hello",
+            "apps:hello",
             TRIVIAL_THREADS,
             measure,
             lambda sample: f"{sample.cpu_us:.1f} us, p99 {1000 * sample.p99:.2f} ms",
@@ -100,13 +105,14 @@ class Run:
 
     def sleep(self) -> dict[str, list[drive.Sample]]:
         """How much runs at the same time."""
+        requests = self._requests("/sleep")
 
         def measure(server: servers.Server) -> drive.Sample:
-            drive.wrk(server, 1, SLEEP_CONNECTIONS, path="/sleep")
-            return drive.wrk(server, self._options.seconds, SLEEP_CONNECTIONS, path="/sleep")
+            drive.wrk(server, 1, SLEEP_CONNECTIONS, requests)
+            return drive.wrk(server, self._options.seconds, SLEEP_CONNECTIONS, requests)
 
         results = self._interleaved(
-            "site", (SLEEP_THREADS,), measure, lambda sample: f"{sample.rate / IDEAL:.0%} of the ideal"
+            "apps:site", (SLEEP_THREADS,), measure, lambda sample: f"{sample.rate / IDEAL:.0%} of the ideal"
         )
         print(f"an app that sleeps 1 ms, {SLEEP_THREADS} threads, {SLEEP_CONNECTIONS} connections")
         print(f"{'':32}{'req/s':>9}{'% of ideal':>12}{'CPU us/req':>12}{'p99 ms':>9}")
@@ -122,9 +128,10 @@ class Run:
     def burn(self) -> dict[str, list[Quick]]:
         """Latency of quick requests beside requests that need the interpreter lock all the time."""
         seconds = 2 * self._options.seconds
+        requests = self._requests()
 
         def measure(server: servers.Server) -> Quick:
-            drive.warm_up(server)
+            drive.warm_up(server, requests)
             with (
                 drive.client(
                     "closed", server, connections=BURNERS, path="/burn", seconds=seconds + 1
@@ -145,7 +152,7 @@ class Run:
                 burned=len(burned["records"]) / burned["seconds"],
             )
 
-        results = self._interleaved("site", (BURN_THREADS,), measure)
+        results = self._interleaved("apps:site", (BURN_THREADS,), measure)
         print(f"{QUICK_RATE} quick requests/s beside {BURNERS} that burn 5 ms, {BURN_THREADS} threads")
         print(f"{'':32}{'p50 ms':>9}{'p99 ms':>9}{'failed':>8}{'client late ms':>16}{'burned/s':>10}")
         for name, samples in results.items():

@@ -86,7 +86,7 @@ enum { NOT_BEGUN, ANSWERED, UNFINISHED };
 /* Attributes that are read or written directly, by where they are in an object with __slots__. */
 #define PLACES(X)                                                                                                   \
     X(connection, parser) X(connection, output) X(connection, violation) X(connection, direct) X(connection, fd)     \
-    X(connection, template) X(connection, template_head) X(connection, idle_since) X(connection, answered_at)        \
+    X(connection, template) X(connection, idle_since) X(connection, answered_at)        \
     X(parser, requests) X(slot, memory) X(slot, method) X(slot, target) X(slot, unfinished)
 
 /* Numbers of ostler.scoreboard.layout. */
@@ -95,7 +95,7 @@ enum { NOT_BEGUN, ANSWERED, UNFINISHED };
 
 typedef struct {
     PyObject_HEAD
-    PyObject *app, *make_exchange, *date, *no_fields;
+    PyObject *app, *make_exchange, *date;
     PyTypeObject *connection_type, *parser_type, *slot_type, *file_wrapper;
 #define DECLARE_PLACE(type, name) Py_ssize_t type##_##name;
     PLACES(DECLARE_PLACE)
@@ -499,9 +499,8 @@ run(runner_object *self, PyObject *const *arguments, Py_ssize_t number)
         return PyLong_FromLong(NOT_BEGUN);
     PyObject *outcome = NULL;
     Py_INCREF(request);
-    PyObject *each[] = {connection, self->no_fields};
-    if ((NATIVE_AT(connection, self->connection_template_head) == self->no_fields ||
-         call(runner, name_make_template, each, 2)) &&
+    if ((NATIVE_AT(connection, self->connection_template) != Py_None ||
+         call(runner, name_make_template, &connection, 1)) &&
         (NATIVE_AT(slot, self->slot_memory) != Py_None || call(slot, name_map_memory, NULL, 0))) {
         PyObject *memory = NATIVE_AT(slot, self->slot_memory);
         if (memory != NULL && Py_IS_TYPE(memory, &slot_memory_type) && ((slot_memory *)memory)->is_mapped) {
@@ -535,7 +534,6 @@ runner_dealloc(runner_object *self)
     Py_XDECREF(self->app);
     Py_XDECREF(self->make_exchange);
     Py_XDECREF(self->date);
-    Py_XDECREF(self->no_fields);
     Py_XDECREF(self->connection_type);
     Py_XDECREF(self->parser_type);
     Py_XDECREF(self->slot_type);
@@ -570,17 +568,17 @@ fill(runner_object *self, PyObject *layout, PyObject *quick)
 static PyObject *
 runner_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
 {
-    static char *names[] = {"app",        "make_exchange", "date",  "no_fields", "connection_type", "parser_type",
+    static char *names[] = {"app",        "make_exchange", "date",  "connection_type", "parser_type",
                             "slot_type",  "file_wrapper",  "layout", "quick",    "logs",            "counts_down",
                             "averages",   "is_exact",      "long_request", "most_of_average",
                             "join_limit", NULL};
-    PyObject *app, *make_exchange, *date, *no_fields, *connection_type, *parser_type, *slot_type, *file_wrapper;
+    PyObject *app, *make_exchange, *date, *connection_type, *parser_type, *slot_type, *file_wrapper;
     PyObject *layout, *quick;
     int logs, counts_down, averages, is_exact;
     long long long_request, most_of_average;
     Py_ssize_t join_limit;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOOOO!O!O!O!OO!ppppLLn", names, &app, &make_exchange, &date,
-                                     &no_fields, &PyType_Type, &connection_type, &PyType_Type, &parser_type,
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOOO!O!O!O!OO!ppppLLn", names, &app, &make_exchange, &date,
+                                     &PyType_Type, &connection_type, &PyType_Type, &parser_type,
                                      &PyType_Type, &slot_type, &PyType_Type, &file_wrapper, &layout, &PyList_Type,
                                      &quick, &logs, &counts_down, &averages, &is_exact, &long_request,
                                      &most_of_average, &join_limit))
@@ -591,7 +589,6 @@ runner_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
     self->app = Py_NewRef(app);
     self->make_exchange = Py_NewRef(make_exchange);
     self->date = Py_NewRef(date);
-    self->no_fields = Py_NewRef(no_fields);
     self->connection_type = (PyTypeObject *)Py_NewRef(connection_type);
     self->parser_type = (PyTypeObject *)Py_NewRef(parser_type);
     self->slot_type = (PyTypeObject *)Py_NewRef(slot_type);

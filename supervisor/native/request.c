@@ -684,6 +684,7 @@ static PyGetSetDef request_attributes[] = {
     {"length", (getter)get_length, NULL, NULL, NULL},
     {"complete", get_constant, NULL, NULL, Py_True},
     {"ordinary", get_constant, NULL, NULL, Py_True},
+    {"upgrade", get_constant, NULL, NULL, Py_False},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

@@ -60,12 +60,12 @@ class Request:
     length: int
     complete: bool
     ordinary: bool
+    upgrade: bool
 
     def environ(self, template: dict[str, Any], /) -> dict[str, Any]:
         """Its environ, as `ostler.wsgi.environ.request_environ` would make it.
 
-        template: what all requests of its connection have in common: the result of `head_environ` for a head
-        without fields.
+        template: what all requests of its connection have in common: the result of `connection_environ`.
         """
 
 def ordinary_request(data: bytes, rules: RequestRules, /) -> Request | None:
@@ -134,12 +134,11 @@ class OrdinaryRunner:
     """Serves ordinary requests whose answers go out in one send; see supervisor/native/exchange.c.
 
     app: the WSGI app. make_exchange: makes what goes on with a request in Python. date: has `lines`, those
-    that the server adds to each head. no_fields: `Connection.template_head` of ordinary requests. layout:
-    the module of this name. quick: `request_slot.QUICK`. logs, counts_down, averages: whether requests are
-    logged, counted for the quota, and taken into the runner's average. is_exact: requests that may have
-    waited are left to Python. long_request: one that takes longer (ns) may have been interrupted, so
-    Python ends it. most_of_average: a longer one counts as this (ns) in the average. join_limit:
-    `exchange.JOIN_LIMIT`.
+    that the server adds to each head. layout: the module of this name. quick: `request_slot.QUICK`. logs,
+    counts_down, averages: whether requests are logged, counted for the quota, and taken into the runner's
+    average. is_exact: requests that may have waited are left to Python. long_request: one that takes longer
+    (ns) may have been interrupted, so Python ends it. most_of_average: a longer one counts as this (ns) in
+    the average. join_limit: `exchange.JOIN_LIMIT`.
     """
 
     def __init__(
@@ -147,7 +146,6 @@ class OrdinaryRunner:
         app: Callable[..., Any],
         make_exchange: Callable[[Request, Any], Any],
         date: Any,
-        no_fields: Head,
         connection_type: type,
         parser_type: type,
         slot_type: type,

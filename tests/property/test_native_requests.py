@@ -16,8 +16,7 @@ from ostler import native
 from ostler.http1.request import RequestParser, Rules
 from ostler.wsgi.body import BufferedBody
 from ostler.wsgi.environ import (
-    head_environ,
-    head_of_template,
+    connection_environ,
     listener_environ,
     request_environ,
     worker_environ,
@@ -79,9 +78,9 @@ def shown(request: Any) -> dict[str, Any]:
 def environ_of(request: Any, address: Any, mount: str) -> dict[str, Any]:
     listener = listener_environ(worker_environ(False, errors=sys.stderr, root_path=mount), address)
     peer = ("192.0.2.7", 50123) if isinstance(address, tuple) else ""
-    template = head_environ(listener, peer, {}, head_of_template(request), True)
+    template = connection_environ(listener, peer, {})
     before = dict(template)
-    environ = request_environ(template, request)
+    environ = request_environ(template, request, True)
     assert template == before
     body = environ.pop("wsgi.input")
     assert type(body) is io.BytesIO
@@ -328,4 +327,4 @@ def test_a_head_that_is_made_twice_at_once() -> None:
 
 def environ_template() -> dict[str, Any]:
     listener = listener_environ(worker_environ(False), ("127.0.0.1", 8000))
-    return head_environ(listener, ("192.0.2.7", 50123), {}, head_of_template(recognized(GET)), True)
+    return connection_environ(listener, ("192.0.2.7", 50123), {})

@@ -1,9 +1,13 @@
 """A block of header fields: httptools (llhttp) splits it, and its result is checked here.
 
+Nearly all blocks are so plain that each line is one field whatever the rules are; these are split here, in
+half the time. Of all others llhttp decides what they are.
+
 Each complete block goes to a new llhttp parser, behind a fixed request line. So no parser state outlives a
 block, none is shared, and llhttp's own view of bodies and connections does not matter.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,6 +48,9 @@ _REMEMBERED_HOSTS = 256
 _LONGEST_HOST = 255
 
 _hosts: set[bytes] = set()  # values of Host that are valid
+
+# Names that can't be confused with others in variables, and values of visible ASCII characters and blanks.
+_PLAIN_BLOCK = re.compile(rb"(?:\r\n[0-9A-Za-z\-]++:[\t\x20-\x7e]*+)+\r\n\r\n")
 
 
 class FieldMeanings:
@@ -164,6 +171,7 @@ class Head(msgspec.Struct):
         expects_continue: the client waits for `100 Continue` (RFC 9110 section 10.1.1).
         repeatable: an equal block in a later request has this head, too.
         upgrade: the client offers to go on with another protocol, e.g. websocket (RFC 9110 section 7.8).
+        variables: what its owner has made of `headers`, for later requests with an equal block; or None.
     """
 
     block: bytes
@@ -174,6 +182,7 @@ class Head(msgspec.Struct):
     expects_continue: bool
     repeatable: bool
     upgrade: bool = False
+    variables: dict[str, str] | None = None
 
 
 class _Fields(list[tuple[bytes, bytes]]):
@@ -192,6 +201,10 @@ def parse_head(block: bytes, protocol: str, rules: Rules) -> Head:
     Raises:
         ProtocolViolation: it is malformed, ambiguous or too large, or asks for what is not implemented.
     """
+    if protocol == "HTTP/1.1" and not rules.lenient_fields and _PLAIN_BLOCK.fullmatch(block):
+        plain = _parse_plain(block, rules)
+        if plain is not None:
+            return plain
     whole = block
     if rules.lenient_fields:
         block = _strict(block, rules)
@@ -286,6 +299,53 @@ def parse_head(block: bytes, protocol: str, rules: Rules) -> Head:
     repeatable = keep and not (old or length or expects or upgrades)
     upgrade = upgrades and asks_upgrade and not old
     return Head(whole, headers, https, keep, length or 0, expects, repeatable, upgrade)
+
+
+def _parse_plain(block: bytes, rules: Rules) -> Head | None:
+    """As `parse_head`, without llhttp, for a block that `_PLAIN_BLOCK` matches; None: that has to decide.
+
+    What means more to the server than a Host, a Content-Length and `Connection: keep-alive` is left to it,
+    and whatever may be refused.
+    """
+    headers: list[tuple[bytes, bytes]] = []
+    host = content_type = None
+    length = 0
+    has_length = https = insecure = False
+    meanings: FieldMeanings = rules.meanings
+    known = meanings.known
+    for line in block[2:-4].split(b"\r\n"):
+        name, _, value = line.partition(b":")
+        value = value.strip(b" \t")
+        headers.append((name, value))
+        try:
+            meaning = known[name]
+        except KeyError:
+            meaning = meanings.learn(name)
+        if not meaning:
+            continue
+        if meaning == _HOST and host is None:
+            host = value
+        elif meaning == _TYPE and content_type is None:
+            content_type = value
+        elif meaning == _LENGTH and not has_length and value.isdigit() and len(value) <= _MAX_DIGITS:
+            has_length = True
+            length = int(value)
+        elif meaning == _SCHEME:
+            if value == rules.secure_scheme_headers[name.lower()]:
+                https = True
+            else:
+                insecure = True
+        elif meaning != _CONNECTION or value.lower() != b"keep-alive":
+            return None
+    limit = rules.max_field_size
+    if (
+        host not in _hosts
+        or (https and insecure)
+        or len(headers) > rules.max_fields
+        or (len(block) > limit and any(len(line) > limit for line in block.split(b"\r\n")))
+    ):
+        return None
+    return Head(block, headers, https, True, length, False, not length)
 
 
 def _strict(block: bytes, rules: Rules) -> bytes:

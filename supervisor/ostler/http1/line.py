@@ -1,7 +1,4 @@
-"""The request line: its syntax and its parts (RFC 9112 section 3).
-
-Request lines repeat, so parsed ones are kept in `remembered`; `parse_line` is called only for others.
-"""
+"""The request line: its syntax and its parts (RFC 9112 section 3)."""
 
 import re
 from urllib.parse import unquote_to_bytes
@@ -12,11 +9,6 @@ from ostler.http1.errors import NotSupported, ProtocolViolation, VersionNotSuppo
 
 MAX_LINE = 1024 * 1024
 """The most bytes of a request line, whatever the settings say. gunicorn's compiled parser has the same."""
-
-LONGEST_REMEMBERED = 256
-"""A longer line is not remembered; a parser with a smaller limit must not use `remembered`."""
-
-_REMEMBERED = 2048  # lines; when there are more all are dropped
 
 # Any token without lower-case letters is a method (RFC 9110 section 9.1): `get` is a mistake or an attempt to
 # get past a filter. RFC 9112 section 3 asks for 501 for a method that is longer than any known one.
@@ -83,14 +75,8 @@ class Line(msgspec.Struct):
     ordinary: bool
 
 
-remembered: dict[bytes, Line] = {}
-"""Ordinary lines without their line end, shared by all parsers of a process."""
-
-
 def parse_line(raw: bytes, lenient: LineRules | None = None) -> Line:
-    """Parse a request line (without its line end), and remember an ordinary one that is not too long.
-
-    A line that only `lenient` permits is not remembered: parsers with strict rules share `remembered`.
+    """Parse a request line, without its line end.
 
     Raises:
         ProtocolViolation: it is malformed, or its method or version is not served.
@@ -133,15 +119,9 @@ def parse_line(raw: bytes, lenient: LineRules | None = None) -> Line:
     if "%" in path:
         path = unquote_to_bytes(path.encode("latin-1")).decode("latin-1")
     ordinary = target[:1] == b"/" and protocol == "HTTP/1.1"
-    right = right and major == b"1"
-    line = Line(
+    return Line(
         method.decode("ascii"), target, protocol, target.decode("latin-1"), path, query, authority, ordinary
     )
-    if right and ordinary and len(raw) <= LONGEST_REMEMBERED:
-        if len(remembered) >= _REMEMBERED:
-            remembered.clear()
-        remembered[raw] = line
-    return line
 
 
 def _refuse_connect(target: bytes) -> None:

@@ -4,8 +4,8 @@ A `RequestParser` belongs to one connection and lives as long as it does. It is 
 appends complete requests to `requests`, pipelined ones in their order.
 
 A head is collected up to its end, within bounds, and parsed at once; so it does not matter how it was split
-into reads. Results are reused: clients that keep their connection send the same fields byte for byte, so a
-parser recognises the block of its last request, and the process remembers request lines.
+into reads. A client may send the same fields byte for byte on its connection: a parser recognizes the block
+of its last request.
 """
 
 from collections.abc import Callable
@@ -17,8 +17,7 @@ from ostler import native
 from ostler.http1.body import Body, BodySink, ChunkedBody, SizedBody
 from ostler.http1.errors import BodyNotStored, BodyTooLarge, HeadTooLarge, LineTooLong, ProtocolViolation
 from ostler.http1.head import CHUNKED, MAX_FIELDS, MAX_HEAD, Head, Rules, parse_head
-from ostler.http1.line import LONGEST_REMEMBERED, MAX_LINE, Line, check_beginning, parse_line
-from ostler.http1.line import remembered as _lines
+from ostler.http1.line import MAX_LINE, Line, check_beginning, parse_line
 
 __all__ = [
     "MAX_FIELDS",
@@ -84,6 +83,11 @@ class Request(msgspec.Struct, gc=False):  # made in a third of the time of a pla
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
         return self.head.headers
+
+    @property
+    def upgrade(self) -> bool:
+        """See `Head`."""
+        return self.head.upgrade
 
 
 class RequestParser:
@@ -214,14 +218,6 @@ class RequestParser:
                 self._empty_lines = 0
                 self.requests.append(request)
                 return
-        # Without the C extension, often one with a known line and head. A remembered line contains no line
-        # end, so these bytes have no other meaning.
-        head = self._head
-        if head is not None and not self.receiving and data.endswith(head.block):
-            line = _lines.get(data[: -len(head.block)])
-            if line is not None:
-                self.requests.append(Request(line, head, True, None, 0))
-                return
         if self._ended:
             if self._held is not None:
                 self._held += data
@@ -317,10 +313,7 @@ class RequestParser:
                 self._part = bytearray(data[at:])
                 self._check_part_of_line(self._part, 0)
                 return -1
-            raw = data[at:stop]
-            line = _lines.get(raw)
-            if line is None:
-                line = parse_line(raw, rules.line_rules)
+            line = parse_line(data[at:stop], rules.line_rules)
             self._empty_lines = 0
             at = stop
         head = self._head
@@ -333,7 +326,7 @@ class RequestParser:
                 self._check_part_of_block(self._part, 0)
                 return -1
             head = parse_head(data[at:stop], line.protocol, rules)
-            if head.repeatable and rules.max_line >= LONGEST_REMEMBERED:
+            if head.repeatable:
                 self._head = head
         self._line = None
         at += len(head.block)

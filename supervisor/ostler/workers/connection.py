@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ostler.http1 import response
 from ostler.http1.errors import ProtocolViolation
-from ostler.http1.request import BodySink, Head, RequestParser, Rules
+from ostler.http1.request import BodySink, RequestParser, Rules
 from ostler.osapi import original
 from ostler.osapi.tcp_info import bytes_acked
 from ostler.scoreboard.request_slot import RequestSlot
@@ -94,8 +94,7 @@ class Connection:
         peer_info: what a proxy says of the client, for the environ; None: nothing.
         address: what it counts as for `limit_connections_per_address`; None: as nothing.
         proxy_header: as much of a PROXY header as has come.
-        template: what the environs of all requests with the head `template_head` have in common; None: it is
-            to be made.
+        template: what the environs of all its requests have in common; None: it is to be made.
         idle_since: when the last bytes came or went.
         answered_at: when the last answer on it was given; 0: none was.
         waiting_since: when the request came that waits on it for any worker, as far as one of these has seen
@@ -139,7 +138,6 @@ class Connection:
         "sock",
         "streamed",
         "template",
-        "template_head",
         "tls",
         "trusted",
         "unconfirmed",
@@ -187,7 +185,6 @@ class Connection:
         self.address: str | None = None
         self.proxy_header = b""
         self.template: Environ | None = None
-        self.template_head: Head | None = None
         self.idle_since = now
         self.answered_at = self.waiting_since = 0
         self.receiving_since = 0

@@ -57,7 +57,7 @@ class RequestRunner(Protocol):
 
         It may read all of the connection. It writes `parser.requests` (takes from the front),
         `parser.wants_continue`, `output` (by `send` and `send_file`), `unconfirmed`, `idle_since`,
-        `answered_at`, `template` and `template_head`, `streamed`, `event_stream` (by `note_part`), and
+        `answered_at`, `template`, `streamed`, `event_stream` (by `note_part`), and
         `pulled_at`. While the app reads a body that is still coming, `Connection.pull` and `note_progress`
         write `violation`, `receiving_since`, `in_body`, `body_deadline` and `credited_bytes`. Everything that
         ends the connection goes through ConnectionTable (`end`, `close`) and Responder (`refuse`, `settle`,

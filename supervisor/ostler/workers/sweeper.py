@@ -142,7 +142,7 @@ class Sweeper:
                 return
             if connection.template is not None and now - connection.idle_since > SECOND:
                 # Ten thousand idle connections should not keep ten thousand sets of header fields.
-                connection.template = connection.template_head = None
+                connection.template = None
                 connection.parser.forget()
         if not self._is_stale(connection, now):
             return

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ostler import native
 from ostler.http1.errors import RULES, ProtocolViolation
-from ostler.http1.request import Head, Request, RequestParser
+from ostler.http1.request import Request, RequestParser
 from ostler.scoreboard import layout
 from ostler.scoreboard.layout import LEAST_QUEUED
 from ostler.scoreboard.request_slot import QUICK, RequestSlot
@@ -25,10 +25,8 @@ from ostler.workers.soft_interrupt import LONG_REQUEST_NS, SoftInterrupts
 from ostler.workers.system_calls import WaitInApp, wait_in_app
 from ostler.wsgi.body import StreamedBody
 from ostler.wsgi.environ import (
-    NO_FIELDS,
     Environ,
-    head_environ,
-    head_of_template,
+    connection_environ,
     listener_environ,
     request_environ,
     worker_environ,
@@ -115,7 +113,6 @@ class WsgiRunner:
                 app=self._app,
                 make_exchange=lambda request, transport: Exchange(request, transport, date.lines, True),
                 date=date,
-                no_fields=NO_FIELDS,
                 connection_type=Connection,
                 parser_type=RequestParser,
                 slot_type=RequestSlot,
@@ -175,15 +172,12 @@ class WsgiRunner:
             exchange = self._new_exchange(request, connection, self._date.lines, keep_alive)
             if not request.complete:
                 _feed_from(connection, request, exchange, slot)
-            template = connection.template
-            head = head_of_template(request)
-            if head is not connection.template_head or template is None:
-                template = self._make_template(connection, head)
-                if head.upgrade and request.complete:
-                    upgrade = self._offer(connection, request, slot)
-                    exchange = self._new_exchange(request, upgrade, self._date.lines, keep_alive)
-                    app = upgrade.around(self._app, exchange)
-            environ = request_environ(template, request)
+            if request.upgrade and request.complete:
+                upgrade = self._offer(connection, request, slot)
+                exchange = self._new_exchange(request, upgrade, self._date.lines, keep_alive)
+                app = upgrade.around(self._app, exchange)
+            template = connection.template or self._make_template(connection)
+            environ = request_environ(template, request, connection.trusted)
             if upgrade is not None:
                 environ["gunicorn.socket"] = upgrade.socket
             started = monotonic_ns()
@@ -284,12 +278,12 @@ class WsgiRunner:
             request = connection.parser.requests.pop(0)
             keep_alive = request.keep_alive and self.keep_connections and request.complete
             exchange = self._new_exchange(request, connection, self._date.lines, keep_alive)
-            head = head_of_template(request)
-            environ = request_environ(self._make_template(connection, head), request)
+            template = connection.template or self._make_template(connection)
+            environ = request_environ(template, request, connection.trusted)
             slot.waited(max(monotonic_ns() - connection.idle_since, LEAST_QUEUED))
             if not self._answer_503(connection, slot, request, exchange, environ):
                 return
-            if head.upgrade:
+            if request.upgrade:
                 _resume(connection)
             parser = connection.parser
             if not (parser.requests or connection.output) and (
@@ -359,8 +353,8 @@ class WsgiRunner:
             self._log_request(request, exchange, environ, took)
         self._count_down()
 
-    def _make_template(self, connection: Connection, head: Head) -> Environ:
-        """The part of the environ that goes for all requests of the connection with this head."""
+    def _make_template(self, connection: Connection) -> Environ:
+        """The part of the environ that goes for all requests of the connection."""
         peer_info: Environ = dict(connection.peer_info or {})
         if connection.tls:
             peer_info |= connection.sock.peer_info()
@@ -368,8 +362,7 @@ class WsgiRunner:
         if listener is None or listener["SERVER_NAME"] in _WILDCARDS:
             # All interfaces; or a sibling of another generation accepted it, on a listener not ours.
             listener = listener_environ(self._shared, connection.sock.getsockname())
-        environ = head_environ(listener, connection.peer, peer_info, head, connection.trusted)
-        connection.template, connection.template_head = environ, head
+        connection.template = environ = connection_environ(listener, connection.peer, peer_info)
         return environ
 
     def _log_request(self, request: Request, exchange: Exchange, environ: Environ, took: int) -> None:

@@ -1,8 +1,7 @@
 """The environ of a request (PEP 3333, with RFC 3875's names).
 
-What is the same for all requests of a worker, a listener or a connection is made once and copied. Most
-clients repeat their header fields byte for byte on a connection, so the variables of a head are reused, too:
-a request then adds only those of its request line.
+What is the same for all requests of a worker, a listener or a connection is made once and copied. A client
+may repeat its header fields byte for byte on a connection; then their variables are reused, too.
 """
 
 import os
@@ -12,7 +11,7 @@ from typing import Any, cast
 
 from ostler import native
 from ostler.http1.head import CHUNKED
-from ostler.http1.request import Head, Request
+from ostler.http1.request import Request
 from ostler.wsgi.body import BufferedBody, StreamedBody
 from ostler.wsgi.file_wrapper import BlockWrapper, FileWrapper
 
@@ -87,16 +86,13 @@ def host_and_port(host: str, https: bool) -> tuple[str, str] | None:
     return (name, port or ("443" if https else "80")) if name else None
 
 
-def head_environ(listener: Environ, peer: Any, peer_info: Environ, head: Head, mountable: bool) -> Environ:
-    """The variables that all requests of a connection with the same header fields share.
+def connection_environ(listener: Environ, peer: Any, peer_info: Environ) -> Environ:
+    """The variables that all requests of a connection share.
 
     Args:
         listener: a result of `listener_environ`.
         peer: the client's getpeername().
         peer_info: more variables for the connection: of TLS, of the client behind a proxy.
-        head: of one of its requests.
-        mountable: the client is a trusted proxy, which may set where the app is mounted by the field
-            SCRIPT_NAME.
     """
     environ = listener.copy()
     if isinstance(peer, tuple):
@@ -105,59 +101,40 @@ def head_environ(listener: Environ, peer: Any, peer_info: Environ, head: Head, m
     else:
         environ["REMOTE_ADDR"] = ""
     environ.update(peer_info)
-    if head.https:
-        environ["wsgi.url_scheme"] = "https"
     # Keys for what differs between requests, so that setting them does not make the dict grow.
     environ["REQUEST_METHOD"] = environ["RAW_URI"] = environ["PATH_INFO"] = environ["QUERY_STRING"] = ""
     environ["SERVER_PROTOCOL"] = environ["wsgi.input"] = ""
-    seen: set[str] = set()
-    for name, value in head.headers:
-        try:
-            key = _names[name]
-        except KeyError:
-            key = _translate(name)
-        if key is None:
-            continue
-        if mountable and key == "HTTP_SCRIPT_NAME" and name.lower() == b"script_name":
-            environ["SCRIPT_NAME"] = value.decode("latin-1").rstrip("/")
-            continue
-        text = value.decode("latin-1")
-        if key in seen:
-            # RFC 9110 section 5.3; cookies are the exception (RFC 6265 section 5.4).
-            text = f"{environ[key]}{'; ' if key == 'HTTP_COOKIE' else ','}{text}"
-        seen.add(key)
-        environ[key] = text
-    if not environ["SERVER_PORT"] and "HTTP_HOST" in seen:
-        https = environ["wsgi.url_scheme"] == "https"
-        if (server := host_and_port(environ["HTTP_HOST"], https)) is not None:
-            environ["SERVER_NAME"], environ["SERVER_PORT"] = server
     return environ
 
 
-NO_FIELDS = Head(b"", [], False, True, 0, False, True)
-"""Stands for the heads of all requests that the C extension has recognized; see `head_of_template`."""
-
-
-def head_of_template(request: Request) -> Head:
-    """The head for which `head_environ` is to make what `request_environ` needs for this request."""
-    return NO_FIELDS if type(request) is _NativeRequest else request.head
-
-
-def request_environ(template: Environ, request: Request) -> Environ:
+def request_environ(template: Environ, request: Request, mountable: bool = False) -> Environ:
     """The complete environ of one request.
 
-    template: the result of `head_environ` for its `head_of_template`.
+    Args:
+        template: a result of `connection_environ`.
+        mountable: the client is a trusted proxy, which may set where the app is mounted by the field
+            SCRIPT_NAME.
     """
     if type(request) is _NativeRequest:
         environ: Environ = request.environ(template)  # type: ignore[attr-defined]
         return environ
     environ = template.copy()
-    line = request.line
+    line, head = request.line, request.head
     environ["REQUEST_METHOD"] = line.method
     environ["RAW_URI"] = line.raw_uri
     environ["PATH_INFO"] = line.path
     environ["QUERY_STRING"] = line.query
     environ["SERVER_PROTOCOL"] = line.protocol
+    if head.https:
+        environ["wsgi.url_scheme"] = "https"
+    variables = head.variables
+    if variables is None:
+        variables = head.variables = _variables(head.headers, mountable)
+    environ.update(variables)
+    if not environ["SERVER_PORT"] and "HTTP_HOST" in variables:
+        https = environ["wsgi.url_scheme"] == "https"
+        if (server := host_and_port(variables["HTTP_HOST"], https)) is not None:
+            environ["SERVER_NAME"], environ["SERVER_PORT"] = server
     if not line.ordinary and line.authority is not None:
         environ["HTTP_HOST"] = line.authority.decode("latin-1")
     body = request.body
@@ -165,7 +142,7 @@ def request_environ(template: Environ, request: Request) -> Environ:
         environ["wsgi.input"] = BytesIO()
     else:
         environ["wsgi.input"] = cast("BufferedBody | StreamedBody", body).input()
-        if (length := request.head.length) != CHUNKED:
+        if (length := head.length) != CHUNKED:
             environ["CONTENT_LENGTH"] = str(length)
         elif type(body) is BufferedBody:
             # So Django and Bottle, which read by CONTENT_LENGTH alone, get chunked bodies too. One that is
@@ -177,6 +154,30 @@ def request_environ(template: Environ, request: Request) -> Environ:
         if path == mount or path.startswith(f"{mount}/"):
             environ["PATH_INFO"] = path[len(mount) :]
     return environ
+
+
+def _variables(headers: list[tuple[bytes, bytes]], mountable: bool) -> dict[str, str]:
+    """The variables of header fields. For `mountable` see `request_environ`."""
+    found: dict[str, str] = {}
+    for name, value in headers:
+        try:
+            key = _names[name]
+        except KeyError:
+            key = _translate(name)
+        if key is None:
+            continue
+        text = value.decode("latin-1")
+        if key not in found:
+            found[key] = text
+        else:
+            # RFC 9110 section 5.3; cookies are the exception (RFC 6265 section 5.4).
+            found[key] += f"{'; ' if key == 'HTTP_COOKIE' else ','}{text}"
+    if mountable and "HTTP_SCRIPT_NAME" in found:
+        mounts = [value for name, value in headers if name.lower() == b"script_name"]
+        if mounts:
+            others = [field for field in headers if field[0].lower() != b"script_name"]
+            found = _variables(others, False) | {"SCRIPT_NAME": mounts[-1].decode("latin-1").rstrip("/")}
+    return found
 
 
 def _translate(name: bytes) -> str | None:

@@ -8,7 +8,6 @@ import msgspec
 import pytest
 
 from ostler.http1 import errors
-from ostler.http1 import line as lines
 from ostler.http1.errors import ProtocolViolation
 from ostler.http1.request import BodySink, RequestParser, Rules
 
@@ -95,7 +94,6 @@ def fed(
         for piece in pieces:
             if not remember:
                 parser.forget()
-                lines.remembered.clear()
             parser.feed(piece)
             resume(parser)
     except ProtocolViolation as violation:

@@ -7,9 +7,8 @@ from functools import partial
 
 import pytest
 
-from ostler.http1 import line as lines
 from ostler.http1.errors import BodyNotStored, HeadTooLarge, LineTooLong, ProtocolViolation
-from ostler.http1.head import _Fields
+from ostler.http1.head import _Fields, _hosts
 from ostler.http1.request import MAX_FIELDS, MAX_HEAD, MAX_LINE, RequestParser, Rules
 from tests.kit.threads import run_at_once
 from tests.unit.http1.parsing import (
@@ -166,7 +165,7 @@ def test_new_rules_apply_to_the_same_fields() -> None:
 
 
 def test_a_line_that_others_may_send_may_be_too_long_here() -> None:
-    """Lines are cached per process, limits are those of a connection."""
+    """Limits are those of a connection."""
     long = GET.replace(b"/a", b"/" + b"a" * 100)
     parser = parser_of(GET, long)
     assert len(parser.requests) == 2
@@ -178,16 +177,14 @@ def test_a_line_that_others_may_send_may_be_too_long_here() -> None:
 
 
 def test_what_is_remembered_is_bounded() -> None:
-    """New lines, names and hosts do not make a process grow without limit."""
+    """New names and hosts do not make a process grow without limit."""
     rules = Rules()
     parser = RequestParser(rules, io.BytesIO)
     for number in range(5000):
         parser.feed(b"GET /%d HTTP/1.1\r\nHost: h%d\r\nX-%d: y\r\n\r\n" % (number, number, number))
         del parser.requests[:]
-    assert len(lines.remembered) <= 2048
     assert len(rules.meanings.known) <= 1024
-    parser.feed(GET.replace(b"/a", b"/" + b"long" * 100))
-    assert all(len(raw) <= lines.LONGEST_REMEMBERED for raw in lines.remembered)
+    assert len(_hosts) <= 256
 
 
 def test_an_idle_parser_is_small() -> None:

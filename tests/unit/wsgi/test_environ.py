@@ -10,8 +10,7 @@ from ostler.http1.request import RequestParser, Rules
 from ostler.wsgi.body import BufferedBody
 from ostler.wsgi.environ import (
     Environ,
-    head_environ,
-    head_of_template,
+    connection_environ,
     listener_environ,
     request_environ,
     worker_environ,
@@ -42,7 +41,7 @@ def environ_of(
     parser.feed(raw)
     (request,) = parser.requests
     listener = listener_environ(worker_environ(multithread), address)
-    return request_environ(head_environ(listener, peer, {}, head_of_template(request), False), request)
+    return request_environ(connection_environ(listener, peer, {}), request)
 
 
 def with_fields(*lines: str, target: str = "/") -> Environ:
@@ -142,7 +141,7 @@ def test_requests_do_not_share_an_environ() -> None:
     parser = RequestParser(Rules(), new_body)
     parser.feed(b"GET / HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n")
     listener = listener_environ(worker_environ(False), LISTENER)
-    template = head_environ(listener, PEER, {}, parser.requests[0].head, False)
+    template = connection_environ(listener, PEER, {})
     first, second = (request_environ(template, request) for request in parser.requests)
     first["app.secret"] = "x"
     assert "app.secret" not in second

@@ -13,8 +13,7 @@ from ostler.http1.request import RequestParser, Rules
 from ostler.wsgi.body import BufferedBody
 from ostler.wsgi.environ import (
     Environ,
-    head_environ,
-    head_of_template,
+    connection_environ,
     listener_environ,
     request_environ,
     worker_environ,
@@ -108,7 +107,7 @@ def setting_of(raw: bytes) -> tuple[Any, Environ]:
     parser.feed(raw)
     (request,) = parser.requests
     listener = listener_environ(worker_environ(False, errors=io.StringIO()), ("127.0.0.1", 8000))
-    template = head_environ(listener, ("127.0.0.1", 5), {}, head_of_template(request), False)
+    template = connection_environ(listener, ("127.0.0.1", 5), {})
     return request, request_environ(template, request)
 
 
@@ -954,9 +953,7 @@ def test_wsgiref_accepts_a_spilled_body() -> None:
     parser.feed(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 1_000_000)
     (request,) = parser.requests
     listener = listener_environ(worker_environ(False), ("127.0.0.1", 8000))
-    environ = request_environ(
-        head_environ(listener, ("127.0.0.1", 5), {}, head_of_template(request), False), request
-    )
+    environ = request_environ(connection_environ(listener, ("127.0.0.1", 5), {}), request)
     wire = Wire()
     exchange = Exchange(request, wire, DATE_SERVER, request.keep_alive)
     with environ["wsgi.input"]:
