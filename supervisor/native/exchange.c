@@ -162,8 +162,9 @@ word(Py_buffer *words, Py_ssize_t number)
 static void
 begin(runner_object *self, PyObject *slot, slot_memory *memory, native_request *request, int64_t now)
 {
-    /* Readers take the text for valid only while STARTED stays the same. */
-    __atomic_store_n(word(&memory->words, self->STARTED), 0, __ATOMIC_SEQ_CST);
+    /* Readers take the text for valid only while STARTED stays the same, so the text is changed behind it. */
+    __atomic_store_n(word(&memory->words, self->STARTED), 0, __ATOMIC_RELAXED);
+    __atomic_thread_fence(__ATOMIC_RELEASE);
     char *text = memory->text.buf;
     Py_ssize_t size = PyUnicode_GET_LENGTH(request->method); /* at most 20 upper-case letters */
     memcpy(text, PyUnicode_1BYTE_DATA(request->method), (size_t)size);
@@ -177,7 +178,7 @@ begin(runner_object *self, PyObject *slot, slot_memory *memory, native_request *
     /* RequestSlot.begin will not take the text for that of the request that it has shown last. */
     Py_XSETREF(NATIVE_AT(slot, self->slot_method), Py_NewRef(text_empty));
     Py_XSETREF(NATIVE_AT(slot, self->slot_target), Py_NewRef(bytes_empty));
-    __atomic_store_n(word(&memory->words, self->STARTED), (uint64_t)now, __ATOMIC_SEQ_CST);
+    __atomic_store_n(word(&memory->words, self->STARTED), (uint64_t)now, __ATOMIC_RELEASE);
 }
 
 /* Send an answer whose body is all in one part; -1 with an exception: the client is gone. What the client does not take
@@ -404,7 +405,7 @@ end(runner_object *self, PyObject *runner, PyObject *connection, PyObject *slot,
     if (begun->result == NULL || !answer(self, response, connection, begun))
         return unfinished(self, slot, response, environ, begun, started);
     if (memory->is_mapped) {
-        __atomic_store_n(word(&memory->words, self->STARTED), 0, __ATOMIC_SEQ_CST);
+        __atomic_store_n(word(&memory->words, self->STARTED), 0, __ATOMIC_RELEASE);
         int64_t ended = monotonic(), took = ended - started;
         PyObject *output = NATIVE_AT(connection, self->connection_output);
         if (took >= 0 && took >> 10 < QUICK && took <= self->long_request &&
@@ -545,7 +546,7 @@ static bool
 fill(runner_object *self, PyObject *layout, PyObject *quick)
 {
 #define FIND_PLACE(type, name)                                                                                      \
-    if ((self->type##_##name = native_place_of(self->type##_type, #name)) < 0)                                             \
+    if ((self->type##_##name = native_place_of(self->type##_type, #name)) < 0)                                      \
         return false;
     PLACES(FIND_PLACE)
 #define FIND_LAYOUT(name)                                                                                           \

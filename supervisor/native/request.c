@@ -457,7 +457,8 @@ get_path(native_request *self, void *Py_UNUSED(closure))
     Py_ssize_t length = 0;
     for (size_t i = 0; i < size; i++) {
         int high, low;
-        if (text[i] == '%' && i + 2 < size && (high = hex_value(text[i + 1])) >= 0 && (low = hex_value(text[i + 2])) >= 0) {
+        if (text[i] == '%' && i + 2 < size && (high = hex_value(text[i + 1])) >= 0 &&
+            (low = hex_value(text[i + 2])) >= 0) {
             decoded[length++] = (char)(high << 4 | low);
             i += 2;
         }
