@@ -47,7 +47,7 @@ import asyncio, gc, json, os, sys, time, tracemalloc
 gc.disable()
 tracemalloc.start()
 
-from ostler.http1 import head, line
+from ostler.http1 import head
 
 def answer(path):
     if path.startswith("/boom"):
@@ -64,7 +64,6 @@ def answer(path):
             except OSError:
                 pass
         head._hosts.clear()
-        line.remembered.clear()
         # Python keeps some freed objects for later use. A collection gives them up; frozen, cycles stay.
         gc.freeze()
         gc.collect()
