@@ -373,7 +373,11 @@ class Place:
         self._mark = secrets.token_hex(8)
         self._began = _boot_ticks()
         self._clock = itertools.count(1_000_000_000)
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(_UNWANTED)}
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if name == "OSTLER_NATIVE" or not name.startswith(_UNWANTED)
+        }
         self.environ = kept | {
             "XDG_RUNTIME_DIR": str(self.runtime),
             "TMPDIR": str(self.folder),
