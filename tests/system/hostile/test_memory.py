@@ -215,12 +215,21 @@ class Memory(NamedTuple):
 
 
 def measure(daemon: Daemon, tls: ssl.SSLContext | None = None) -> Memory:
-    with connect(daemon) as plain:
-        sock = tls.wrap_socket(plain, server_hostname="localhost") if tls is not None else plain
-        with sock:
-            sock.sendall(MEASURE)
-            data = b"".join(iter(lambda: sock.recv(4096), b""))
-    return Memory(**json.loads(data.partition(b"\r\n\r\n")[2]))
+    # The daemon's time-outs of half a second can end this connection, too, on a machine that stalls.
+    return until(lambda: _measured(daemon, tls), "an answer with the memory")
+
+
+def _measured(daemon: Daemon, tls: ssl.SSLContext | None) -> Memory | None:
+    """None if the connection was ended, or refused."""
+    try:
+        with connect(daemon) as plain:
+            sock = tls.wrap_socket(plain, server_hostname="localhost") if tls is not None else plain
+            with sock:
+                sock.sendall(MEASURE)
+                data = b"".join(iter(lambda: sock.recv(4096), b""))
+    except (ConnectionError, ssl.SSLError):
+        return None
+    return Memory(**json.loads(data.partition(b"\r\n\r\n")[2])) if b" 200 OK\r\n" in data else None
 
 
 def leaks(
@@ -329,11 +338,16 @@ def test_nothing_is_left_under_tls(place: Place, words: tuple[str, ...], tmp_pat
     daemon = place.start(*LIMITS, "--certfile", server.cert, "--keyfile", server.key, *words)
 
     def ask(data: bytes, reset: bool = False) -> None:
+        asked = 0
         for part in numbered(data):
-            with connect(daemon) as plain, context.wrap_socket(plain, server_hostname="localhost") as sock:
-                sock.sendall(part)
-                if not reset:
-                    drained(sock)
+            # The daemon's time-outs of half a second can end a handshake on a machine that stalls.
+            with contextlib.suppress(ssl.SSLError, ConnectionError), connect(daemon) as plain:
+                with context.wrap_socket(plain, server_hostname="localhost") as sock:
+                    sock.sendall(part)
+                    asked += 1
+                    if not reset:
+                        drained(sock)
+        assert asked > N // 2
 
     kinds: dict[str, Callable[[], None]] = {
         "served": lambda: ask(GET + CLOSE),
