@@ -341,12 +341,15 @@ def test_nothing_is_left_under_tls(place: Place, words: tuple[str, ...], tmp_pat
         asked = 0
         for part in numbered(data):
             # The daemon's time-outs of half a second can end a handshake on a machine that stalls.
-            with contextlib.suppress(ssl.SSLError, ConnectionError), connect(daemon) as plain:
-                with context.wrap_socket(plain, server_hostname="localhost") as sock:
-                    sock.sendall(part)
-                    asked += 1
-                    if not reset:
-                        drained(sock)
+            with (
+                contextlib.suppress(ssl.SSLError, ConnectionError),
+                connect(daemon) as plain,
+                context.wrap_socket(plain, server_hostname="localhost") as sock,
+            ):
+                sock.sendall(part)
+                asked += 1
+                if not reset:
+                    drained(sock)
         assert asked > N // 2
 
     kinds: dict[str, Callable[[], None]] = {
