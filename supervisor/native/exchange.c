@@ -86,7 +86,7 @@ enum { NOT_BEGUN, ANSWERED, UNFINISHED };
 /* Attributes that are read or written directly, by where they are in an object with __slots__. */
 #define PLACES(X)                                                                                                   \
     X(connection, parser) X(connection, output) X(connection, violation) X(connection, direct) X(connection, fd)     \
-    X(connection, template) X(connection, idle_since) X(connection, answered_at)        \
+    X(connection, template) X(connection, idle_since) X(connection, answered_at)                                    \
     X(parser, requests) X(slot, memory) X(slot, method) X(slot, target) X(slot, unfinished)
 
 /* Numbers of ostler.scoreboard.layout. */
@@ -97,8 +97,7 @@ typedef struct {
     PyObject_HEAD
     PyObject *app, *make_exchange, *date;
     PyTypeObject *connection_type, *parser_type, *slot_type, *file_wrapper;
-#define DECLARE_PLACE(type, name) Py_ssize_t type##_##name;
-    PLACES(DECLARE_PLACE)
+    PLACES(NATIVE_DECLARE_PLACE)
 #define DECLARE_LAYOUT(name) Py_ssize_t name;
     LAYOUT(DECLARE_LAYOUT)
     uint16_t quick[QUICK];
@@ -545,10 +544,7 @@ runner_dealloc(runner_object *self)
 static bool
 fill(runner_object *self, PyObject *layout, PyObject *quick)
 {
-#define FIND_PLACE(type, name)                                                                                      \
-    if ((self->type##_##name = native_place_of(self->type##_type, #name)) < 0)                                      \
-        return false;
-    PLACES(FIND_PLACE)
+    PLACES(NATIVE_FIND_PLACE)
 #define FIND_LAYOUT(name)                                                                                           \
     if ((self->name = number_of(layout, #name)) < 0)                                                                \
         return false;

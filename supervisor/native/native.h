@@ -23,6 +23,13 @@ int native_intern(const native_text *texts, size_t count);
 /* Where the attribute of a slot (`__slots__`) is in objects of a class; -1 with an exception. */
 Py_ssize_t native_place_of(PyTypeObject *type, const char *name);
 
+/* For a list of such attributes X(class, attribute) in a struct with the classes, as CLASS_type: the members
+ * CLASS_ATTRIBUTE, and how a function that returns bool fills those of `self`. */
+#define NATIVE_DECLARE_PLACE(type, name) Py_ssize_t type##_##name;
+#define NATIVE_FIND_PLACE(type, name)                                                                               \
+    if ((self->type##_##name = native_place_of(self->type##_type, #name)) < 0)                                      \
+        return false;
+
 /* The object that is there, or NULL. */
 #define NATIVE_AT(object, place) (*(PyObject **)((char *)(object) + (place)))
 

@@ -16,8 +16,7 @@
 typedef struct {
     PyObject_HEAD
     PyTypeObject *connection_type, *parser_type;
-#define DECLARE_PLACE(type, name) Py_ssize_t type##_##name;
-    PLACES(DECLARE_PLACE)
+    PLACES(NATIVE_DECLARE_PLACE)
     Py_ssize_t size;
     char *buffer;
 } receiver_object;
@@ -79,6 +78,17 @@ receiver_dealloc(receiver_object *self)
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
+static bool
+fill(receiver_object *self)
+{
+    PLACES(NATIVE_FIND_PLACE)
+    if (self->size < 1 || (self->buffer = PyMem_Malloc((size_t)self->size)) == NULL) {
+        PyErr_NoMemory();
+        return false;
+    }
+    return true;
+}
+
 static PyObject *
 receiver_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
 {
@@ -94,18 +104,11 @@ receiver_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
     self->connection_type = (PyTypeObject *)Py_NewRef(connection_type);
     self->parser_type = (PyTypeObject *)Py_NewRef(parser_type);
     self->size = size;
-#define FIND_PLACE(type, name)                                                                                      \
-    if ((self->type##_##name = native_place_of(self->type##_type, #name)) < 0)                                      \
-        goto failed;
-    PLACES(FIND_PLACE)
-    if (size < 1 || (self->buffer = PyMem_Malloc((size_t)size)) == NULL) {
-        PyErr_NoMemory();
-        goto failed;
+    if (!fill(self)) {
+        Py_DECREF(self);
+        return NULL;
     }
     return (PyObject *)self;
-failed:
-    Py_DECREF(self);
-    return NULL;
 }
 
 static PyMethodDef receiver_methods[] = {

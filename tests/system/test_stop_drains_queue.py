@@ -97,6 +97,16 @@ def answer(sock: socket.socket) -> bytes:
         sock.close()
 
 
+def answered_at_a_stop(place: Place, daemon: Daemon, clients: list[socket.socket]) -> None:
+    """Stop while a request is in the app and the others wait: all clients get their answers."""
+    daemon.in_app("/")
+    daemon.send(signal.SIGTERM)
+    daemon.event("stop")
+    (place.app_folder / "go").touch()
+    assert [answer(client) for client in clients] == [b"200"] * len(clients)
+    assert daemon.wait() == 0
+
+
 @pytest.mark.parametrize("workers", [*thorough(1), 2])
 @pytest.mark.parametrize(("kind", "threads"), CLASSES)
 def test_all_that_wait_are_answered(place: Place, kind: str, threads: int, workers: int) -> None:
@@ -105,12 +115,7 @@ def test_all_that_wait_are_answered(place: Place, kind: str, threads: int, worke
     daemon.settled(workers)
     address = daemon.address
     clients = [ask(socket.AF_INET, address) for _ in range(8 * workers)]
-    daemon.in_app("/")
-    daemon.send(signal.SIGTERM)
-    daemon.event("stop")
-    (place.app_folder / "go").touch()
-    assert [answer(client) for client in clients] == [b"200"] * len(clients)
-    assert daemon.wait() == 0
+    answered_at_a_stop(place, daemon, clients)
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that ended are no listeners
         sock.bind(address)
@@ -178,12 +183,7 @@ def test_beside_a_listener_of_another_program(place: Place, kind: str, threads: 
         fd = outer.fileno()
         daemon = begin(place, kind, threads, 1, "-b", f"fd://{fd}", pass_fds=[fd])
         clients = [ask(socket.AF_INET, daemon.address) for _ in range(8)]
-        daemon.in_app("/")
-        daemon.send(signal.SIGTERM)
-        daemon.event("stop")
-        (place.app_folder / "go").touch()
-        assert [answer(client) for client in clients] == [b"200"] * len(clients)
-        assert daemon.wait() == 0
+        answered_at_a_stop(place, daemon, clients)
 
 
 @pytest.mark.parametrize("kind", ["gthread", "asgi", *thorough("gevent", "eventlet")])

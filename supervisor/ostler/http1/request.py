@@ -203,6 +203,17 @@ class RequestParser:
         self._head = None
 
     def feed(self, data: bytes) -> None:
+        """As `parse`; by the C extension, if the bytes are one ordinary request."""
+        if self._native is not None and not (self.receiving or self._ended):
+            # Nearly always one read is one request.
+            request = _ordinary_request(data, self._native)
+            if request is not None:
+                self._empty_lines = 0
+                self.requests.append(request)
+                return
+        self.parse(data)
+
+    def parse(self, data: bytes) -> None:
         """Parse bytes that have arrived.
 
         Bytes after a request that ends the connection are ignored (RFC 9112 section 9.6).
@@ -211,13 +222,6 @@ class RequestParser:
             ProtocolViolation: the bytes are no valid request; requests before it are in `requests`, and
                 later bytes are ignored.
         """
-        if self._native is not None and not (self.receiving or self._ended):
-            # Nearly always one read is one request.
-            request = _ordinary_request(data, self._native)
-            if request is not None:
-                self._empty_lines = 0
-                self.requests.append(request)
-                return
         if self._ended:
             if self._held is not None:
                 self._held += data

@@ -67,15 +67,13 @@ class Receiver:
                     connection, slot, now
                 )
             else:
-                if self._receive_ordinary is None:
-                    data = self._read(connection.fd, READ_SIZE)
-                elif (received := self._receive_ordinary(connection)) is None:
+                ordinary = self._receive_ordinary
+                data = self._read(connection.fd, READ_SIZE) if ordinary is None else ordinary(connection)
+                if data is None:
                     return True  # nearly always: one read, one request, and nothing behind it
-                else:
-                    data = received
                 parser = connection.parser
                 try:
-                    parser.feed(data)
+                    parser.parse(data)
                 except ProtocolViolation as violation:
                     connection.violation = violation.without_traceback()
                 # The same without the C extension.

@@ -166,9 +166,7 @@ class WsgiRunner:
         while requests and not connection.output:
             request = requests.pop(0)
             app, upgrade = self._app, None
-            keep_alive = request.keep_alive and self.keep_connections
-            if not request.complete:
-                keep_alive = False  # the connection ends with a request that the app reads while it comes
+            keep_alive = self._keeps(request)
             exchange = self._new_exchange(request, connection, self._date.lines, keep_alive)
             if not request.complete:
                 _feed_from(connection, request, exchange, slot)
@@ -176,8 +174,7 @@ class WsgiRunner:
                 upgrade = self._offer(connection, request, slot)
                 exchange = self._new_exchange(request, upgrade, self._date.lines, keep_alive)
                 app = upgrade.around(self._app, exchange)
-            template = connection.template or self._make_template(connection)
-            environ = request_environ(template, request, connection.trusted)
+            environ = self._environ_of(connection, request)
             if upgrade is not None:
                 environ["gunicorn.socket"] = upgrade.socket
             started = monotonic_ns()
@@ -198,8 +195,22 @@ class WsgiRunner:
                 turn_ends = turn_ends or started + self._turn
                 if connection.answered_at > turn_ends:
                     return
+        self._settle(connection, slot)
+
+    def _keeps(self, request: Request) -> bool:
+        """Whether the connection may go on; it ends with a request that the app reads while it comes."""
+        return request.keep_alive and self.keep_connections and request.complete
+
+    def _environ_of(self, connection: Connection, request: Request) -> Environ:
+        template = connection.template or self._make_template(connection)
+        return request_environ(template, request, connection.trusted)
+
+    def _settle(self, connection: Connection, slot: RequestSlot) -> None:
+        """Act on what came behind the connection's requests, if all of these are answered."""
         parser = connection.parser
-        if not connection.output and (connection.violation is not None or parser.wants_continue):
+        if not (parser.requests or connection.output) and (
+            connection.violation is not None or parser.wants_continue
+        ):
             self._responder.settle(connection, slot)
 
     def _note_waiting(
@@ -276,20 +287,14 @@ class WsgiRunner:
         """See RequestRunner."""
         try:
             request = connection.parser.requests.pop(0)
-            keep_alive = request.keep_alive and self.keep_connections and request.complete
-            exchange = self._new_exchange(request, connection, self._date.lines, keep_alive)
-            template = connection.template or self._make_template(connection)
-            environ = request_environ(template, request, connection.trusted)
+            exchange = self._new_exchange(request, connection, self._date.lines, self._keeps(request))
+            environ = self._environ_of(connection, request)
             slot.waited(max(monotonic_ns() - connection.idle_since, LEAST_QUEUED))
             if not self._answer_503(connection, slot, request, exchange, environ):
                 return
             if request.upgrade:
                 _resume(connection)
-            parser = connection.parser
-            if not (parser.requests or connection.output) and (
-                connection.violation is not None or parser.wants_continue
-            ):
-                self._responder.settle(connection, slot)
+            self._settle(connection, slot)
         except Exception:  # noqa: BLE001 - a defect of ours costs the connection
             self._responder.fail(connection, slot)
 

@@ -131,7 +131,7 @@ def test_a_defect_of_ours(pieces: Pieces) -> None:
         raise RuntimeError("a defect")
 
     class Parser:
-        feed = staticmethod(broken)
+        parse = staticmethod(broken)
 
     connection.parser = Parser()  # type: ignore[assignment]
     client.sendall(GET)
