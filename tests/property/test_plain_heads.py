@@ -21,24 +21,21 @@ def block_of(wire: bytes) -> bytes:
     return wire[begin : end + 4] if 0 <= begin <= end else b""
 
 
-def check(block: bytes, rules: Rules) -> bool:
-    """Whether a block is plain; if it is, its head is llhttp's."""
-    for host in (b"x", b"www.example.com", b"localhost:8000"):
-        head.parse_head(b"\r\nHost: %b\r\n\r\n" % host, "HTTP/1.1", Rules())  # known from now on
-    if not head._PLAIN_BLOCK.fullmatch(block):
-        return False
-    plain = head._parse_plain(block, rules)
-    if plain is not None:
-        assert plain == by_llhttp(block, rules)
-    return plain is not None
-
-
-def by_llhttp(block: bytes, rules: Rules) -> Head | ProtocolViolation:
+def check(block: bytes, rules: Rules, protocol: str = "HTTP/1.1") -> bool:
+    """Whether llhttp is not asked about a block; in any case the result is the one by llhttp."""
+    with mock.patch.object(head, "_split", wraps=head._split) as llhttp:
+        result = parsed(block, protocol, rules)
     with mock.patch.object(head, "_PLAIN_BLOCK", NEVER):
-        try:
-            return head.parse_head(block, "HTTP/1.1", rules)
-        except ProtocolViolation as violation:
-            return violation
+        by_llhttp = parsed(block, protocol, rules)
+    assert repr(result) == repr(by_llhttp)  # a refusal too, with its words
+    return not llhttp.called
+
+
+def parsed(block: bytes, protocol: str, rules: Rules) -> Head | ProtocolViolation:
+    try:
+        return head.parse_head(block, protocol, rules)
+    except ProtocolViolation as violation:
+        return violation
 
 
 def test_ordinary_ones_are_plain() -> None:
@@ -48,16 +45,25 @@ def test_ordinary_ones_are_plain() -> None:
         assert check(block_of(with_body(b"xy")), rules)
 
 
-def test_what_is_not_plain() -> None:
-    """What may be refused, or means more, is left to llhttp."""
+def test_others_are_plain_too() -> None:
     fields = [
-        *(b"Host: x\r\nHost: x", b"Host: unknown", b"A: b", b"Host: x\r\nA b: c", b"Host: x\r\nA: \xff"),
+        *(b"Host: unknown", b"Host: x\r\nUpgrade: y", b"Host: x\r\nExpect: 100-continue"),
+        *(b"Host: x\r\nConnection: %b" % value for value in (b"close", b"upgrade", b"keep-alive, TE")),
+        b"Host: x\r\nTransfer-Encoding: chunked",
+    ]
+    assert all(check(b"\r\n%b\r\n\r\n" % field, Rules()) for field in fields)
+    assert all(check(b"\r\n%b\r\n\r\n" % field, Rules(), "HTTP/1.0") for field in fields[:-1])
+
+
+def test_what_is_not_plain() -> None:
+    """What is refused, and what is not made of plain lines, is left to llhttp."""
+    fields = [
+        *(b"Host: x\r\nHost: x", b"A: b", b"Host: x\r\nA b: c", b"Host: x\r\nA: \xff"),
         *(
             b"Host: x\r\n%b" % line
             for line in (b"Content-Length: 2\r\nContent-Length: 2", b"Content-Length: +2")
         ),
-        *(b"Host: x\r\n%b: y" % name for name in (b"Transfer-Encoding", b"Expect", b"Upgrade", b"X_Y")),
-        *(b"Host: x\r\nConnection: %b" % value for value in (b"close", b"upgrade", b"keep-alive, TE")),
+        *(b"Host: x\r\n%b: y" % name for name in (b"Transfer-Encoding", b"Expect", b"X_Y")),
         b"Host: x\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Ssl: off",
         b"Host: x\r\nA: b\r\n c",
     ]
@@ -67,9 +73,10 @@ def test_what_is_not_plain() -> None:
 
 @pytest.mark.parametrize("raw", [raw for _, raw, _ in MALFORMED])
 def test_malformed_ones(raw: bytes) -> None:
-    """Of what is refused, nothing is accepted."""
+    """They are refused as llhttp's fields are, with the same words."""
     for rules in ALL_RULES:
         check(block_of(raw), rules)
+        check(block_of(raw), rules, "HTTP/1.0")
 
 
 @settings(max_examples=500)

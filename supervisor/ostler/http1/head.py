@@ -201,13 +201,30 @@ def parse_head(block: bytes, protocol: str, rules: Rules) -> Head:
     Raises:
         ProtocolViolation: it is malformed, ambiguous or too large, or asks for what is not implemented.
     """
-    if protocol == "HTTP/1.1" and not rules.lenient_fields and _PLAIN_BLOCK.fullmatch(block):
-        plain = _parse_plain(block, rules)
-        if plain is not None:
-            return plain
-    whole = block
-    if rules.lenient_fields:
-        block = _strict(block, rules)
+    if not rules.lenient_fields and _PLAIN_BLOCK.fullmatch(block):
+        try:
+            headers = _split_plain(block)
+            _check_limits(block, headers, rules)
+            return _understand(block, headers, protocol, rules)
+        except ProtocolViolation:
+            pass  # llhttp finds some of these first, and has the words for it
+    strict = _strict(block, rules) if rules.lenient_fields else block
+    headers = _split(strict)
+    _check_limits(strict, headers, rules)
+    return _understand(block, headers, protocol, rules)
+
+
+def _split_plain(block: bytes) -> list[tuple[bytes, bytes]]:
+    """The fields of a block that `_PLAIN_BLOCK` matches."""
+    headers = []
+    for line in block[2:-4].split(b"\r\n"):
+        name, _, value = line.partition(b":")
+        headers.append((name, value.strip(b" \t")))
+    return headers
+
+
+def _split(block: bytes) -> list[tuple[bytes, bytes]]:
+    """The fields of any block, as llhttp finds them. Raises ProtocolViolation."""
     headers: list[tuple[bytes, bytes]] = _Fields()
     try:
         httptools.HttpRequestParser(headers).feed_data(b"GET / HTTP/1.1" + block)
@@ -225,12 +242,20 @@ def parse_head(block: bytes, protocol: str, rules: Rules) -> Head:
     # for the next request behind this block.
     if block.count(b"\n") != len(headers) + 2:
         raise ProtocolViolation("malformed fields", "fields")
+    return headers
+
+
+def _check_limits(block: bytes, headers: list[tuple[bytes, bytes]], rules: Rules) -> None:
+    """Raises HeadTooLarge."""
     if len(headers) > rules.max_fields:
         raise HeadTooLarge("too many fields", "limit_request_fields")
     limit = rules.max_field_size
     if len(block) > limit and any(len(line) > limit for line in block.split(b"\r\n")):
         raise HeadTooLarge("a field is too long")
 
+
+def _understand(block: bytes, headers: list[tuple[bytes, bytes]], protocol: str, rules: Rules) -> Head:
+    """Find what the fields of a block mean to the server. Raises ProtocolViolation."""
     old = protocol == "HTTP/1.0"
     host = coding = content_type = None
     length: int | None = None
@@ -262,6 +287,9 @@ def parse_head(block: bytes, protocol: str, rules: Rules) -> Head:
                 raise ProtocolViolation("more than one Content-Type", "fields")
             content_type = value
         elif meaning == _CONNECTION:
+            if value == b"keep-alive":  # as nearly always
+                keep = True
+                continue
             options = [option.strip(b" \t") for option in value.lower().split(b",")]
             close = close or b"close" in options
             keep = keep or b"keep-alive" in options
@@ -298,54 +326,7 @@ def parse_head(block: bytes, protocol: str, rules: Rules) -> Head:
     keep = keep and not close
     repeatable = keep and not (old or length or expects or upgrades)
     upgrade = upgrades and asks_upgrade and not old
-    return Head(whole, headers, https, keep, length or 0, expects, repeatable, upgrade)
-
-
-def _parse_plain(block: bytes, rules: Rules) -> Head | None:
-    """As `parse_head`, without llhttp, for a block that `_PLAIN_BLOCK` matches; None: that has to decide.
-
-    What means more to the server than a Host, a Content-Length and `Connection: keep-alive` is left to it,
-    and whatever may be refused.
-    """
-    headers: list[tuple[bytes, bytes]] = []
-    host = content_type = None
-    length = 0
-    has_length = https = insecure = False
-    meanings: FieldMeanings = rules.meanings
-    known = meanings.known
-    for line in block[2:-4].split(b"\r\n"):
-        name, _, value = line.partition(b":")
-        value = value.strip(b" \t")
-        headers.append((name, value))
-        try:
-            meaning = known[name]
-        except KeyError:
-            meaning = meanings.learn(name)
-        if not meaning:
-            continue
-        if meaning == _HOST and host is None:
-            host = value
-        elif meaning == _TYPE and content_type is None:
-            content_type = value
-        elif meaning == _LENGTH and not has_length and value.isdigit() and len(value) <= _MAX_DIGITS:
-            has_length = True
-            length = int(value)
-        elif meaning == _SCHEME:
-            if value == rules.secure_scheme_headers[name.lower()]:
-                https = True
-            else:
-                insecure = True
-        elif meaning != _CONNECTION or value.lower() != b"keep-alive":
-            return None
-    limit = rules.max_field_size
-    if (
-        host not in _hosts
-        or (https and insecure)
-        or len(headers) > rules.max_fields
-        or (len(block) > limit and any(len(line) > limit for line in block.split(b"\r\n")))
-    ):
-        return None
-    return Head(block, headers, https, True, length, False, not length)
+    return Head(block, headers, https, keep, length or 0, expects, repeatable, upgrade)
 
 
 def _strict(block: bytes, rules: Rules) -> bytes:
