@@ -13,7 +13,7 @@ Standard library only: workers and `ctl` load this.
 import io
 import re
 
-_NOT_ASCII = re.compile("[\x7f-\U0010ffff]")
+_NOT_ASCII = re.compile("[^\0-~]")
 
 
 def one_line(text: str, longest: int | None = None) -> str:

@@ -8,7 +8,6 @@ import asyncio
 import os
 import signal
 import socket
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,16 +15,15 @@ from typing import Any, Self
 
 import msgspec
 
-from ostler.daemon.children.handles import ForkServerHandle
-from ostler.daemon.children.records import ForkServerRecord
+from ostler.daemon.environment.finding import Environment
 from ostler.daemon.listening.listeners import Listeners
+from ostler.daemon.process.fork_server_process import ForkServerProcess
 from ostler.daemon.reporting.journal import Journal
 from ostler.daemon.reporting.ledger import Ledger
 from ostler.daemon.shell import Callbacks, Shell
 from ostler.daemon.start_request import StartRequest
 from ostler.fleet import actions, events
 from ostler.ipc import channel, messages
-from ostler.ipc.channel import Channel
 from ostler.scoreboard.reader import Scoreboard
 from ostler.settings.load import Loaded, load
 
@@ -139,12 +137,12 @@ class ShellHarness:
         )
 
     def __enter__(self) -> Self:
-        self._start = ForkServerHandle.start
-        ForkServerHandle.start = self._start_fork_server  # type: ignore[method-assign, assignment]
+        self._start = ForkServerProcess.start
+        ForkServerProcess.start = self._start_fork_server  # type: ignore[method-assign, assignment]
         return self
 
     def __exit__(self, *_: object) -> None:
-        ForkServerHandle.start = self._start  # type: ignore[method-assign]
+        ForkServerProcess.start = self._start  # type: ignore[method-assign]
         self.shell.close()
         for one in self.stand_ins:
             if not one.dead:
@@ -159,15 +157,12 @@ class ShellHarness:
         self.listeners.close_all()
         self.scoreboard.close()
 
-    def _start_fork_server(self, generation: int, *_: object) -> ForkServerHandle:
+    def _start_fork_server(self, environment: Environment, _: object) -> ForkServerProcess:
         ours, theirs = channel.pair()
-        ours.setblocking(False)
         theirs.setblocking(False)
         pid = _sleeper()
         self.stand_ins.append(StandIn(pid, theirs, True))
-        chan = Channel[messages.FromForkServer](ours, messages.FromForkServer)
-        record = ForkServerRecord(generation=generation, spawned_at=time.monotonic(), pid=pid)
-        return ForkServerHandle(record, chan)
+        return ForkServerProcess(environment, pid, ours)
 
     def start(self) -> Self:
         self.shell.submit(events.StartAsked())

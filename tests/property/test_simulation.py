@@ -9,6 +9,7 @@ import math
 from dataclasses import replace
 from itertools import pairwise
 
+import msgspec
 import pytest
 
 from ostler.fleet import events, health
@@ -37,7 +38,7 @@ def by_hour(second: float) -> float:
 @pytest.fixture(scope="module")
 def day() -> Simulator:
     """A day with all kinds of events, and some minutes until the fleet is at rest."""
-    policy = replace(
+    policy = msgspec.structs.replace(
         POLICY,
         max_age=50 * MINUTE,
         max_age_jitter=30 * MINUTE,
@@ -117,7 +118,7 @@ def test_all_at_their_limit_in_the_same_second() -> None:
     ("cause", "jittery"),
     [
         ("recycle", Scenario(POLICY, max_requests=20_000, jitter=10_000)),
-        ("age", Scenario(replace(POLICY, max_age=2000.0, max_age_jitter=1000.0))),
+        ("age", Scenario(msgspec.structs.replace(POLICY, max_age=2000.0, max_age_jitter=1000.0))),
     ],
 )
 def test_jitter_spreads_what_began_together(cause: str, jittery: Scenario) -> None:
@@ -134,7 +135,7 @@ def test_jitter_spreads_what_began_together(cause: str, jittery: Scenario) -> No
 
 def test_without_jitter_there_is_a_spike() -> None:
     """Verifies the test above: the same fleet without jitter asks for all its successors in one minute."""
-    scenario = Scenario(replace(POLICY, max_age=2000.0), measured=10.0)
+    scenario = Scenario(msgspec.structs.replace(POLICY, max_age=2000.0), measured=10.0)
     fleet = Simulator(scenario, seed=2).run(3200)
     assert max(fleet.stats.per_minute("age")) > 50
 
@@ -206,7 +207,7 @@ def test_an_autoscaled_day() -> None:
     """The number of workers follows the load:
     enough at each hour, few at night, and it changes some dozens of times.
     """
-    policy = replace(POLICY, workers=2, workers_most=24, autoscale_cooldown=120.0)
+    policy = msgspec.structs.replace(POLICY, workers=2, workers_most=24, autoscale_cooldown=120.0)
     scenario = Scenario(policy, rate=by_hour, request_seconds=0.005, crashes=0.05, fork_server_deaths=HOUR)
     fleet = Simulator(scenario, seed=4).run(DAY)
     stats = fleet.stats

@@ -159,7 +159,7 @@ def test_half_installed(place: Place) -> None:
     argv = (sys.executable, "-P", "-m", "ostler")
     daemon = place.start("up:app", argv=argv, PYTHONPATH=path)
     daemon.settled(1)
-    module = package / "daemon" / "control_server.py"
+    module = package / "daemon" / "control_plane.py"
     module.write_text("import nowhere_to_be_found\n")
     daemon.send(signal.SIGUSR2)
     assert "nowhere_to_be_found" in daemon.event("upgrade_failed", level="error")["problem"]

@@ -2,7 +2,6 @@
 
 import gc
 import os
-import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,11 +19,10 @@ from ostler.terminal import encode_anything, one_line
 from ostler.text import name_and_text
 
 _CORE = "with" if native.CORE == "c" else "without"
-_VERSION = f"ostler %(version)s (Python {platform.python_version()}, {_CORE} the C extension)"
+_PYTHON = sys.version.split()[0]
+_VERSION = f"ostler %(version)s (Python {_PYTHON}, {_CORE} the C extension)"
 # Variables that libraries read when they are imported.
 _OF_LIBRARIES = ("SSLKEYLOGFILE", "OPENSSL_CONF")
-# Where OpenSSL looks for certificates of authorities (SSL_CTX_set_default_verify_paths(3)).
-_CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 
 
 def _command() -> click.Command:
@@ -34,12 +32,12 @@ def _command() -> click.Command:
 
 def _run(given: CommandLine) -> None:
     with _loading():
-        from ostler.daemon import upgrade_state
         from ostler.daemon.environment.command import as_typed
         from ostler.daemon.environment.command import folder as typed_folder
+        from ostler.daemon.successor import HANDLED, HANDLED_BY_FLEET, is_successor
         from ostler.osapi.inherited import set_right
 
-    set_right(upgrade_state.HANDLED_BY_FLEET, upgrade_state.HANDLED if upgrade_state.is_successor() else ())
+    set_right(HANDLED_BY_FLEET, HANDLED if is_successor() else ())
     command_line, app, demo = given.values, given.app, given.demo
     if demo:
         command_line = {"workers": "3", "log_format": "auto", "proc_name": "demo"} | command_line
@@ -63,8 +61,13 @@ def _run(given: CommandLine) -> None:
             remarks=given.remarks,
         )
         sys.exit(check(ask, show=given.print_config, load_app=given.check_config, strict=given.strict))
-    with _loading(), _no_certificates():
+    with _loading():
         from ostler.daemon.environment.environments import checked
+        from ostler.daemon.first_fork_server import start_first
+
+    command = checked(as_typed(folder))
+    first = start_first(command_line, command)
+    with _loading():
         from ostler.daemon.run import run
         from ostler.daemon.start_request import RunRequest
 
@@ -81,26 +84,11 @@ def _run(given: CommandLine) -> None:
                 given.remarks,
                 demo,
                 any_control_port=own_choice,
-                command=checked(as_typed(folder)),
+                command=command,
+                first=first,
             )
         )
     )
-
-
-@contextmanager
-def _no_certificates() -> Iterator[None]:
-    """For the import of aiohttp, which reads the certificates of all authorities that the machine trusts, for
-    clients. The supervisor is none: it saves a tenth of its start, and 2 MB."""
-    before = {name: os.environ.get(name) for name in _CERTIFICATES}
-    os.environ.update(dict.fromkeys(_CERTIFICATES, os.devnull))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 @contextmanager

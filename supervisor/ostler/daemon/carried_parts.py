@@ -1,6 +1,6 @@
 """What an upgrade in place carries, taken by the old program and restored by the new one."""
 
-from ostler.control.server import ControlServer
+from ostler.daemon.control_plane import ControlPlane
 from ostler.daemon.environment.command import TypedCommand
 from ostler.daemon.listening.listeners import Listeners
 from ostler.daemon.own_settings import OwnSettings
@@ -28,7 +28,7 @@ class CarriedParts:
         journal: Journal,
         ledger: Ledger,
         observer: Observer,
-        control: ControlServer,
+        control: ControlPlane,
         own_settings: OwnSettings,
         command: TypedCommand | None,
     ) -> None:

@@ -22,6 +22,7 @@ import msgspec
 from ostler.daemon import upgrade_state
 from ostler.daemon.children.handles import ForkServerHandle
 from ostler.daemon.environment.environments import running
+from ostler.daemon.process.fork_server_process import ForkServerProcess
 from ostler.errors import BootError, ExitCode, OstlerError, SettingError, UsageProblem
 from ostler.ipc import messages
 from ostler.ipc.channel import BadMessage
@@ -63,8 +64,9 @@ def check(ask: messages.Configure, *, show: bool, load_app: bool, strict: bool =
     if upgrade_state.check_readable():
         # Configuration and app don't need the control server and its libraries, but the new program does.
         import_module("ostler.daemon.run")
+        import_module("ostler.control.server")
     become_subreaper()
-    server = ForkServerHandle.start(0, running(), imports.environment())
+    server = ForkServerHandle.of_process(0, ForkServerProcess.start(running(), imports.environment()))
     server.channel.set_blocking(True)
     try:
         if load_app:

@@ -13,13 +13,11 @@ from typing import Any
 import psutil
 
 from ostler import __version__, terminal
-from ostler.control import metrics, pages
 from ostler.control.control_state import ControlState
-from ostler.control.server import ControlServer
 from ostler.daemon import upgrade_state
 from ostler.daemon.carried_parts import CarriedParts
 from ostler.daemon.chores import Chores
-from ostler.daemon.control_server import ControlStarter
+from ostler.daemon.control_plane import ControlPlane
 from ostler.daemon.file_watching.file_watcher import FileWatcher
 from ostler.daemon.first_and_last import FirstAndLast
 from ostler.daemon.listening.listeners import Listeners
@@ -38,6 +36,7 @@ from ostler.daemon.sensors.implausible import ImplausibleWorkers
 from ostler.daemon.sensors.load import LoadSensor
 from ostler.daemon.shell import Callbacks, Shell
 from ostler.daemon.start_request import RunRequest
+from ostler.daemon.successor import HANDLED
 from ostler.daemon.upgrade_state import Carried
 from ostler.daemon.upgrader import Upgrader
 from ostler.daemon.views.observer import Observer
@@ -134,9 +133,13 @@ class Daemon:
             self._deadlines.deadline_of,
         )
         self._first_and_last = FirstAndLast(shell, self._observer, self._journal)
-        self._control = ControlServer(self._observer, get_logger())
-        before = carried.control if carried else ControlState()
-        self._control_starter = ControlStarter(self._control, self._journal, request.any_control_port, before)
+        self._control = ControlPlane(
+            self._observer,
+            self._journal,
+            request.any_control_port,
+            carried.control if carried else ControlState(),
+            shell.environments.may_move,
+        )
         self._control_started = asyncio.Event()
         self._carried_parts = CarriedParts(
             shell,
@@ -245,7 +248,7 @@ class Daemon:
         self._deadlines.start()
 
     async def _start_control(self, loaded: Loaded) -> None:
-        await self._control_starter.start(loaded.settings, self._shell.name)
+        await self._control.start(loaded.settings, self._shell.name)
         self._control_started.set()
 
     # -- what the fleet reports -------------------------------------------------------------------------
@@ -277,8 +280,6 @@ class Daemon:
         set_title(f"ostler: supervisor [{terminal.one_line(self._shell.name)}]")
         self._deadlines.start()
         self._start_task(self._chores.run())
-        if self._shell.environments.may_move:
-            self._loop.call_soon(_read_own_files)
 
     def _notify_ready(self) -> None:
         self._service_manager.ready(self._shell.state)
@@ -358,7 +359,7 @@ class Daemon:
         except Exception as error:
             raise upgrade_state.TakeOverFailed from error
         upgrade_state.taken_over()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, upgrade_state.HANDLED)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
         shell.reaper.reap()
         shell.submit(events.UpgradeDone(__version__))
 
@@ -429,12 +430,6 @@ class Daemon:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             get_logger().error("internal_error", exc_info=error)
-
-
-def _read_own_files() -> None:
-    """Read what the supervisor reads only when it is asked for: its release may be removed while it runs."""
-    metrics.load()
-    pages.read_all()
 
 
 def _scoreboard(carried: Carried | None) -> Scoreboard:

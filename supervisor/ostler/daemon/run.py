@@ -6,13 +6,13 @@ from dataclasses import replace
 
 from ostler.daemon import upgrade_state
 from ostler.daemon.main import Daemon
-from ostler.daemon.process.detach import detach, reason_to_stay
+from ostler.daemon.process.detach import detach, is_wanted, reason_to_stay
 from ostler.daemon.process.signals import release
 from ostler.daemon.start_request import RunRequest
+from ostler.daemon.successor import is_successor
 from ostler.daemon.upgrade_state import Carried
 from ostler.errors import ExitCode, OstlerError
 from ostler.osapi.needed import check_calls, refused
-from ostler.settings.table import rows
 
 
 def run(request: RunRequest) -> int:
@@ -22,21 +22,21 @@ def run(request: RunRequest) -> int:
         OstlerError: it could not start because of a mistake the user can correct.
     """
 
-    if not upgrade_state.is_successor():  # what is in use already stays in use
+    if not is_successor():  # what is in use already stays in use
         check_calls()
     stay = reason_to_stay()
     request = replace(request, stay=stay)
-    wanted = rows()["daemon"].kind.parse(request.command_line.get("daemon", False))
+    detaches = is_wanted(request.command_line)
 
     def serve(carried: Carried | None) -> int:
-        if carried is None and wanted and stay is None:
+        if carried is None and detaches:
             return _run_detached(request)
         now = replace(request, detached=carried is not None and stay is None)
         if carried is not None and carried.command is not None:
             # What the old program has found for it may lead elsewhere by now.
             now = replace(now, command=carried.command)
         code, must_detach = _run_once(now, carried)
-        return _run_detached(request) if must_detach else code
+        return _run_detached(replace(request, first=None)) if must_detach else code
 
     return upgrade_state.taking_over(serve)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from ostler.daemon.environment.command import TypedCommand
 from ostler.daemon.process.detach import LauncherLink
+from ostler.daemon.process.fork_server_process import ForkServerProcess
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +14,8 @@ class StartRequest:
 
     command_line: raw settings given on the command line; config: the configuration file asked for, or None
     for the usual places; folder: the working folder; variables and remarks: see `messages.Configure`;
-    detached: as a daemon, if the settings say so; command: how it was typed, if it can be followed again.
+    detached: as a daemon, if the settings say so; command: how it was typed, if it can be followed again;
+    first: the process of the first fork server, if it was started already.
     """
 
     command_line: dict[str, Any] = field(default_factory=dict)
@@ -23,6 +25,7 @@ class StartRequest:
     remarks: list[str] = field(default_factory=list)
     detached: bool = field(default=False, kw_only=True)
     command: TypedCommand | None = field(default=None, kw_only=True)
+    first: ForkServerProcess | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from ostler.daemon.listening.listeners import ListenersState
 from ostler.daemon.reporting.journal import JournalState
 from ostler.daemon.reporting.ledger import LedgerState
 from ostler.daemon.shell import ShellState
+from ostler.daemon.successor import HANDLED, STATE, left_to
 from ostler.daemon.views.observer import ObserverState
 from ostler.errors import ExitCode, OstlerError
 from ostler.fleet.model import ExitStatus
@@ -38,19 +39,9 @@ from ostler.osapi.memfile import memory_file
 from ostler.scoreboard import layout
 from ostler.scoreboard.reader import ScoreboardState
 
-_STATE = "OSTLER_UPGRADE"
 _CHECK = "OSTLER_UPGRADE_CHECK"
 # Bytes of a check's output that are read.
 _OUTPUT_LIMIT = 16 * 1024
-# Signals that the daemon has handlers for. Blocked from before the exec until the new program has its own.
-HANDLED = (
-    *(signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU),
-    *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH, signal.SIGCHLD),
-)
-
-# SIGCHLD matters before it has a handler: if it is ignored, the status of a child is lost.
-HANDLED_BY_FLEET = frozenset(HANDLED) - {signal.SIGCHLD}
-
 # SCM_MAX_FD is 253 (linux/net/scm.h).
 _SENT_AT_ONCE = 250
 # A socket pair whose queue holds duplicates of all descriptors until the new program has taken over.
@@ -154,7 +145,7 @@ def replace_program(carried: Carried, environments: Environments, folder: str, n
         argv = [found.python, *_before_arguments(script), *sys.argv[1:]]
         notify_socket = {"NOTIFY_SOCKET": notify} if notify else {}
         environment = environments.variables(found, _first_on_path(folder)) | notify_socket
-        environment |= {_STATE: f"{os.getpid()}:{state}", "PWD": folder}
+        environment |= {STATE: f"{os.getpid()}:{state}", "PWD": folder}
         try:
             os.execve(found.python, argv, environment)  # noqa: S606 - no shell is what is wanted
         except OSError as error:
@@ -206,11 +197,6 @@ def _written(carried: Carried) -> int:
 # -- the new program -------------------------------------------------------------------------------------
 
 
-def is_successor() -> bool:
-    """Whether an older program in this process has left something to this one; see `taking_over`."""
-    return _left_to(os.getpid(), os.environ.get(_STATE, "")) is not None
-
-
 def check_readable() -> bool:
     """In the child that tries: read the state that would be carried over; False if there is none.
 
@@ -230,7 +216,7 @@ def taking_over(serve: Callable[[Carried | None], int]) -> int:
 
     If it can't be used, the workers go on serving without a supervisor, see `_keep_workers`.
     """
-    fd = _left(_STATE, os.getpid())
+    fd = _left(STATE, os.getpid())
     if fd is None:
         return serve(None)
     try:
@@ -259,12 +245,7 @@ def _left(variable: str, pid: int) -> int | None:
 
     A variable of that name with another value is a mistake, and was not meant for this process.
     """
-    return _left_to(pid, os.environ.pop(variable, ""))
-
-
-def _left_to(pid: int, text: str) -> int | None:
-    owner, _, fd = text.partition(":")
-    return int(fd) if owner == str(pid) and fd.isascii() and fd.isdecimal() else None
+    return left_to(pid, os.environ.pop(variable, ""))
 
 
 def _keep_open(descriptors: list[int]) -> None:

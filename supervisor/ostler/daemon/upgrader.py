@@ -9,6 +9,7 @@ from collections.abc import Callable
 from ostler.daemon import upgrade_state
 from ostler.daemon.process.notify import SystemdNotifier
 from ostler.daemon.shell import Shell
+from ostler.daemon.successor import HANDLED
 from ostler.daemon.upgrade_state import Carried
 from ostler.errors import OstlerError
 from ostler.fleet import events
@@ -80,7 +81,7 @@ class Upgrader:
         await self._shell.hooks.pre_exec()
         # A signal whose handler has not run yet would be lost with this program. Those that come from now on
         # wait for the next one, and what those that came before ask for is done within three turns.
-        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, upgrade_state.HANDLED)
+        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
         try:
             for _ in range(3):
                 await asyncio.sleep(0)

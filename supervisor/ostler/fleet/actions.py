@@ -1,41 +1,37 @@
 """The output of the fleet: what the shell is to do. It performs actions in order and decides nothing."""
 
-from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from msgspec import Struct, field
 
 Level = Literal["debug", "info", "warning", "error"]
 
 
-@dataclass(frozen=True, slots=True)
-class StartForkServer:
+class StartForkServer(Struct, frozen=True):
     """Execute a fork server, which evaluates the configuration and reports `ForkServerConfigured`."""
 
     generation: int
 
 
-@dataclass(frozen=True, slots=True)
-class LoadApp:
+class LoadApp(Struct, frozen=True):
     """Send the fork server its listeners; it then loads the app, if that is preloaded."""
 
     generation: int
 
 
-@dataclass(frozen=True, slots=True)
-class StopForkServer:
+class StopForkServer(Struct, frozen=True):
     """Let the fork server end. If it does not, `KillForkServer` follows."""
 
     generation: int
 
 
-@dataclass(frozen=True, slots=True)
-class KillForkServer:
+class KillForkServer(Struct, frozen=True):
     """SIGKILL."""
 
     generation: int
 
 
-@dataclass(frozen=True, slots=True)
-class Spawn:
+class Spawn(Struct, frozen=True):
     """Fork a worker. `urgent`: no worker serves in the slot, so it boots with full priority."""
 
     worker_id: int
@@ -44,8 +40,7 @@ class Spawn:
     urgent: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Drain:
+class Drain(Struct, frozen=True):
     """Stop accepting, finish the requests that are in flight, end.
 
     hand_over: idle connections go to other workers; zygote: do not end, but become the generation's fork
@@ -60,32 +55,28 @@ class Drain:
     empty_queue: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class AuditZygote:
+class AuditZygote(Struct, frozen=True):
     """Let the worker check whether it could be forked from; the answer is `ZygoteAudited`."""
 
     worker_id: int
     force: bool
 
 
-@dataclass(frozen=True, slots=True)
-class UseZygote:
+class UseZygote(Struct, frozen=True):
     """The worker is its generation's fork server from now on; the one before is to end."""
 
     worker_id: int
     generation: int
 
 
-@dataclass(frozen=True, slots=True)
-class Interrupt:
+class Interrupt(Struct, frozen=True):
     """Raise an exception in the thread that serves an overdue request."""
 
     worker_id: int
     thread: int
 
 
-@dataclass(frozen=True, slots=True)
-class DumpStack:
+class DumpStack(Struct, frozen=True):
     """Log an overdue request with the stack of the thread that serves it; see events.RequestOverdue."""
 
     worker_id: int
@@ -97,36 +88,31 @@ class DumpStack:
     limit: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Cancel:
+class Cancel(Struct, frozen=True):
     """End a worker that boots and is not needed. If it is ready by the time it gets the signal, it drains."""
 
     worker_id: int
 
 
-@dataclass(frozen=True, slots=True)
-class Quit:
+class Quit(Struct, frozen=True):
     """End the worker at once, letting Python clean up."""
 
     worker_id: int
 
 
-@dataclass(frozen=True, slots=True)
-class Abort:
+class Abort(Struct, frozen=True):
     """SIGABRT: end the worker, its stacks go to the log."""
 
     worker_id: int
 
 
-@dataclass(frozen=True, slots=True)
-class Kill:
+class Kill(Struct, frozen=True):
     """SIGKILL."""
 
     worker_id: int
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(Struct, frozen=True):
     """Log an event, and send it to the subscribers of the API's events."""
 
     level: Level
@@ -134,42 +120,35 @@ class Report:
     fields: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Serving:
+class Serving(Struct, frozen=True):
     """The first worker of the current generation is ready."""
 
 
-@dataclass(frozen=True, slots=True)
-class ReloadEnded:
+class ReloadEnded(Struct, frozen=True):
     """A reload has come to its end, whatever that is. Once for each reload."""
 
     generation: int
 
 
-@dataclass(frozen=True, slots=True)
-class RolledBack:
+class RolledBack(Struct, frozen=True):
     """A reload was rolled back after its end: the settings of the generation before are current again."""
 
     generation: int
 
 
-@dataclass(frozen=True, slots=True)
-class CheckUpgrade:
+class CheckUpgrade(Struct, frozen=True):
     """Check in a child whether the program on the disk would start; the answer is `UpgradeChecked`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Upgrade:
+class Upgrade(Struct, frozen=True):
     """Replace this process's program by the one on the disk, keeping everything."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stopping:
+class Stopping(Struct, frozen=True):
     """The fleet began to stop; or, with `State.stop_at`, will do so after `shutdown_delay`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Finish:
+class Finish(Struct, frozen=True):
     """The fleet has no process any more: end the daemon.
 
     Fork servers that run background work are killed now.

@@ -17,7 +17,8 @@ are 70 %. Its median over a few seconds decides, so that a single busy second ha
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from ostler.fleet.model import FleetPolicy, Load
 from ostler.fleet.policies import surge
@@ -44,8 +45,7 @@ _RESERVE = 64 << 20
 _EPSILON = 1e-9
 
 
-@dataclass(slots=True)
-class Sample:
+class Sample(Struct):
     """One measurement of all ready workers.
 
     at: seconds; workers: how many; busy: how many of them, by their time; wait: seconds; rate: answers a
@@ -59,8 +59,7 @@ class Sample:
     rate: float
 
 
-@dataclass(slots=True)
-class Trial:
+class Trial(Struct):
     """A step up which has not shown yet whether it helps: what there was before, and the new number."""
 
     before: int
@@ -69,8 +68,7 @@ class Trial:
     rate: float
 
 
-@dataclass(slots=True)
-class Trend:
+class Trend(Struct):
     """What is remembered between measurements.
 
     samples: the newest ones, oldest first; low_since, low_peak: since when fewer workers would do, and how
@@ -87,8 +85,7 @@ class Trend:
     reported: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class ScaleDecision:
+class ScaleDecision(Struct, frozen=True):
     """How many workers there should be from now on, and why.
 
     The number is the present one if only the reason is new: more are needed, but a limit prevents that.
@@ -149,8 +146,7 @@ def bounds(policy: FleetPolicy) -> tuple[int, int]:
     return policy.workers, max(policy.workers, policy.workers_most or 0)
 
 
-@dataclass(frozen=True, slots=True)
-class _Seen:
+class _Seen(Struct, frozen=True):
     """The measurements of the window, combined.
 
     busy, wait: their medians; busy_high, wait_high: the second highest, so that bursts of two seconds count;

@@ -5,16 +5,16 @@ and pids.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 from ostler.fleet.model import ExitStatus, FleetPolicy, Load
 
 # -- reports: fork servers ---------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class ForkServerConfigured:
+class ForkServerConfigured(Struct, frozen=True):
     """The configuration of a generation was evaluated and its listeners are bound.
 
     closes_listeners: some of the current generation's are not among them.
@@ -25,15 +25,13 @@ class ForkServerConfigured:
     closes_listeners: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class AppLoaded:
+class AppLoaded(Struct, frozen=True):
     """The fork server can spawn (with `preload_app` the app is loaded)."""
 
     generation: int
 
 
-@dataclass(frozen=True, slots=True)
-class GenerationFailed:
+class GenerationFailed(Struct, frozen=True):
     """The configuration, a listener or the app of a generation can't be loaded.
 
     reason: one line; traceback: the app's, or None if the reason says all; app_failed: the app can't be
@@ -47,8 +45,7 @@ class GenerationFailed:
     invalid: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class ForkServerExited:
+class ForkServerExited(Struct, frozen=True):
     """The kernel reported the death of a generation's fork server.
 
     problem: the protocol error for which it was killed, or an empty text.
@@ -62,16 +59,14 @@ class ForkServerExited:
 # -- reports: workers ---------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerForked:
+class WorkerForked(Struct, frozen=True):
     """The fork server has forked the worker."""
 
     worker_id: int
     pid: int
 
 
-@dataclass(frozen=True, slots=True)
-class SpawnFailed:
+class SpawnFailed(Struct, frozen=True):
     """The fork server could not fork, or could not be asked to.
 
     unread: it has not read its channel for so long that the message did not fit in.
@@ -82,15 +77,13 @@ class SpawnFailed:
     unread: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerReady:
+class WorkerReady(Struct, frozen=True):
     """The worker has loaded the app and accepts connections."""
 
     worker_id: int
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerBootFailed:
+class WorkerBootFailed(Struct, frozen=True):
     """The app could not be loaded in the worker, which is about to exit."""
 
     worker_id: int
@@ -98,8 +91,7 @@ class WorkerBootFailed:
     traceback: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerExited:
+class WorkerExited(Struct, frozen=True):
     """A worker has ended, or is treated as ended. Submitted once for each worker.
 
     outsider: a signal ended it that came from neither the fleet nor the kernel (perhaps from the app, which
@@ -116,16 +108,14 @@ class WorkerExited:
     problem: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class RecycleDue:
+class RecycleDue(Struct, frozen=True):
     """The worker has served `max_requests` requests and asks for a successor."""
 
     worker_id: int
     requests: int
 
 
-@dataclass(frozen=True, slots=True)
-class RequestOverdue:
+class RequestOverdue(Struct, frozen=True):
     """A request passed its deadline: the setting of this name, which is so many seconds, allows no more."""
 
     worker_id: int
@@ -137,30 +127,26 @@ class RequestOverdue:
     limit: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class OverdueEnded:
+class OverdueEnded(Struct, frozen=True):
     """None of the worker's requests is overdue any more."""
 
     worker_id: int
 
 
-@dataclass(frozen=True, slots=True)
-class OnlyOverdueLeft:
+class OnlyOverdueLeft(Struct, frozen=True):
     """All that is still in flight in a worker with an overdue request is overdue."""
 
     worker_id: int
 
 
-@dataclass(frozen=True, slots=True)
-class LoopStalled:
+class LoopStalled(Struct, frozen=True):
     """The worker's event loop has not run for `age` seconds although no request keeps it busy."""
 
     worker_id: int
     age: float
 
 
-@dataclass(frozen=True, slots=True)
-class ZygoteAudited:
+class ZygoteAudited(Struct, frozen=True):
     """A worker has checked whether it could be forked from.
 
     problems: why not, unless `force` was given; warnings: what may cause problems but does not prevent it.
@@ -171,15 +157,13 @@ class ZygoteAudited:
     warnings: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class ZygoteReady:
+class ZygoteReady(Struct, frozen=True):
     """The worker has drained and can be its generation's fork server from now on."""
 
     worker_id: int
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
+class Measured(Struct, frozen=True):
     """Once a second: what the workers did, by worker id. `memory_free`: bytes until the machine or the cgroup
     has none, or None if that is not known."""
 
@@ -187,42 +171,36 @@ class Measured:
     memory_free: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class CpusIdle:
+class CpusIdle(Struct, frozen=True):
     """How many CPUs were idle in the last second, while no more workers might boot (`boot_parallelism`)."""
 
     idle: float
 
 
-@dataclass(frozen=True, slots=True)
-class UpgradeChecked:
+class UpgradeChecked(Struct, frozen=True):
     """Whether the new program would start. `problem`: why not."""
 
     problem: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class UpgradeDone:
+class UpgradeDone(Struct, frozen=True):
     """The new program has taken over."""
 
     version: str
 
 
-@dataclass(frozen=True, slots=True)
-class DeadlinePassed:
+class DeadlinePassed(Struct, frozen=True):
     """The timer that `Fleet.next_deadline` asked for fired."""
 
 
 # -- requests -----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class StartAsked:
+class StartAsked(Struct, frozen=True):
     """The daemon came up: begin with the first generation."""
 
 
-@dataclass(frozen=True, slots=True)
-class ResizeAsked:
+class ResizeAsked(Struct, frozen=True):
     """Set the wanted number of workers (`workers`) or change it (`delta`, never below 1).
 
     With neither the configuration's own number counts again.
@@ -233,37 +211,32 @@ class ResizeAsked:
     delta: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ReloadAsked:
+class ReloadAsked(Struct, frozen=True):
     """Load the configuration and the app again and replace all workers."""
 
     by: str
 
 
-@dataclass(frozen=True, slots=True)
-class AbortReloadAsked:
+class AbortReloadAsked(Struct, frozen=True):
     """Give up the reload that runs: the generation before serves on, or again."""
 
     by: str
 
 
-@dataclass(frozen=True, slots=True)
-class RollbackAsked:
+class RollbackAsked(Struct, frozen=True):
     """Serve with the generation before again, as long as it is kept."""
 
     by: str
 
 
-@dataclass(frozen=True, slots=True)
-class RecycleAsked:
+class RecycleAsked(Struct, frozen=True):
     """Replace the worker in a slot; its successor is ready first."""
 
     by: str
     slot: int
 
 
-@dataclass(frozen=True, slots=True)
-class ReforkAsked:
+class ReforkAsked(Struct, frozen=True):
     """Make a warmed-up worker the zygote that the others are forked from.
 
     slot: which, or None for the one that has served most; force: even if the audit finds problems.
@@ -274,36 +247,31 @@ class ReforkAsked:
     force: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class UpgradeAsked:
+class UpgradeAsked(Struct, frozen=True):
     """Replace the supervisor's own program, keeping everything, then reload."""
 
     by: str
 
 
-@dataclass(frozen=True, slots=True)
-class PauseAsked:
+class PauseAsked(Struct, frozen=True):
     """Drain all workers; the daemon stays (WINCH). A resize or reload ends it."""
 
     by: str
 
 
-@dataclass(frozen=True, slots=True)
-class DrainAsked:
+class DrainAsked(Struct, frozen=True):
     """Report that the fleet is not ready, so that load balancers send nothing new; the workers serve on."""
 
     by: str
 
 
-@dataclass(frozen=True, slots=True)
-class ResumeAsked:
+class ResumeAsked(Struct, frozen=True):
     """End a pause and a drain."""
 
     by: str
 
 
-@dataclass(frozen=True, slots=True)
-class StopAsked:
+class StopAsked(Struct, frozen=True):
     """End the daemon. Asked a second time, a graceful stop becomes a quick one.
 
     A graceful stop begins after `shutdown_delay`, or at once if it is asked for again.

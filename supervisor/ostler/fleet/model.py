@@ -4,7 +4,8 @@
 """
 
 import enum
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 
 class WorkerState(enum.Enum):
@@ -52,8 +53,7 @@ class Cause(enum.Enum):
     STOP = "stop"
 
 
-@dataclass(frozen=True, slots=True)
-class ExitStatus:
+class ExitStatus(Struct, frozen=True):
     """How a process ended, as wait4(2) reports it. Exactly one of the two, or none if it is not known."""
 
     code: int | None = None
@@ -65,8 +65,7 @@ class ExitStatus:
         return "unknown" if self.code is None else f"exit code {self.code}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FleetPolicy:
+class FleetPolicy(Struct, frozen=True, kw_only=True):
     """What a generation's configuration says about the fleet. Times in seconds; 0 turns a thing off.
 
     It has no defaults: those are the settings'.
@@ -114,8 +113,7 @@ class FleetPolicy:
     """How long a fork server may take to end, before it is killed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
+class Load(Struct, frozen=True):
     """What one worker did and does, as measured.
 
     requests, errors: answers since its start, and those of them with a status of 500 and above;
@@ -135,8 +133,7 @@ class Load:
     rate: float = 0.0
 
 
-@dataclass(slots=True)
-class Worker:
+class Worker(Struct):
     """One worker process, from the request to spawn it until it is reaped."""
 
     worker_id: int
@@ -176,8 +173,7 @@ class Worker:
         return self.leaving is None and self.state in (WorkerState.BOOTING, WorkerState.READY)
 
 
-@dataclass(slots=True)
-class Generation:
+class Generation(Struct):
     number: int
     state: GenerationState
     policy: FleetPolicy | None = None
@@ -212,8 +208,7 @@ class Generation:
     """When its workers crashed, within the last minute."""
 
 
-@dataclass(slots=True)
-class Reload:
+class Reload(Struct):
     """The newest reload, running or ended."""
 
     generation: int
@@ -236,8 +231,7 @@ class Reload:
         return self.ended is None
 
 
-@dataclass(slots=True)
-class Probation:
+class Probation(Struct):
     """What is kept to roll a reload back.
 
     fallback: the generation before, whose fork server is kept; until: when the probation ends, known once the
@@ -258,8 +252,7 @@ class Probation:
     autoscaled: int | None = None
 
 
-@dataclass(slots=True)
-class Refork:
+class Refork(Struct):
     """A worker on its way to be its generation's fork server.
 
     audited: the audit was passed; deadline: when it must be.

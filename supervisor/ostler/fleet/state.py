@@ -1,7 +1,8 @@
 """All that is known of a fleet: plain data, which an upgrade in place hands on to the next program."""
 
-from dataclasses import dataclass, field
 from typing import Literal
+
+from msgspec import Struct, field
 
 from ostler.fleet import actions
 from ostler.fleet.autoscale import Trend
@@ -16,8 +17,7 @@ from ostler.fleet.model import (
 )
 
 
-@dataclass(slots=True)
-class State:
+class State(Struct):
     """Times are CLOCK_MONOTONIC in seconds.
 
     workers: live processes by worker id; generations: those with a fork server, or waiting for one, by

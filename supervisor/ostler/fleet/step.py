@@ -1,17 +1,17 @@
 """The processing of one event: the state, the present time, and the actions so far."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+
+from msgspec import Struct, field
 
 from ostler.fleet import actions, lifecycle
 from ostler.fleet.model import Generation, GenerationState, Reload, ReloadPhase, Worker, WorkerState
 from ostler.fleet.state import State
 
 
-@dataclass(slots=True)
-class FleetStep:
+class FleetStep(Struct):
     """What the functions of this package work on. Each event gets a new one; only the state outlives it.
 
     state: changed in place. now: CLOCK_MONOTONIC, seconds. random: returns a number from 0 to 1, for jitter.

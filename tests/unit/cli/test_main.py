@@ -1,7 +1,5 @@
 """The daemon's command line: which settings reach the fork server."""
 
-import os
-import ssl
 from typing import Any
 
 import click
@@ -91,24 +89,3 @@ def test_negative_numbers(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
             cli.main()
         assert end.value.code == ExitCode.USAGE
         assert capsys.readouterr().err == f"ostler: error: Invalid value for {text} (see ostler --help)\n"
-
-
-@pytest.mark.parametrize("value", [None, "/etc/ssl/own.pem"])
-def test_certificates_are_left_out_of_a_start_alone(
-    monkeypatch: pytest.MonkeyPatch, value: str | None
-) -> None:
-    """The app gets the variables that name certificates as the user has set them."""
-    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
-        if value is None:
-            monkeypatch.delenv(name, raising=False)
-        else:
-            monkeypatch.setenv(name, value)
-
-    def fails() -> None:
-        with cli._no_certificates():
-            assert len(ssl.create_default_context().get_ca_certs()) == 0
-            raise ImportError
-
-    with pytest.raises(ImportError):
-        fails()
-    assert os.environ.get("SSL_CERT_FILE") == os.environ.get("SSL_CERT_DIR") == value

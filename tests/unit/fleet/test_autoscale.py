@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import hypothesis.strategies as st
@@ -108,7 +108,7 @@ def test_saturated_workers_are_doubled_step_by_step() -> None:
 
 def test_a_low_target_does_not_more_than_double_either() -> None:
     """Two busy workers, of which each should be busy for a fifth: four at once, not ten."""
-    rig = Rig(wanted=2, policy=replace(POLICY, autoscale_utilisation=0.2)).run(4, needs(1.9))
+    rig = Rig(wanted=2, policy=msgspec.structs.replace(POLICY, autoscale_utilisation=0.2)).run(4, needs(1.9))
     assert rig.numbers == [4]
 
 
@@ -155,7 +155,7 @@ def test_a_busy_minute_restarts_the_cool_down() -> None:
 
 def test_the_peak_of_the_cool_down_decides_how_many_stay() -> None:
     """As many stay as the busiest part of the cool-down needed, plus a tenth."""
-    rig = Rig(wanted=8, policy=replace(POLICY, workers=1))
+    rig = Rig(wanted=8, policy=msgspec.structs.replace(POLICY, workers=1))
     rig.run(30, needs(0.5)).run(10, needs(4.2)).run(26, needs(0.5))
     assert rig.numbers == [7]  # 4.2 / 0.63 = 6.7
 
@@ -309,7 +309,7 @@ def test_a_number_set_by_hand_ends_the_trial() -> None:
 
 def test_no_limit_for_waits() -> None:
     """With autoscale_queue_wait = 0 only the busy time counts, upwards and downwards."""
-    policy = replace(POLICY, autoscale_queue_wait=0.0)
+    policy = msgspec.structs.replace(POLICY, autoscale_queue_wait=0.0)
     rig = Rig(wanted=3, policy=policy).run(100, lambda _w, _s: (0.5, 9.0, 10.0))
     assert rig.numbers == [2]
 
@@ -340,7 +340,7 @@ def test_the_bounds_always_hold(
     seconds: list[tuple[float, float, float, int]], least: int, span: int, wanted: int, memory: int | None
 ) -> None:
     """For any measurements: within the bounds, at most doubled, and each decision has a reason."""
-    policy = replace(POLICY, workers=least, workers_most=least + span, autoscale_cooldown=5.0)
+    policy = msgspec.structs.replace(POLICY, workers=least, workers_most=least + span, autoscale_cooldown=5.0)
     trend = Trend()
     for second, (busy, wait, rate, ready) in enumerate(seconds):
         load = Load(busy=busy, queue_wait=wait, rate=rate, memory=50 * MIB)

@@ -25,8 +25,10 @@ from ostler.daemon.environment.environments import (
     GenerationEnvironment,
     changed_environment,
 )
+from ostler.daemon.environment.finding import Environment
 from ostler.daemon.listening.listeners import Listeners
 from ostler.daemon.listening.unix import access_of
+from ostler.daemon.process.fork_server_process import ForkServerProcess
 from ostler.daemon.reporting.ledger import fork_server_leaving
 from ostler.daemon.settings_to_policy import fleet_policy
 from ostler.daemon.start_request import StartRequest
@@ -94,6 +96,7 @@ class ForkServerManager:
         callbacks: ForkServerCallbacks,
     ) -> None:
         self._start = start
+        self._first = start.first
         self._ports = ports
         self._children = ports.children
         self._configurations = configurations
@@ -132,7 +135,7 @@ class ForkServerManager:
             self._not_started(generation, with_remedy(error))  # no descriptors are left, say
             return
         try:
-            handle = ForkServerHandle.start(generation, found, self._environments.variables(found))
+            handle = self._start_in(found, generation)
         except OSError as error:
             of_file = "" if error.errno in _OF_RESOURCES else f"{found.python}: "
             self._not_started(generation, f"{of_file}{with_remedy(error)}")
@@ -154,6 +157,16 @@ class ForkServerManager:
             remarks=self._start.remarks,
         )
         handle.send(request)
+
+    def _start_in(self, found: Environment, generation: int) -> ForkServerHandle:
+        """Raises OSError."""
+        first, self._first = self._first, None
+        if first is not None and first.environment == found:
+            return ForkServerHandle.of_process(generation, first)
+        if first is not None:
+            first.sock.close()  # which ends it
+        process = ForkServerProcess.start(found, self._environments.variables(found))
+        return ForkServerHandle.of_process(generation, process)
 
     def _not_started(self, generation: int, problem: str) -> None:
         reason = f"can't start a fork server: {problem}"

@@ -13,9 +13,11 @@ The session leader ends at once: a process that is no session leader never gets 
 import os
 import socket
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 from ostler.errors import ExitCode, OstlerError
-from ostler.settings.table import Settings
+from ostler.settings.table import Settings, rows
 
 # As gunicorn sets it here.
 _UMASK = 0o022
@@ -60,6 +62,12 @@ def reason_to_stay() -> str | None:
     if os.getpid() == 1:
         return "a container ends with its first process"
     return None
+
+
+def is_wanted(command_line: Mapping[str, Any]) -> bool:
+    """Whether the command line asks for a daemon, and nothing prevents it."""
+    wanted: bool = rows()["daemon"].kind.parse(command_line.get("daemon", False))
+    return wanted and reason_to_stay() is None
 
 
 def detach() -> LauncherLink:

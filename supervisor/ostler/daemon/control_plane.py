@@ -1,43 +1,94 @@
-"""Starts the control server as the settings say. A failure is a warning, never a reason not to serve."""
+"""The daemon's control server: loaded and started beside the app, as the settings say.
 
+A failure is a warning, never a reason not to serve.
+"""
+
+import asyncio
+import gc
 import os
 import re
 import secrets
+import ssl
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ostler.control.control_state import ControlState, UnixControlState
-from ostler.control.server import ControlServer, default_socket_path
-from ostler.control.sockets import SocketInUse, safe_name
+from ostler.control.sockets import SocketInUse, default_socket_path, safe_name
 from ostler.daemon.reporting.journal import Journal
 from ostler.errors import OstlerError, SettingError
+from ostler.logs.setup import get_logger
 from ostler.osapi import trust
 from ostler.osapi.account import find_account
 from ostler.osapi.files import read_file
 from ostler.settings.address import Address, parse_address
 from ostler.settings.table import Settings
+from ostler.text import name_and_text
+
+if TYPE_CHECKING:
+    from ostler.control.handlers import Backend
+    from ostler.control.server import ControlServer
 
 _LONGEST_TOKEN = 4096  # bytes
 # As http.client and servers take it in a header: RFC 6750 section 2.1 (b68token), and what else is printed.
 _TOKEN = re.compile(rb"[!-~]+")
+# Seconds that a thread which loads modules keeps the interpreter lock while the event loop waits for it.
+_SWITCH = 0.0005
 
 
-class ControlStarter:
-    """Starts the listeners of the control server.
+class ControlPlane:
+    """The control server, once it is loaded, and its listeners. Called only by the event loop's thread.
 
     Args:
-        server, journal: what it works with.
+        backend, journal: what it works with.
         any_port: if the port in `control_bind` is taken, any other will do.
         before: what the program before this one left, after an upgrade in place.
+        read_files: the files of this release may be removed while it runs, so they are read at the start.
     """
 
-    def __init__(self, server: ControlServer, journal: Journal, any_port: bool, before: ControlState) -> None:
-        self._server = server
+    def __init__(
+        self, backend: "Backend", journal: Journal, any_port: bool, before: ControlState, read_files: bool
+    ) -> None:
+        self._backend = backend
         self._journal = journal
         self._any_port = any_port
         self._before = before
+        self._read_files = read_files
+        self._loaded: ControlServer | None = None
+
+    @property
+    def _server(self) -> "ControlServer":
+        assert self._loaded is not None, "listeners are started when the server is loaded"
+        return self._loaded
+
+    def login_link(self) -> str | None:
+        """See `ControlServer`; None before it is loaded."""
+        return self._loaded.login_link() if self._loaded is not None else None
+
+    async def ensure(self) -> None:
+        """See `ControlServer`."""
+        if self._loaded is not None:
+            await self._loaded.ensure()
+
+    def snapshot(self) -> ControlState:
+        """The state for the next program in this process; changes nothing here."""
+        return self._loaded.snapshot() if self._loaded is not None else self._before
+
+    async def close(self) -> None:
+        """See `ControlServer`."""
+        if self._loaded is not None:
+            await self._loaded.close()
 
     async def start(self, settings: Settings, name: str) -> None:
-        """Start those that the settings name. name: the instance's."""
+        """Load the server, and start the listeners that the settings name. name: the instance's."""
+        try:
+            server = await asyncio.to_thread(_load, self._read_files)
+        except Exception as error:  # noqa: BLE001 - an incomplete installation, say
+            self._unavailable(f"can't load what it needs: {name_and_text(error)}")
+            return
+        self._loaded = server(self._backend, get_logger())
         socket_path: Path | None = None
         if not settings.control_socket_disable:
             try:
@@ -144,6 +195,39 @@ class ControlStarter:
             problem = f"{setting}: {path} is open to other users (mode {mode & 0o777:04o}); chmod 600 it"
             self._journal.record("warning", "configuration", {"problem": problem})
         return text.decode("ascii")
+
+
+def _load(read_files: bool) -> "type[ControlServer]":
+    """Import the control server and its libraries; in a thread, as the fleet is starting meanwhile."""
+    interval, collects = sys.getswitchinterval(), gc.isenabled()
+    sys.setswitchinterval(_SWITCH)
+    gc.disable()
+    try:
+        with _no_certificates():
+            from ostler.control.server import ControlServer
+        if read_files:
+            from ostler.control import metrics, pages
+
+            metrics.load()
+            pages.read_all()
+        gc.freeze()  # what was loaded is needed until the end
+        return ControlServer
+    finally:
+        sys.setswitchinterval(interval)
+        if collects:
+            gc.enable()
+
+
+@contextmanager
+def _no_certificates() -> Iterator[None]:
+    """For the import of aiohttp, which reads the certificates of all authorities that the machine trusts, for
+    clients. The supervisor is none: it saves time, and 2 MB."""
+    load = ssl.SSLContext.load_default_certs
+    ssl.SSLContext.load_default_certs = lambda *_: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        ssl.SSLContext.load_default_certs = load  # type: ignore[method-assign]
 
 
 def _address(settings: Settings) -> Address:
