@@ -21,7 +21,7 @@ from typing import IO, NoReturn
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-READY_WITHIN = 20.0  # seconds
+READY_WITHIN, READY_PAUSE = 20.0, 0.01  # seconds
 END_WITHIN = 15.0
 
 
@@ -94,6 +94,7 @@ def running(
     *,
     environment: Mapping[str, str] | None = None,
     pass_fds: Sequence[int] = (),
+    pause: float = READY_PAUSE,
 ) -> Iterator[Server]:
     """Run a server for the length of a block; it answers on `port` when the block begins.
 
@@ -103,6 +104,7 @@ def running(
         folder: its working directory and the place of its log.
         environment: additions to this process's environment.
         pass_fds: descriptors that it inherits.
+        pause: seconds between two attempts to get an answer.
 
     Raises:
         BenchError: it ended or did not answer in time; the message has the end of its log.
@@ -127,7 +129,7 @@ def running(
             pass_fds=pass_fds,
         )
     try:
-        wait_ready(process.pid, port, path)
+        wait_ready(process.pid, port, path, pause)
         yield Server(process.pid, port, path)
     finally:
         end(process)
@@ -144,7 +146,7 @@ def answers(port: int) -> bool:
         return False
 
 
-def wait_ready(pid: int, port: int, log: Path) -> None:
+def wait_ready(pid: int, port: int, log: Path, pause: float = READY_PAUSE) -> None:
     """Return when `port` answers requests; a server that ends meanwhile is noticed."""
     deadline = time.monotonic() + READY_WITHIN
     gone = os.pidfd_open(pid)
@@ -153,7 +155,7 @@ def wait_ready(pid: int, port: int, log: Path) -> None:
             if answers(port):
                 return
             # The pause between two attempts waits for the end of the process.
-            if select.select([gone], [], [], 0.01)[0]:
+            if select.select([gone], [], [], pause)[0]:
                 raise BenchError(f"the server ended at once: {last_line(log)}")
             if time.monotonic() > deadline:
                 raise BenchError(f"the server did not answer within {READY_WITHIN:g} s: {last_line(log)}")

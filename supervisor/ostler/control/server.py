@@ -100,6 +100,10 @@ class ControlServer:
             owned = OwnedSocket.claim(path, mode)
         else:
             owned = OwnedSocket.adopt(Path(inherited.path), inherited.fd, inherited.lock_fd, mode)
+        await self.serve_unix(owned, mode, app_uid)
+
+    async def serve_unix(self, owned: OwnedSocket, mode: int = OWN, app_uid: int | None = None) -> None:
+        """Serve on a Unix socket, which is this server's from now on; see `start_unix`."""
         guard = UnixGuard(shared=bool(mode & 0o077), app_uid=app_uid)
         runner = await self._run(guard, owned.socket)
         self._unix = _Unix(owned, runner)

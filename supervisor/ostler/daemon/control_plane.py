@@ -13,10 +13,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+import msgspec
+
+from ostler.control.acceptor import BACKLOG
 from ostler.control.control_state import ControlState, UnixControlState
-from ostler.control.sockets import SocketInUse, default_socket_path, safe_name
+from ostler.control.sockets import OwnedSocket, SocketInUse, default_socket_path, safe_name
 from ostler.daemon.reporting.journal import Journal
 from ostler.errors import OstlerError, SettingError
 from ostler.logs.setup import get_logger
@@ -38,8 +41,22 @@ _TOKEN = re.compile(rb"[!-~]+")
 _SWITCH = 0.0005
 
 
+class _Unserved(NamedTuple):
+    """The Unix socket before the server is loaded.
+
+    app_uid: the user that the app runs as, if it is another one.
+    """
+
+    owned: OwnedSocket
+    mode: int
+    app_uid: int | None
+
+
 class ControlPlane:
     """The control server, once it is loaded, and its listeners. Called only by the event loop's thread.
+
+    The server is loaded in a thread, beside the app. If it has only the Unix socket to serve, it is loaded
+    when the first client connects: until then it costs neither time nor memory.
 
     Args:
         backend, journal: what it works with.
@@ -56,111 +73,157 @@ class ControlPlane:
         self._any_port = any_port
         self._before = before
         self._read_files = read_files
-        self._loaded: ControlServer | None = None
-
-    @property
-    def _server(self) -> "ControlServer":
-        assert self._loaded is not None, "listeners are started when the server is loaded"
-        return self._loaded
-
-    def login_link(self) -> str | None:
-        """See `ControlServer`; None before it is loaded."""
-        return self._loaded.login_link() if self._loaded is not None else None
-
-    async def ensure(self) -> None:
-        """See `ControlServer`."""
-        if self._loaded is not None:
-            await self._loaded.ensure()
-
-    def snapshot(self) -> ControlState:
-        """The state for the next program in this process; changes nothing here."""
-        return self._loaded.snapshot() if self._loaded is not None else self._before
-
-    async def close(self) -> None:
-        """See `ControlServer`."""
-        if self._loaded is not None:
-            await self._loaded.close()
+        self._unserved: _Unserved | None = None
+        self._loading: asyncio.Task[None] | None = None
+        self._server: ControlServer | None = None
 
     async def start(self, settings: Settings, name: str) -> None:
-        """Load the server, and start the listeners that the settings name. name: the instance's."""
-        try:
-            server = await asyncio.to_thread(_load, self._read_files)
-        except Exception as error:  # noqa: BLE001 - an incomplete installation, say
-            self._unavailable(f"can't load what it needs: {name_and_text(error)}")
-            return
-        self._loaded = server(self._backend, get_logger())
+        """Open the listeners that the settings name. name: the instance's."""
         socket_path: Path | None = None
         if not settings.control_socket_disable:
             try:
-                socket_path = await self._start_socket(settings, name)
+                self._unserved = self._claim(settings, name)
+                socket_path = self._unserved.owned.path
             except (OstlerError, OSError) as error:
                 hint = ""
                 if settings.control_bind and not settings.control_token_file:
                     hint = "; --control-bind then needs --control-token-file too"
                 self._unavailable(f"{error}{hint}")
+        left = self._before.agent_check
+        if left is not None and not settings.agent_check:
+            os.close(left)
+        if not (settings.control_bind or settings.agent_check or self._read_files):
+            self._wait_for_client()
+            return
+        self._loading = asyncio.get_running_loop().create_task(self._load())
+        await self._loading
+        if self._server is None:
+            return
         if settings.control_bind:
             try:
-                await self._start_tcp(settings, socket_path)
+                await self._start_tcp(self._server, settings, socket_path)
             except (OstlerError, OSError) as error:
                 self._unavailable(str(error))
+        if settings.agent_check:
+            try:
+                self._start_agent_check(self._server, settings.agent_check)
+            except (OstlerError, OSError) as error:
+                self._unavailable(str(error))
+
+    def login_link(self) -> str | None:
+        """See `ControlServer`; None before it is loaded."""
+        return self._server.login_link() if self._server is not None else None
+
+    async def ensure(self) -> None:
+        """See `ControlServer`."""
+        if self._server is not None:
+            await self._server.ensure()
+        elif self._unserved is not None and not self._unserved.owned.is_there:
+            self._load_soon()  # it then makes the socket again
+
+    def snapshot(self) -> ControlState:
+        """The state for the next program in this process; changes nothing here."""
+        if self._server is not None:
+            return self._server.snapshot()
+        if self._unserved is None:
+            return self._before
+        owned = self._unserved.owned
+        unix = UnixControlState(str(owned.path), owned.socket.fileno(), owned.lock)
+        return msgspec.structs.replace(self._before, unix=unix)
+
+    async def close(self) -> None:
+        """See `ControlServer`. May be called twice."""
+        if self._loading is not None:
+            self._loading.cancel()
+            await asyncio.wait([self._loading])
+        if self._server is not None:
+            await self._server.close()
+        elif self._unserved is not None:
+            self._stop_waiting(self._unserved)
+            self._unserved.owned.release()
+            self._unserved = None
+
+    # -- loading the server ---------------------------------------------------------------------------------
+
+    def _wait_for_client(self) -> None:
+        if self._unserved is not None:
+            sock = self._unserved.owned.socket
+            sock.setblocking(False)
+            sock.listen(BACKLOG)
+            asyncio.get_running_loop().add_reader(sock, self._load_soon)
+
+    def _stop_waiting(self, unserved: _Unserved) -> None:
+        asyncio.get_running_loop().remove_reader(unserved.owned.socket)
+
+    def _load_soon(self) -> None:
+        if self._loading is None and self._unserved is not None:
+            self._stop_waiting(self._unserved)
+            self._loading = asyncio.get_running_loop().create_task(self._load())
+
+    async def _load(self) -> None:
+        """Load the server, and let it serve the Unix socket, if there is one."""
         try:
-            self._start_agent_check(settings)
-        except (OstlerError, OSError) as error:
-            self._unavailable(str(error))
+            server = (await asyncio.to_thread(_load, self._read_files))(self._backend, get_logger())
+            if self._unserved is not None:
+                await server.serve_unix(*self._unserved)
+        except Exception as error:  # noqa: BLE001 - an incomplete installation, say
+            self._unavailable(f"can't load what it needs: {name_and_text(error)}")
+            if self._unserved is not None:
+                self._unserved.owned.release()  # nothing would answer
+                self._unserved = None
+            return
+        self._server, self._unserved = server, None
+
+    # -- listeners ------------------------------------------------------------------------------------------
 
     def _unavailable(self, problem: str) -> None:
         self._journal.record("warning", "control_unavailable", {"problem": problem})
 
-    async def _start_socket(self, settings: Settings, name: str) -> Path:
+    def _claim(self, settings: Settings, name: str) -> _Unserved:
+        """Raises OstlerError, OSError."""
         mode = int(settings.control_socket_mode, 8)
         account = find_account(settings.user, settings.group, settings.initgroups)
         app_uid = account.uid if account is not None else None
-
-        async def start(path: Path, inherited: UnixControlState | None = None) -> Path:
-            await self._server.start_unix(path, inherited, mode, app_uid)
-            return path
-
         if (left := self._before.unix) is not None:
-            return await start(Path(left.path), left)
-        if settings.control_socket:
-            return await start(Path(settings.control_socket))
-        try:
-            return await start(default_socket_path(name, mode))
-        except SocketInUse:
-            # A second instance of the same app: its socket gets another name.
-            return await start(default_socket_path(f"{safe_name(name)}-{os.getpid()}", mode))
+            owned = OwnedSocket.adopt(Path(left.path), left.fd, left.lock_fd, mode)
+        elif settings.control_socket:
+            owned = OwnedSocket.claim(Path(settings.control_socket), mode)
+        else:
+            try:
+                owned = OwnedSocket.claim(default_socket_path(name, mode), mode)
+            except SocketInUse:
+                # A second instance of the same app: its socket gets another name.
+                owned = OwnedSocket.claim(default_socket_path(f"{safe_name(name)}-{os.getpid()}", mode), mode)
+        return _Unserved(owned, mode, app_uid)
 
-    async def _start_tcp(self, settings: Settings, socket_path: Path | None) -> None:
+    async def _start_tcp(self, server: "ControlServer", settings: Settings, socket_path: Path | None) -> None:
         if (left := self._before.tcp) is not None:
             if self._before.token_file is not None:
                 try:
-                    self._server.write_token(Path(self._before.token_file), left.token)
+                    server.write_token(Path(self._before.token_file), left.token)
                 except SettingError as error:
                     # The listener is open already and has to be served.
                     self._journal.record("warning", "control_unavailable", {"problem": str(error)})
-            await self._server.start_tcp(left.host, left.port, left.token, left)
+            await server.start_tcp(left.host, left.port, left.token, left)
             return
         address = _address(settings)
-        token = self._token(settings, socket_path)
+        token = self._token(server, settings, socket_path)
         try:
-            url = await self._server.start_tcp(address.host, address.port, token)
+            url = await server.start_tcp(address.host, address.port, token)
         except SettingError:
             if not self._any_port:
                 raise
-            url = await self._server.start_tcp(address.host, 0, token)
+            url = await server.start_tcp(address.host, 0, token)
         self._journal.record("info", "control", {"url": url, "socket": str(socket_path or "")})
 
-    def _start_agent_check(self, settings: Settings) -> None:
+    def _start_agent_check(self, server: "ControlServer", wanted: str) -> None:
         left = self._before.agent_check
-        if settings.agent_check:
-            address = parse_address(settings.agent_check)
-            bound = self._server.start_agent_check(address.host, address.port, left)
-            if left is None:
-                self._journal.record("info", "agent_check", {"address": bound})
-        elif left is not None:
-            os.close(left)
+        address = parse_address(wanted)
+        bound = server.start_agent_check(address.host, address.port, left)
+        if left is None:
+            self._journal.record("info", "agent_check", {"address": bound})
 
-    def _token(self, settings: Settings, socket_path: Path | None) -> str:
+    def _token(self, server: "ControlServer", settings: Settings, socket_path: Path | None) -> str:
         """The bearer token: read from the file that was named, else a new one.
 
         Raises:
@@ -170,7 +233,7 @@ class ControlPlane:
             return self._read_token(settings.control_token_file)
         token = secrets.token_urlsafe(32)
         if socket_path is not None:  # without it the token stays unknown; one-time login links work
-            self._server.write_token(socket_path.with_suffix(".token"), token)
+            server.write_token(socket_path.with_suffix(".token"), token)
         return token
 
     def _read_token(self, path: str) -> str:
