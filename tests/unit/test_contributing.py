@@ -320,7 +320,7 @@ def errs_too_often(errors: int, limit: int) -> bool:
         Edit(
             "supervisor/ostler/fleet/model.py",
             "    max_errors: int = 0\n\n\n",
-            before="@dataclass(frozen=True, slots=True)\nclass Load:",
+            before="class Load(Struct, frozen=True):",
         ),
         Edit(
             "supervisor/ostler/settings/table/fleet.py",
