@@ -122,15 +122,23 @@ class ControlServer:
         Raises:
             SettingError: names `control_bind`.
         """
-        if not token:
-            raise SettingError("control_bind", "the bearer token is empty")
         address = loopback_address(host)
         sock = (
             listen_tcp("control_bind", address, port)
             if inherited is None
             else socket.socket(fileno=inherited.fd)
         )
-        guard = LoopbackGuard(address, sock.getsockname()[1], token, self._clock)
+        return await self.serve_tcp(sock, token, inherited)
+
+    async def serve_tcp(
+        self, sock: socket.socket, token: str, inherited: TcpControlState | None = None
+    ) -> str:
+        """Serve on a socket that listens on loopback, which is this server's from now on; see `start_tcp`."""
+        if not token:
+            sock.close()
+            raise SettingError("control_bind", "the bearer token is empty")
+        address, port = sock.getsockname()[:2]
+        guard = LoopbackGuard(address, port, token, self._clock)
         if inherited is not None:
             guard.take_over(inherited)
         await self._run(guard, sock, pages=guard.base_url)
@@ -149,8 +157,11 @@ class ControlServer:
         Raises:
             SettingError: names `agent_check`.
         """
-        name = "agent_check"
-        sock = listen_tcp(name, host, port) if inherited is None else socket.socket(fileno=inherited)
+        sock = listen_tcp("agent_check", host, port) if inherited is None else socket.socket(fileno=inherited)
+        return self.serve_agent_check(sock)
+
+    def serve_agent_check(self, sock: socket.socket) -> str:
+        """Answer on a socket that listens, which is this server's from now on; returns its address."""
         self._agent_check = AgentCheck(sock, self._readiness, self._limited)
         host, port = sock.getsockname()[:2]
         return f"{url_host(host)}:{port}"

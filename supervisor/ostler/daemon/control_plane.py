@@ -8,18 +8,21 @@ import gc
 import os
 import re
 import secrets
+import socket
 import ssl
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import msgspec
 
 from ostler.control.acceptor import BACKLOG
 from ostler.control.control_state import ControlState, UnixControlState
+from ostler.control.guard import loopback_address
 from ostler.control.sockets import OwnedSocket, SocketInUse, default_socket_path, safe_name
+from ostler.control.tcp_listener import listen_tcp
 from ostler.daemon.reporting.journal import Journal
 from ostler.errors import OstlerError, SettingError
 from ostler.logs.setup import get_logger
@@ -33,6 +36,8 @@ from ostler.text import name_and_text
 if TYPE_CHECKING:
     from ostler.control.handlers import Backend
     from ostler.control.server import ControlServer
+
+T = TypeVar("T")
 
 _LONGEST_TOKEN = 4096  # bytes
 # As http.client and servers take it in a header: RFC 6750 section 2.1 (b68token), and what else is printed.
@@ -79,36 +84,39 @@ class ControlPlane:
 
     async def start(self, settings: Settings, name: str) -> None:
         """Open the listeners that the settings name. name: the instance's."""
-        socket_path: Path | None = None
+        # All are opened before the server is loaded: clients that come meanwhile wait in their queues.
+        tcp = agents = None
         if not settings.control_socket_disable:
-            try:
-                self._unserved = self._claim(settings, name)
-                socket_path = self._unserved.owned.path
-            except (OstlerError, OSError) as error:
-                hint = ""
-                if settings.control_bind and not settings.control_token_file:
-                    hint = "; --control-bind then needs --control-token-file too"
-                self._unavailable(f"{error}{hint}")
-        left = self._before.agent_check
-        if left is not None and not settings.agent_check:
-            os.close(left)
-        if not (settings.control_bind or settings.agent_check or self._read_files):
+            needs_file = settings.control_bind and not settings.control_token_file
+            hint = "; --control-bind then needs --control-token-file too" if needs_file else ""
+            self._unserved = self._attempt(lambda: self._claim(settings, name), hint)
+        if settings.control_bind:
+            tcp = self._attempt(lambda: self._listen_tcp(settings))
+        if settings.agent_check:
+            agents = self._attempt(lambda: self._listen_for_agents(settings))
+        elif self._before.agent_check is not None:
+            os.close(self._before.agent_check)
+        path = self._unserved.owned.path if self._unserved is not None else None
+        if not (tcp or agents or self._read_files):
             self._wait_for_client()
             return
         self._loading = asyncio.get_running_loop().create_task(self._load())
         await self._loading
         if self._server is None:
+            for sock in (tcp, agents):
+                if sock is not None:
+                    sock.close()
             return
-        if settings.control_bind:
+        if tcp is not None:
             try:
-                await self._start_tcp(self._server, settings, socket_path)
+                await self._serve_tcp(self._server, tcp, settings, path)
             except (OstlerError, OSError) as error:
+                tcp.close()
                 self._unavailable(str(error))
-        if settings.agent_check:
-            try:
-                self._start_agent_check(self._server, settings.agent_check)
-            except (OstlerError, OSError) as error:
-                self._unavailable(str(error))
+        if agents is not None:
+            bound = self._server.serve_agent_check(agents)
+            if self._before.agent_check is None:
+                self._journal.record("info", "agent_check", {"address": bound})
 
     def login_link(self) -> str | None:
         """See `ControlServer`; None before it is loaded."""
@@ -176,6 +184,14 @@ class ControlPlane:
 
     # -- listeners ------------------------------------------------------------------------------------------
 
+    def _attempt(self, action: Callable[[], T], hint: str = "") -> T | None:
+        """Open a listener; a failure is reported, with `hint` at its end."""
+        try:
+            return action()
+        except (OstlerError, OSError) as error:
+            self._unavailable(f"{error}{hint}")
+            return None
+
     def _unavailable(self, problem: str) -> None:
         self._journal.record("warning", "control_unavailable", {"problem": problem})
 
@@ -196,7 +212,30 @@ class ControlPlane:
                 owned = OwnedSocket.claim(default_socket_path(f"{safe_name(name)}-{os.getpid()}", mode), mode)
         return _Unserved(owned, mode, app_uid)
 
-    async def _start_tcp(self, server: "ControlServer", settings: Settings, socket_path: Path | None) -> None:
+    def _listen_tcp(self, settings: Settings) -> socket.socket:
+        """Raises SettingError."""
+        if (left := self._before.tcp) is not None:
+            return socket.socket(fileno=left.fd)
+        wanted = _address(settings)
+        address = loopback_address(wanted.host)
+        try:
+            return listen_tcp("control_bind", address, wanted.port)
+        except SettingError:
+            if not self._any_port:
+                raise
+            return listen_tcp("control_bind", address, 0)
+
+    def _listen_for_agents(self, settings: Settings) -> socket.socket:
+        """Raises SettingError."""
+        if (left := self._before.agent_check) is not None:
+            return socket.socket(fileno=left)
+        address = parse_address(settings.agent_check or "")
+        return listen_tcp("agent_check", address.host, address.port)
+
+    async def _serve_tcp(
+        self, server: "ControlServer", sock: socket.socket, settings: Settings, socket_path: Path | None
+    ) -> None:
+        """Raises SettingError."""
         if (left := self._before.tcp) is not None:
             if self._before.token_file is not None:
                 try:
@@ -204,24 +243,10 @@ class ControlPlane:
                 except SettingError as error:
                     # The listener is open already and has to be served.
                     self._journal.record("warning", "control_unavailable", {"problem": str(error)})
-            await server.start_tcp(left.host, left.port, left.token, left)
+            await server.serve_tcp(sock, left.token, left)
             return
-        address = _address(settings)
-        token = self._token(server, settings, socket_path)
-        try:
-            url = await server.start_tcp(address.host, address.port, token)
-        except SettingError:
-            if not self._any_port:
-                raise
-            url = await server.start_tcp(address.host, 0, token)
+        url = await server.serve_tcp(sock, self._token(server, settings, socket_path))
         self._journal.record("info", "control", {"url": url, "socket": str(socket_path or "")})
-
-    def _start_agent_check(self, server: "ControlServer", wanted: str) -> None:
-        left = self._before.agent_check
-        address = parse_address(wanted)
-        bound = server.start_agent_check(address.host, address.port, left)
-        if left is None:
-            self._journal.record("info", "agent_check", {"address": bound})
 
     def _token(self, server: "ControlServer", settings: Settings, socket_path: Path | None) -> str:
         """The bearer token: read from the file that was named, else a new one.

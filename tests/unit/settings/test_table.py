@@ -1,8 +1,7 @@
 """What is derived from the rows: the fleet's policy, and the settings that a worker class does not use."""
 
-from dataclasses import fields
-
 import pytest
+from msgspec.structs import fields
 
 from ostler.daemon.settings_to_policy import fleet_policy
 from ostler.fleet.model import FleetPolicy
