@@ -3,7 +3,7 @@
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 
 import pytest
@@ -98,9 +98,13 @@ async def listener() -> AsyncIterator[socket.socket]:
         yield sock
 
 
-def check(sock: socket.socket, close_seconds: float) -> AgentCheck:
+def check(
+    sock: socket.socket,
+    close_seconds: float,
+    readiness: Callable[[], FleetReadiness] = lambda: FleetReadiness.READY,
+) -> AgentCheck:
     log = LimitedLog(captured_log()[0], lambda: 0.0)
-    return AgentCheck(sock, lambda: FleetReadiness.READY, log, close_seconds)
+    return AgentCheck(sock, readiness, log, close_seconds)
 
 
 async def until_open(agent: AgentCheck, number: int) -> None:
@@ -134,12 +138,18 @@ async def test_idle_clients_are_bounded(listener: socket.socket) -> None:
 @pytest.mark.parametrize("sent", [b"", b"x" * 100_000])
 async def test_every_connection_ends(listener: socket.socket, sent: bytes) -> None:
     """A client that leaves its connection open, or sends without end, loses it after its time."""
-    agent = check(listener, close_seconds=0.05)
+    answered = asyncio.Event()
+
+    def readiness() -> FleetReadiness:
+        answered.set()
+        return FleetReadiness.READY
+
+    agent = check(listener, 0.05, readiness)
     with socket.create_connection(listener.getsockname()) as client:
         client.setblocking(False)
         if sent:
             client.send(sent)
-        await until_open(agent, 1)
+        await asyncio.wait_for(answered.wait(), PATIENCE)
         await until_open(agent, 0)
     agent.close()
 
