@@ -1,4 +1,4 @@
-"""The control server is loaded when it is needed."""
+"""When the control server is loaded, and its listeners before any client has come."""
 
 import signal
 import socket
@@ -22,13 +22,19 @@ def socket_path(place: Place) -> Path:
     return path
 
 
-def test_the_first_client_loads_it(place: Place) -> None:
-    """Until then the supervisor does without it; the first client gets its answer all the same."""
+def test_before_it_serves(place: Place) -> None:
+    """All of it is loaded when the daemon is reported to serve: its files may be others afterwards."""
     daemon = place.start("plain:app")
+    assert has_loaded_server(daemon)
+    assert daemon.ctl("status").code == 0
+
+
+def test_not_if_nothing_is_served(place: Place) -> None:
+    """Without listeners the supervisor does without it."""
+    daemon = place.start("--no-control-socket", "plain:app")
     assert daemon.get().status == 200
     assert not has_loaded_server(daemon)
-    assert daemon.ctl("status").code == 0
-    assert has_loaded_server(daemon)
+    assert daemon.stop() == 0
 
 
 @pytest.mark.parametrize(
@@ -39,8 +45,8 @@ def test_the_first_client_loads_it(place: Place) -> None:
     ],
 )
 def test_other_listeners_need_it(place: Place, event: str, field: str, words: tuple[str, ...]) -> None:
-    """What else listens is served from the start."""
-    daemon = place.start(*words, "plain:app")
+    """What else listens is served, also without the control socket."""
+    daemon = place.start("--no-control-socket", *words, "plain:app")
     host, _, port = daemon.event(event)[field].removeprefix("http://").rpartition(":")
     assert has_loaded_server(daemon)
     socket.create_connection((host, int(port)), 10).close()
@@ -60,7 +66,6 @@ def test_an_upgrade_before_any_client(place: Place) -> None:
     daemon.send(signal.SIGUSR2)
     daemon.event("upgraded")
     daemon.event("reload_done")
-    assert not has_loaded_server(daemon)
     assert daemon.ctl("status").code == 0
 
 

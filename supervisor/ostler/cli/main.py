@@ -2,27 +2,30 @@
 
 import gc
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from errno import ENOMEM
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from ostler import __version__, native
 from ostler.cli.arguments import CommandLine, command
 from ostler.errors import ExitCode, OstlerError
-from ostler.osapi.needed import LIMITS
+from ostler.osapi.needed import LIMITS, look_at_variables
 from ostler.osapi.process import fill_standard_descriptors
 from ostler.terminal import encode_anything, one_line
 from ostler.text import name_and_text
 
+if TYPE_CHECKING:
+    from ostler.daemon.environment.command import TypedCommand
+    from ostler.daemon.process.fork_server_process import ForkServerProcess
+
 _CORE = "with" if native.CORE == "c" else "without"
 _PYTHON = sys.version.split()[0]
 _VERSION = f"ostler %(version)s (Python {_PYTHON}, {_CORE} the C extension)"
-# Variables that libraries read when they are imported.
-_OF_LIBRARIES = ("SSLKEYLOGFILE", "OPENSSL_CONF")
 
 
 def _command() -> click.Command:
@@ -67,10 +70,28 @@ def _run(given: CommandLine) -> None:
 
     command = checked(as_typed(folder))
     first = start_first(command_line, command)
+    if first is not None:
+        # Until they have handlers: the first fork server has to be ended with this process.
+        signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
+    try:
+        _serve(given, command_line, folder, command, first)
+    finally:
+        if first is not None:
+            first.end_if_unused()
+
+
+def _serve(
+    given: CommandLine,
+    command_line: dict[str, Any],
+    folder: str,
+    command: "TypedCommand | None",
+    first: "ForkServerProcess | None",
+) -> NoReturn:
     with _loading():
         from ostler.daemon.run import run
         from ostler.daemon.start_request import RunRequest
 
+    demo = given.demo
     own_choice = demo and "control_bind" not in command_line
     if own_choice:
         command_line["control_bind"] = "127.0.0.1:8001"
@@ -106,9 +127,9 @@ def _loading() -> Iterator[None]:
     except (OSError, ImportError) as error:
         if isinstance(error, OSError) and error.errno == ENOMEM:
             raise OstlerError(f"out of memory; {LIMITS}") from None
-        named = [name for name in _OF_LIBRARIES if os.environ.get(name)]
-        advice = f"; look at {' and '.join(named)}" if named else ""
-        raise OstlerError(f"can't load what Ostler needs: {name_and_text(error)}{advice}") from None
+        raise OstlerError(
+            f"can't load what Ostler needs: {name_and_text(error)}{look_at_variables()}"
+        ) from None
     finally:
         if collects:
             gc.enable()

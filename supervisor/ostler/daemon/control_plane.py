@@ -11,10 +11,11 @@ import secrets
 import socket
 import ssl
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -29,6 +30,7 @@ from ostler.logs.setup import get_logger
 from ostler.osapi import trust
 from ostler.osapi.account import find_account
 from ostler.osapi.files import read_file
+from ostler.osapi.needed import look_at_variables
 from ostler.settings.address import Address, parse_address
 from ostler.settings.table import Settings
 from ostler.text import name_and_text
@@ -58,16 +60,16 @@ class _Unserved(NamedTuple):
 
 
 class ControlPlane:
-    """The control server, once it is loaded, and its listeners. Called only by the event loop's thread.
+    """The control server and its listeners. Called only by the event loop's thread.
 
-    The server is loaded in a thread, beside the app. If it has only the Unix socket to serve, it is loaded
-    when the first client connects: until then it costs neither time nor memory.
+    The server and its libraries are loaded in a thread, while the fleet starts. That is not put off until the
+    first client comes: the files may be those of another version by then.
 
     Args:
         backend, journal: what it works with.
         any_port: if the port in `control_bind` is taken, any other will do.
         before: what the program before this one left, after an upgrade in place.
-        read_files: the files of this release may be removed while it runs, so they are read at the start.
+        read_files: the files of this release may be removed while it runs, so all are read at the start.
     """
 
     def __init__(
@@ -79,11 +81,10 @@ class ControlPlane:
         self._before = before
         self._read_files = read_files
         self._unserved: _Unserved | None = None
-        self._loading: asyncio.Task[None] | None = None
         self._server: ControlServer | None = None
 
     async def start(self, settings: Settings, name: str) -> None:
-        """Open the listeners that the settings name. name: the instance's."""
+        """Open the listeners that the settings name, and serve them. name: the instance's."""
         # All are opened before the server is loaded: clients that come meanwhile wait in their queues.
         tcp = agents = None
         if not settings.control_socket_disable:
@@ -96,12 +97,10 @@ class ControlPlane:
             agents = self._attempt(lambda: self._listen_for_agents(settings))
         elif self._before.agent_check is not None:
             os.close(self._before.agent_check)
-        path = self._unserved.owned.path if self._unserved is not None else None
-        if not (tcp or agents or self._read_files):
-            self._wait_for_client()
+        if not (self._unserved or tcp or agents):
             return
-        self._loading = asyncio.get_running_loop().create_task(self._load())
-        await self._loading
+        path = self._unserved.owned.path if self._unserved is not None else None
+        await self._load()
         if self._server is None:
             for sock in (tcp, agents):
                 if sock is not None:
@@ -118,6 +117,18 @@ class ControlPlane:
             if self._before.agent_check is None:
                 self._journal.record("info", "agent_check", {"address": bound})
 
+    async def _load(self) -> None:
+        """Load the server, and let it serve the Unix socket, if there is one."""
+        try:
+            server = (await _loaded(self._read_files))(self._backend, get_logger())
+            if self._unserved is not None:
+                await server.serve_unix(*self._unserved)
+        except Exception as error:  # noqa: BLE001 - an incomplete installation, say
+            self._unavailable(f"can't load what it needs: {name_and_text(error)}{look_at_variables()}")
+            self._release_unserved()
+        else:
+            self._server, self._unserved = server, None
+
     def login_link(self) -> str | None:
         """See `ControlServer`; None before it is loaded."""
         return self._server.login_link() if self._server is not None else None
@@ -126,8 +137,6 @@ class ControlPlane:
         """See `ControlServer`."""
         if self._server is not None:
             await self._server.ensure()
-        elif self._unserved is not None and not self._unserved.owned.is_there:
-            self._load_soon()  # it then makes the socket again
 
     def snapshot(self) -> ControlState:
         """The state for the next program in this process; changes nothing here."""
@@ -141,46 +150,14 @@ class ControlPlane:
 
     async def close(self) -> None:
         """See `ControlServer`. May be called twice."""
-        if self._loading is not None:
-            self._loading.cancel()
-            await asyncio.wait([self._loading])
         if self._server is not None:
             await self._server.close()
-        elif self._unserved is not None:
-            self._stop_waiting(self._unserved)
+        self._release_unserved()
+
+    def _release_unserved(self) -> None:
+        if self._unserved is not None:
             self._unserved.owned.release()
             self._unserved = None
-
-    # -- loading the server ---------------------------------------------------------------------------------
-
-    def _wait_for_client(self) -> None:
-        if self._unserved is not None:
-            sock = self._unserved.owned.socket
-            sock.setblocking(False)
-            sock.listen(BACKLOG)
-            asyncio.get_running_loop().add_reader(sock, self._load_soon)
-
-    def _stop_waiting(self, unserved: _Unserved) -> None:
-        asyncio.get_running_loop().remove_reader(unserved.owned.socket)
-
-    def _load_soon(self) -> None:
-        if self._loading is None and self._unserved is not None:
-            self._stop_waiting(self._unserved)
-            self._loading = asyncio.get_running_loop().create_task(self._load())
-
-    async def _load(self) -> None:
-        """Load the server, and let it serve the Unix socket, if there is one."""
-        try:
-            server = (await asyncio.to_thread(_load, self._read_files))(self._backend, get_logger())
-            if self._unserved is not None:
-                await server.serve_unix(*self._unserved)
-        except Exception as error:  # noqa: BLE001 - an incomplete installation, say
-            self._unavailable(f"can't load what it needs: {name_and_text(error)}")
-            if self._unserved is not None:
-                self._unserved.owned.release()  # nothing would answer
-                self._unserved = None
-            return
-        self._server, self._unserved = server, None
 
     # -- listeners ------------------------------------------------------------------------------------------
 
@@ -210,6 +187,7 @@ class ControlPlane:
             except SocketInUse:
                 # A second instance of the same app: its socket gets another name.
                 owned = OwnedSocket.claim(default_socket_path(f"{safe_name(name)}-{os.getpid()}", mode), mode)
+        owned.socket.listen(BACKLOG)
         return _Unserved(owned, mode, app_uid)
 
     def _listen_tcp(self, settings: Settings) -> socket.socket:
@@ -285,8 +263,35 @@ class ControlPlane:
         return text.decode("ascii")
 
 
+async def _loaded(read_files: bool) -> "type[ControlServer]":
+    """As `_load`, in a thread, since the fleet starts meanwhile; without one if there can be none.
+
+    Not in asyncio's own threads: their end would need one more.
+    """
+    loop = asyncio.get_running_loop()
+    loaded: asyncio.Future[type[ControlServer]] = loop.create_future()
+
+    def give(function: Callable[[Any], None], result: Any) -> None:
+        if not loaded.done():
+            function(result)
+
+    def load() -> None:
+        try:
+            function, result = loaded.set_result, _load(read_files)
+        except Exception as error:  # noqa: BLE001 - it is raised in the loop
+            function, result = loaded.set_exception, error  # type: ignore[assignment]
+        with suppress(RuntimeError):  # the loop is closed: the daemon has ended meanwhile
+            loop.call_soon_threadsafe(give, function, result)
+
+    try:
+        threading.Thread(target=load, name="ostler-load").start()
+    except RuntimeError:
+        return _load(read_files)
+    return await loaded
+
+
 def _load(read_files: bool) -> "type[ControlServer]":
-    """Import the control server and its libraries; in a thread, as the fleet is starting meanwhile."""
+    """Import the control server and its libraries."""
     interval, collects = sys.getswitchinterval(), gc.isenabled()
     sys.setswitchinterval(_SWITCH)
     gc.disable()

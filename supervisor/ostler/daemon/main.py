@@ -248,13 +248,22 @@ class Daemon:
         self._deadlines.start()
 
     async def _start_control(self, loaded: Loaded) -> None:
-        await self._control.start(loaded.settings, self._shell.name)
-        self._control_started.set()
+        try:
+            await self._control.start(loaded.settings, self._shell.name)
+        finally:
+            self._control_started.set()
 
     # -- what the fleet reports -------------------------------------------------------------------------
 
     def _on_serving(self) -> None:
         self._begin_supervising()
+        self._start_task(self._report_serving())
+
+    async def _report_serving(self) -> None:
+        """Report that the daemon serves, once it can be controlled as well."""
+        await self._control_started.wait()
+        if self._shell.state.stopping:
+            return
         loaded = self._shell.configurations.in_effect
         assert loaded is not None, "a worker is ready, so its generation has a configuration"
         settings, launcher = loaded.settings, self._request.launcher
@@ -273,7 +282,7 @@ class Daemon:
             self._loop.remove_reader(launcher.fileno())
             self._own_settings.leave_launcher(launcher, settings)
         if self._request.demo:
-            self._start_task(self._print_demo_links())
+            self._print_demo_links()
 
     def _begin_supervising(self) -> None:
         """Start to watch deadlines and to run the chores."""
@@ -363,8 +372,7 @@ class Daemon:
         shell.reaper.reap()
         shell.submit(events.UpgradeDone(__version__))
 
-    async def _print_demo_links(self) -> None:
-        await self._control_started.wait()
+    def _print_demo_links(self) -> None:
         app = self._observer.status().listeners[0]
         lines = [
             "",

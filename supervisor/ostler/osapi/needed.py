@@ -20,7 +20,15 @@ from ostler.osapi.memfile import memory_file
 # Enough to start with one worker.
 _FEWEST_DESCRIPTORS = 32
 _REFUSED = (errno.EPERM, errno.EACCES, errno.ENOSYS)
+# Variables that libraries read when they are imported.
+_OF_LIBRARIES = ("SSLKEYLOGFILE", "OPENSSL_CONF")
 LIMITS = "see the limits of the process (ulimit -a) and of its cgroup"
+
+
+def look_at_variables() -> str:
+    """Advice at the end of a message that a library can't be imported; empty if there is none."""
+    named = [name for name in _OF_LIBRARIES if os.environ.get(name)]
+    return f"; look at {' and '.join(named)}" if named else ""
 
 
 def check_calls() -> None:

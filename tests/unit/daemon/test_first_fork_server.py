@@ -26,7 +26,7 @@ def test_it_ends_if_nothing_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert process is not None
     environ = Path(f"/proc/{process.pid}/environ")  # empty for a moment
     variables = until(environ.read_bytes, "its variables").split(b"\0")
-    process.sock.close()
+    process.use().close()
     until(lambda: os.waitpid(process.pid, os.WNOHANG)[0] == process.pid, "its end")
     assert b"OF_THE_APP=yes" in variables
     assert not any(variable.startswith(b"NOTIFY_SOCKET=") for variable in variables)
@@ -57,9 +57,23 @@ def started(harness: ShellHarness, environment: Environment) -> tuple[ForkServer
     return process, theirs
 
 
-def end(process: ForkServerProcess) -> None:
-    os.kill(process.pid, signal.SIGKILL)
-    os.waitpid(process.pid, 0)
+def exists(process: ForkServerProcess) -> bool:
+    return Path(f"/proc/{process.pid}").exists()
+
+
+def test_a_start_that_fails_ends_it() -> None:
+    """Nothing is left when the command ends. One that is used is its owner's."""
+    process = start_first({}, None)
+    assert process is not None
+    process.end_if_unused()
+    assert not exists(process)
+    other = start_first({}, None)
+    assert other is not None
+    sock = other.use()
+    other.end_if_unused()
+    assert os.waitpid(other.pid, os.WNOHANG) == (0, 0)
+    sock.close()
+    until(lambda: os.waitpid(other.pid, os.WNOHANG)[0] == other.pid, "its end")
 
 
 async def test_it_is_used_once() -> None:
@@ -87,4 +101,4 @@ async def test_one_of_another_environment_is_given_up() -> None:
             harness.start()
             assert theirs.recv(1) == b""
             assert harness.shell.children.fork_servers[1].pid == harness.stand_ins[0].pid
-        end(first)
+            assert not exists(first)

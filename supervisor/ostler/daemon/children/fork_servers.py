@@ -164,7 +164,7 @@ class ForkServerManager:
         if first is not None and first.environment == found:
             return ForkServerHandle.of_process(generation, first)
         if first is not None:
-            first.sock.close()  # which ends it
+            first.end_if_unused()
         process = ForkServerProcess.start(found, self._environments.variables(found))
         return ForkServerHandle.of_process(generation, process)
 

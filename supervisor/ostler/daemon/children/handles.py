@@ -207,11 +207,12 @@ class ForkServerHandle(Child):
     @classmethod
     def of_process(cls, generation: int, process: ForkServerProcess) -> "ForkServerHandle":
         """The handle of a process that waits for `Configure`; the channel is the handle's from now on."""
-        process.sock.setblocking(False)
+        sock = process.use()
+        sock.setblocking(False)
         record = ForkServerRecord(generation=generation, spawned_at=process.started_at, pid=process.pid)
         if (group := own_group(process.pid)) is not None:
             record.groups = [group]
-        return cls(record, Channel(process.sock, messages.FromForkServer))
+        return cls(record, Channel(sock, messages.FromForkServer))
 
     def close(self) -> None:
         self.close_channel()

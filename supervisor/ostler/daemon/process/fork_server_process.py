@@ -4,12 +4,14 @@ The first one is started before most of the supervisor is imported, so little ma
 """
 
 import os
+import signal
 import socket
 import sys
 import time
 
 from ostler import __version__
 from ostler.daemon.environment.finding import Environment
+from ostler.daemon.successor import HANDLED
 from ostler.ipc.channel import pair
 from ostler.osapi.priority import lower_priority, restore_priority
 from ostler.osapi.process import is_interactive
@@ -79,8 +81,26 @@ class ForkServerProcess:
     def __init__(self, environment: Environment, pid: int, sock: socket.socket) -> None:
         self.environment = environment
         self.pid = pid
-        self.sock = sock
+        self._sock = sock
         self.started_at = time.monotonic()
+        self._used = False
+
+    def use(self) -> socket.socket:
+        """Our end of the channel, for the process's only owner from now on."""
+        self._used = True
+        return self._sock
+
+    def end_if_unused(self) -> None:
+        """End the process, which has run no code but ours, unless `use` was called."""
+        if self._used:
+            return
+        self._used = True
+        self._sock.close()
+        try:
+            os.kill(self.pid, signal.SIGKILL)  # its pid is not free before it was reaped
+            os.waitpid(self.pid, 0)
+        except (ProcessLookupError, ChildProcessError):
+            pass  # it has ended, and was reaped with others
 
     @classmethod
     def start(cls, environment: Environment, variables: dict[str, str]) -> "ForkServerProcess":
@@ -108,6 +128,8 @@ class ForkServerProcess:
                     variables,
                     file_actions=[(os.POSIX_SPAWN_DUP2, fd, fd)],
                     setsigmask=(),
+                    # Those that we were started with as ignored, and have no handlers for yet.
+                    setsigdef=HANDLED,
                     setpgroup=os.getpgrp() if is_interactive() else 0,
                 )
             except BaseException:
