@@ -84,6 +84,11 @@ def client_ports(pid: int, port: int) -> set[int]:
 def freeze(process: Process) -> None:
     """Stop it with SIGSTOP, and wait until none of its threads runs: its descriptors stay as they are."""
     process.send(signal.SIGSTOP)
+    until_stopped(process)
+
+
+def until_stopped(process: Process) -> None:
+    """Wait until none of its threads runs."""
     tasks = Path(f"/proc/{process.pid}/task")
     until(
         lambda: all("T" in (task / "stat").read_text().rpartition(")")[2][:3] for task in tasks.iterdir()),

@@ -19,7 +19,7 @@ from ostler.control.views import ExitView
 from tests.kit.daemon import Daemon, Place, fork_server
 from tests.kit.hostile import CLASSES, assert_unharmed, each_class, every_class
 from tests.kit.http_client import Connection
-from tests.kit.processes import Process, zombies
+from tests.kit.processes import Process, until_stopped, zombies
 from tests.kit.tiers import thorough
 from tests.kit.waiting import until
 
@@ -305,6 +305,7 @@ def test_fork_server_that_is_stopped(place: Place) -> None:
     daemon = place.start("--preload", "-w", "2", "--boot-timeout", "5", *CLASSES["sync"])
     stopped = fork_server(daemon)
     leave(place, "stop.fork_server")
+    until_stopped(stopped)
     victim = daemon.pids()[0]
     os.kill(victim, signal.SIGKILL)
     assert stopped.ended()
