@@ -36,6 +36,8 @@ def test_frozen_objects_are_found(before: str, frozen: bool, collects: bool, fla
     """gevent finds early imports by asking the garbage collector, which does not know frozen objects; what
     was frozen is frozen again. Filters of warnings do not hide it.
     """
+    # CPython 3.12 freezes objects itself when it starts.
+    frozen = frozen or output("import gc; print(gc.get_freeze_count())") != "0"
     assert output(WARNED.format(before=before), *flags) == f"1 True {frozen} {collects}"
 
 
@@ -43,9 +45,10 @@ def test_without_early_imports() -> None:
     """Nothing is reported; the collector stays as it was."""
     source = (
         "import gc\nfrom gevent import monkey\nfrom ostler.workers.greenlets.patching import problems_of\n"
-        "print(problems_of(monkey.patch_all), gc.get_freeze_count())"
+        "before = bool(gc.get_freeze_count())\n"
+        "print(problems_of(monkey.patch_all), bool(gc.get_freeze_count()) == before)"
     )
-    assert output(source) == "[] 0"
+    assert output(source) == "[] True"
 
 
 def test_what_eventlet_logs() -> None:
