@@ -109,8 +109,6 @@ def running(
     Raises:
         BenchError: it ended or did not answer in time; the message has the end of its log.
     """
-    # With it each start would compile all modules: more CPU time, and other memory than code that is loaded.
-    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     path = folder / f"server-{port}.log"
     paths = [str(folder), str(HERE), str(ROOT / "supervisor"), os.environ.get("PYTHONPATH", "")]
     with path.open("wb") as log:
@@ -118,7 +116,7 @@ def running(
             command,
             cwd=folder,
             env={
-                **inherited,
+                **inherited_environment(),
                 "PYTHONPATH": os.pathsep.join(filter(None, paths)),
                 **(environment or {}),
             },
@@ -133,6 +131,15 @@ def running(
         yield Server(process.pid, port, path)
     finally:
         end(process)
+
+
+def inherited_environment() -> dict[str, str]:
+    """This process's environment for servers and commands under test.
+
+    Without PYTHONDONTWRITEBYTECODE: with it each start would compile all modules, which is more CPU time, and
+    other memory than code that is loaded.
+    """
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 def answers(port: int) -> bool:

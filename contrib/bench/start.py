@@ -8,7 +8,6 @@ Rounds are interleaved, with the opposite order in every other one. Medians are 
 
 import argparse
 import datetime as dt
-import os
 import resource
 import statistics
 import subprocess
@@ -55,9 +54,9 @@ def first_answer(candidate: peers.Candidate, folder: Path) -> tuple[float, float
 
 def command(argv: Sequence[str]) -> tuple[float, float]:
     """Milliseconds that a command takes, and its CPU time. Raises BenchError if it fails."""
-    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    run = subprocess.run(argv, cwd=servers.HERE, env=inherited, capture_output=True, text=True, check=False)
+    environ = servers.inherited_environment()
+    run = subprocess.run(argv, cwd=servers.HERE, env=environ, capture_output=True, text=True, check=False)
     wall, after = (time.monotonic() - began) * 1000, resource.getrusage(resource.RUSAGE_CHILDREN)
     if run.returncode:
         raise servers.BenchError(f"{' '.join(argv)}: {run.stderr.strip().splitlines()[-1:]}")

@@ -38,7 +38,7 @@ def imported(*modules: str) -> list[str]:
             ["ostler.cli.main", "ostler.daemon.first_fork_server", "ostler.daemon.run"],
             420,
             CONTROL_SERVERS | {"rich", "http"},
-            id="the supervisor, until a client of the control API comes",
+            id="the supervisor, until it loads the control server",
         ),
         pytest.param(
             ["ostler.forkserver.main"],

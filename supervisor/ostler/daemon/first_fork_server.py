@@ -14,9 +14,6 @@ from ostler.daemon.process.fork_server_process import ForkServerProcess
 from ostler.daemon.successor import is_successor
 from ostler.errors import OstlerError
 
-# For the supervisor only: it removes them from its environment.
-_OF_SERVICE_MANAGER = ("NOTIFY_SOCKET",)
-
 
 def start_first(command_line: Mapping[str, Any], command: TypedCommand | None) -> ForkServerProcess | None:
     """The process of the first fork server; None if it has to be started later, or can't be.
@@ -34,8 +31,7 @@ def start_first(command_line: Mapping[str, Any], command: TypedCommand | None) -
     try:
         found = environments.find()
         variables = environments.variables(found)
-        for name in _OF_SERVICE_MANAGER:
-            variables.pop(name, None)
+        variables.pop("NOTIFY_SOCKET", None)  # for the supervisor only, which removes it as well
         return ForkServerProcess.start(found, variables)
     except (OSError, OstlerError):
         return None

@@ -616,7 +616,7 @@ def test_at_any_moment(
         stop.set()
         for thread in clients:
             thread.join(PATIENCE)
-    assert hit  # fewer than 50 on a machine that is very busy
+    assert len(hit) >= 50
     assert set(hit) <= marked
     assert {"200", "504"} == set(outcomes) - {"cut"}
     assert outcomes.count("cut") >= cuts
